@@ -1,0 +1,1 @@
+//! Data sets for fine-tuning GLM4V

@@ -1,0 +1,1 @@
+//! The GLM4V network on Burn

@@ -1,0 +1,1 @@
+//! Chat template, tokenizer and images for GLM4V
