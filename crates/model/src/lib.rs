@@ -1,1 +1,48 @@
-//! The GLM4V network on Burn
+//! The GLM4V network on Burn: vision tower, fusion, text decoder.
+//!
+//! A [`Glm4vConfig`] read from `config.json` builds a [`Glm4v`]; a [`Batch`] of token ids and patches goes in, scores
+//! of the next token come out. The fields of the modules are named as the published checkpoints name their tensors,
+//! and have their shapes. No files are read here but the text of `config.json`, and no tokenizer is known.
+//!
+//! ```
+//! # #[cfg(feature = "cpu")] {
+//! use burn::tensor::DType;
+//! use glm4v_model::{Backend, Batch, Glm4vConfig, PaddingSide, Sample, initialize};
+//!
+//! let device = Backend::Cpu.open()?;
+//! let model = initialize(Glm4vConfig::tiny().init(&device), 0, DType::F32);
+//! let prompt = Sample::from_parts(vec![1, 2, 3], &[0, 0, 0], vec![], (vec![], &[]), (vec![], &[]));
+//! let logits = model.forward(&Batch::collate(&[prompt], 0, PaddingSide::Left))?;
+//! assert_eq!(logits.dims(), [1, 3, 50]);
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod attention;
+mod batch;
+mod cache;
+mod config;
+mod device;
+mod fusion;
+mod glm4v;
+mod init;
+mod linear;
+mod norm;
+mod positions;
+mod probe;
+mod rope;
+pub mod text;
+pub mod vision;
+
+pub use batch::{Batch, Grid, PaddingSide, Patches, Sample, TokenKind};
+pub use cache::Cache;
+pub use config::{ConfigError, Glm4vConfig, TextConfig, TextRopeConfig, VisionConfig};
+pub use device::{Backend, DeviceError, Precision};
+pub use fusion::{FusionError, fuse};
+pub use glm4v::{Glm4v, Glm4vModel, TextInput};
+pub use init::initialize;
+pub use linear::{Linear, LinearConfig};
+pub use norm::{LayerNorm, RmsNorm};
+pub use positions::{PositionError, Positions};
+pub use probe::Probe;
+pub use rope::RotaryTable;

@@ -1,1 +1,40 @@
-//! Chat template, tokenizer and images for GLM4V
+//! Everything before the network that needs no tensors: chat template, tokenizer, images to patches,
+//! placeholder expansion.
+//!
+//! [`Processor`] loads what a checkpoint folder says about its inputs and turns [`Message`]s into
+//! [`Encoded`]: token ids, and the patches of the pictures that stand among them. What it computes is
+//! what transformers computes, to the bit for pictures that both decode alike; the golden tests of
+//! this crate hold it to that.
+//!
+//! ```no_run
+//! use glm4v_processor::{Processor, RenderOptions, parse_messages};
+//!
+//! let processor = Processor::load("GLM-4.1V-9B-Thinking".as_ref())?;
+//! let messages = parse_messages(
+//!     r#"[{"role": "user", "content": [
+//!         {"type": "image", "path": "scan.png"}, {"type": "text", "text": "Read the text."}]}]"#,
+//!     ".".as_ref(),
+//! )?;
+//! let encoded = processor.encode(&messages, &RenderOptions::prompt())?;
+//! assert_eq!(encoded.input_ids.len(), encoded.mm_token_type_ids.len());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod expand;
+mod folder;
+mod image;
+mod messages;
+mod processor;
+mod template;
+mod tokenizer;
+
+pub use expand::{Encoded, ExpandError, Segment};
+pub use folder::{FolderError, TimestampStyle};
+pub use image::{
+    ConfigError, DecodeLimits, ImageConfig, ImageError, ImageProcessor, PatchedImage, ResizeError, Rgb,
+    resize_bicubic, smart_resize,
+};
+pub use messages::{Content, ImageSource, Message, MessagesError, Part, VideoSource, parse_messages};
+pub use processor::{Processor, ProcessorError};
+pub use template::{RenderOptions, TemplateError};
+pub use tokenizer::{SpecialIds, Tokenizer, TokenizerError, token};

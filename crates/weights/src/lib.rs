@@ -1,1 +1,155 @@
-//! Hugging Face folders to and from GLM4V modules
+//! Hugging Face folders to and from GLM4V modules.
+//!
+//! A [`ModelFolder`] is a folder as published: `config.json` beside safetensors files, with tokenizer and processor
+//! files around them. [`ModelFolder::load`] builds the network from it, [`save_model`] writes one that transformers
+//! and this crate load alike. [`TensorFile`] and [`write_tensors`] read and write single safetensors files, for
+//! optimizer state and traces.
+//!
+//! ```no_run
+//! use glm4v_model::{Backend, Precision};
+//! use glm4v_weights::ModelFolder;
+//!
+//! let folder = ModelFolder::open("models/digits".as_ref())?;
+//! let model = folder.load(&Backend::Cpu.open()?, Precision::F32)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod convert;
+mod file;
+mod folder;
+mod load;
+mod publish;
+mod save;
+
+pub use convert::floats;
+pub use file::{TensorFile, write_tensors};
+pub use folder::ModelFolder;
+pub use publish::{StagedFolder, write_file};
+pub use save::save_model;
+
+use std::path::PathBuf;
+
+use glm4v_model::ConfigError;
+
+/// Why weights cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// Reading or writing failed.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// What was tried, "read" or "write".
+        action: &'static str,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Not a folder.
+    #[error("{}: no such folder; needed: a model folder with config.json", path.display())]
+    NoFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file that every model folder has.
+    #[error("{}: {file} is missing; {remedy}", folder.display())]
+    MissingFile {
+        /// The folder.
+        folder: PathBuf,
+        /// Name of the file.
+        file: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// `config.json` does not describe a network.
+    #[error("{}: {source}", folder.display())]
+    Config {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+    /// `model.safetensors.index.json` is not an index.
+    #[error("{}: {problem}", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A safetensors file that is cut short or lies about its contents.
+    #[error("{}: not a whole safetensors file: {source}; copy or download it again", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: safetensors::SafeTensorError,
+    },
+    /// A tensor that is not in the file.
+    #[error("{}: tensor \"{name}\" is missing", path.display())]
+    NoTensor {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        name: String,
+    },
+    /// A tensor whose numbers this version cannot read.
+    #[error("{}: tensor \"{name}\" has type {found}; needed: F32, BF16, F16, F64, or an integer type where one is due", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+    /// The tensors of a folder do not fit the network of its config.
+    #[error("{}: {}", folder.display(), describe_mismatch(missing, misshapen))]
+    Mismatch {
+        /// The folder.
+        folder: PathBuf,
+        /// Names that no file has.
+        missing: Vec<String>,
+        /// Tensors of another shape: name, found, needed.
+        misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+    },
+}
+
+impl WeightsError {
+    pub(crate) fn read(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, action: "read", source }
+    }
+
+    pub(crate) fn write(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, action: "write", source }
+    }
+}
+
+/// How many names an error lists before it counts the rest.
+const LISTED: usize = 8;
+
+/// A list of names, cut where it would fill the screen.
+pub(crate) fn list_names(names: &[String]) -> String {
+    let shown = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(LISTED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+fn describe_mismatch(missing: &[String], misshapen: &[(String, Vec<usize>, Vec<usize>)]) -> String {
+    let mut parts = Vec::new();
+    if !missing.is_empty() {
+        parts.push(format!("{} tensors are missing: {}", missing.len(), list_names(missing)));
+    }
+    if !misshapen.is_empty() {
+        let lines: Vec<String> = misshapen
+            .iter()
+            .map(|(name, found, needed)| format!("{name} is {found:?}, config.json needs {needed:?}"))
+            .collect();
+        parts.push(format!("{} tensors have another shape: {}", misshapen.len(), list_names(&lines)));
+    }
+    parts.join("; ")
+}

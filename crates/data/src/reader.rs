@@ -1,0 +1,331 @@
+//! Records out of JSONL files and JSON lists, one at a time.
+//!
+//! The first character that is not blank decides: `[` opens a list, anything else is JSONL, whatever
+//! the file is called. At most one record is in memory at a time, and none may be longer than
+//! [`RecordReader::MAX_BYTES`].
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::layout::Layout;
+use crate::location::Location;
+use crate::record::{Record, RecordError};
+
+/// Why the records of a file could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The file cannot be opened or read.
+    #[error("{}: cannot be read", .file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A kind of file that is not read.
+    #[error("{}: parquet and arrow are not read yet; needs .jsonl or .json", .file.display())]
+    Columnar {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Not JSON.
+    #[error("{at}: not valid json, column {column}: {problem}")]
+    Json {
+        /// The record.
+        at: Location,
+        /// Column of the fault in its line, from 1; counted from the start of the record in a list.
+        column: usize,
+        /// What the JSON reader met.
+        problem: String,
+    },
+    /// A list of records that is not well formed between them.
+    #[error("{at}: found {found}, needed {needed}")]
+    List {
+        /// The record.
+        at: Location,
+        /// What stands there.
+        found: String,
+        /// What should stand there.
+        needed: &'static str,
+    },
+    /// A record that would fill the memory; probably not a file of records.
+    #[error("{at}: longer than {limit} bytes; are the records separated by line breaks?")]
+    TooLong {
+        /// The record.
+        at: Location,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// JSON, but not a record that can be learned from.
+    #[error("{at}: {problem}")]
+    Record {
+        /// The record.
+        at: Location,
+        /// What is wrong with it.
+        problem: RecordError,
+    },
+    /// A file without records.
+    #[error("{}: holds no records", .file.display())]
+    Empty {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// Whether records are lines or elements, and how far the reading is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Lines,
+    /// The index of the next element.
+    List(usize),
+    /// At the end, or given up after an error that hides where the next record begins.
+    Done,
+}
+
+/// Reads the records of one file.
+///
+/// A record that is wrong is an `Err` in its place, and reading goes on behind it where that is possible,
+/// so that a check can report all of them.
+#[derive(Debug)]
+pub struct RecordReader<R = BufReader<File>> {
+    input: R,
+    file: Arc<Path>,
+    folder: PathBuf,
+    layout: Layout,
+    media_dir: Option<PathBuf>,
+    form: Form,
+    /// Line that is read next, from 1.
+    line: usize,
+    limit: usize,
+}
+
+impl RecordReader {
+    /// Longest record: room for a few pictures as `data:` URLs.
+    pub const MAX_BYTES: usize = 64 << 20;
+
+    /// Opens `file`. Media are relative to it, or to `media_dir` where they exist there.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened, or is one that is not read.
+    pub fn open(file: &Path, layout: &Layout, media_dir: Option<&Path>) -> Result<Self, ReadError> {
+        let columnar = |e: &std::ffi::OsStr| ["parquet", "arrow"].iter().any(|c| e.eq_ignore_ascii_case(c));
+        if file.extension().is_some_and(columnar) {
+            return Err(ReadError::Columnar { file: file.to_owned() });
+        }
+        let io = |source| ReadError::Io { file: file.to_owned(), source };
+        let input = BufReader::with_capacity(1 << 16, File::open(file).map_err(io)?);
+        RecordReader::new(input, file, layout, media_dir).map_err(io)
+    }
+}
+
+impl<R: BufRead> RecordReader<R> {
+    /// Reads records from `input`, which errors call `file`.
+    fn new(mut input: R, file: &Path, layout: &Layout, media_dir: Option<&Path>) -> io::Result<Self> {
+        if input.fill_buf()?.starts_with(b"\xEF\xBB\xBF") {
+            input.consume(3);
+        }
+        let first = input.fill_buf()?.iter().position(|b| !b.is_ascii_whitespace());
+        let mut line = 1;
+        let form = match first {
+            Some(at) if input.fill_buf()?[at] == b'[' => {
+                line += input.fill_buf()?[..at].iter().filter(|b| **b == b'\n').count();
+                input.consume(at + 1);
+                Form::List(0)
+            }
+            _ => Form::Lines,
+        };
+        Ok(Self {
+            input,
+            file: file.into(),
+            folder: file.parent().unwrap_or(Path::new("")).to_owned(),
+            layout: layout.clone(),
+            media_dir: media_dir.map(Path::to_owned),
+            form,
+            line,
+            limit: RecordReader::MAX_BYTES,
+        })
+    }
+
+    fn here(&self, index: Option<usize>) -> Location {
+        Location { file: self.file.clone(), line: self.line, index }
+    }
+
+    fn record(&self, at: Location, json: &[u8]) -> Result<Record, ReadError> {
+        let value: Value = serde_json::from_slice(json).map_err(|error| ReadError::Json {
+            at: at.clone(),
+            column: error.column(),
+            problem: without_place(&error.to_string()).to_owned(),
+        })?;
+        Record::parse(value, at.clone(), &self.layout, &self.folder, self.media_dir.as_deref())
+            .map_err(|problem| ReadError::Record { at, problem })
+    }
+
+    fn io(&mut self, source: io::Error) -> ReadError {
+        self.form = Form::Done;
+        ReadError::Io { file: self.file.to_path_buf(), source }
+    }
+
+    fn next_line(&mut self) -> Option<Result<Record, ReadError>> {
+        loop {
+            let mut json = Vec::new();
+            let limit = self.limit as u64;
+            // One more than allowed for the line break, and one to see that it is too long.
+            if let Err(source) = (&mut self.input).take(limit + 2).read_until(b'\n', &mut json) {
+                return Some(Err(self.io(source)));
+            }
+            let at = self.here(None);
+            if json.is_empty() {
+                self.form = Form::Done;
+                return None;
+            }
+            if json.trim_ascii_end().len() > self.limit {
+                self.form = Form::Done;
+                return Some(Err(ReadError::TooLong { at, limit: self.limit }));
+            }
+            self.line += 1;
+            if !json.trim_ascii().is_empty() {
+                return Some(self.record(at, &json));
+            }
+        }
+    }
+
+    /// The next byte that is not blank, left in place; `None` at the end of the file.
+    fn peek(&mut self) -> io::Result<Option<u8>> {
+        loop {
+            let Some(&byte) = self.input.fill_buf()?.first() else { return Ok(None) };
+            if !byte.is_ascii_whitespace() {
+                return Ok(Some(byte));
+            }
+            self.line += usize::from(byte == b'\n');
+            self.input.consume(1);
+        }
+    }
+
+    fn next_element(&mut self, index: usize) -> Option<Result<Record, ReadError>> {
+        match self.seek_element(index) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => {
+                self.form = Form::Done;
+                return Some(Err(error));
+            }
+        }
+        let at = self.here(Some(index));
+        self.form = Form::List(index + 1);
+        let mut json = Vec::new();
+        match self.copy_element(&mut json) {
+            Ok(()) if json.len() > self.limit => {
+                self.form = Form::Done;
+                Some(Err(ReadError::TooLong { at, limit: self.limit }))
+            }
+            Ok(()) => Some(self.record(at, &json)),
+            Err(source) => Some(Err(self.io(source))),
+        }
+    }
+
+    /// Goes over the comma to the next element; false behind the last.
+    fn seek_element(&mut self, index: usize) -> Result<bool, ReadError> {
+        let needed = if index == 0 { "a record or \"]\"" } else { "\",\" or \"]\"" };
+        let mut next = self.peek().map_err(|source| self.io(source))?;
+        if next == Some(b',') && index > 0 {
+            self.input.consume(1);
+            next = self.peek().map_err(|source| self.io(source))?;
+            if next == Some(b'{') {
+                return Ok(true);
+            }
+        } else if next == Some(b']') {
+            self.input.consume(1);
+            self.form = Form::Done;
+            let rest = self.peek().map_err(|source| self.io(source))?;
+            self.form = Form::Done;
+            return match rest {
+                None => Ok(false),
+                found => Err(self.misplaced(index, found, "the end of the file behind \"]\"")),
+            };
+        } else if next == Some(b'{') && index == 0 {
+            return Ok(true);
+        } else {
+            return Err(self.misplaced(index, next, needed));
+        }
+        Err(self.misplaced(index, next, "a record, which is an object"))
+    }
+
+    fn misplaced(&self, index: usize, found: Option<u8>, needed: &'static str) -> ReadError {
+        let found = found.map_or("the end of the file".to_owned(), |b| format!("{:?}", char::from(b)));
+        ReadError::List { at: self.here(Some(index)), found, needed }
+    }
+
+    /// Copies one object, up to the brace that closes it or to one byte more than is allowed.
+    fn copy_element(&mut self, json: &mut Vec<u8>) -> io::Result<()> {
+        let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+        loop {
+            let chunk = self.input.fill_buf()?;
+            if chunk.is_empty() {
+                return Ok(()); // cut off: the JSON reader says so
+            }
+            let mut used = 0;
+            let mut closed = false;
+            for &byte in chunk {
+                used += 1;
+                self.line += usize::from(byte == b'\n');
+                match byte {
+                    _ if escaped => escaped = false,
+                    b'\\' if quoted => escaped = true,
+                    b'"' => quoted = !quoted,
+                    b'{' | b'[' if !quoted => depth += 1,
+                    b'}' | b']' if !quoted => {
+                        depth -= 1;
+                        closed = depth == 0;
+                    }
+                    _ => {}
+                }
+                if closed {
+                    break;
+                }
+            }
+            json.extend_from_slice(&chunk[..used]);
+            self.input.consume(used);
+            if closed || json.len() > self.limit {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl<R: BufRead> Iterator for RecordReader<R> {
+    type Item = Result<Record, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.form {
+            Form::Lines => self.next_line(),
+            Form::List(index) => self.next_element(index),
+            Form::Done => None,
+        }
+    }
+}
+
+/// Reads all records of `file`, up to the first that is wrong.
+///
+/// # Errors
+///
+/// When the file cannot be read, a record is wrong, or there is none.
+pub fn read_records(
+    file: &Path,
+    layout: &Layout,
+    media_dir: Option<&Path>,
+) -> Result<Vec<Record>, ReadError> {
+    let records = RecordReader::open(file, layout, media_dir)?.collect::<Result<Vec<_>, _>>()?;
+    if records.is_empty() { Err(ReadError::Empty { file: file.to_owned() }) } else { Ok(records) }
+}
+
+/// What serde_json says without its own line and column, which count from the start of the record.
+fn without_place(problem: &str) -> &str {
+    problem.split(" at line ").next().unwrap_or(problem)
+}

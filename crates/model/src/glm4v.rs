@@ -1,0 +1,209 @@
+//! The whole network.
+//!
+//! Source: transformers 5.23, `modeling_glm4v.py`, `Glm4vForConditionalGeneration`.
+//!
+//! Dimensions: `B` rows, `S` sequence length, `D` width of the text stream, `V` vocabulary, `N` picked positions.
+
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+
+use crate::batch::{Batch, Patches};
+use crate::cache::Cache;
+use crate::config::Glm4vConfig;
+use crate::fusion::{FusionError, check, fuse};
+use crate::linear::{Linear, LinearConfig};
+use crate::positions::Positions;
+use crate::probe::Probe;
+use crate::text::TextModel;
+use crate::vision::VisionTower;
+
+/// A GLM4V model: pictures and text in, scores of the next token out.
+#[derive(Module, Debug)]
+pub struct Glm4v {
+    /// Vision tower and text decoder.
+    pub model: Glm4vModel,
+    /// `D -> V`; none if the embedding table serves as head.
+    pub lm_head: Option<Linear>,
+    /// What it was built from.
+    #[module(skip)]
+    pub config: Glm4vConfig,
+}
+
+/// Vision tower and text decoder, as checkpoints group them.
+#[derive(Module, Debug)]
+pub struct Glm4vModel {
+    /// Patches to tokens.
+    pub visual: VisionTower,
+    /// Tokens to hidden states.
+    pub language_model: TextModel,
+}
+
+/// Everything that enters the text decoder.
+#[derive(Debug)]
+pub struct TextInput {
+    /// Embeddings with the features of pictures in place, `[B, S, D]`.
+    pub embeds: Tensor<3>,
+    /// Positions of every token, and what decoding adds later.
+    pub positions: Positions,
+    /// False where a row is padded, `[B, S]` row-major.
+    pub real: Vec<bool>,
+}
+
+impl Glm4vConfig {
+    /// Builds the network; its weights wait for [`initialize`](crate::initialize) or a checkpoint.
+    ///
+    /// Build it on an autodiff device to train it.
+    pub fn init(&self, device: &Device) -> Glm4v {
+        let head = LinearConfig::new(self.text.hidden_size, self.text.vocab_size);
+        Glm4v {
+            model: Glm4vModel {
+                visual: VisionTower::init(&self.vision, device),
+                language_model: TextModel::init(&self.text, device),
+            },
+            lm_head: (!self.tie_word_embeddings).then(|| head.init(device)),
+            config: self.clone(),
+        }
+    }
+}
+
+impl Glm4v {
+    /// Where the network lives.
+    pub fn device(&self) -> Device {
+        self.model.language_model.norm.weight.device()
+    }
+
+    /// Type of the weights, and so of the activations.
+    pub fn dtype(&self) -> DType {
+        self.model.language_model.norm.weight.val().dtype()
+    }
+
+    /// Room for `capacity` positions of `rows` sequences.
+    pub fn cache(&self, rows: usize, capacity: usize) -> Cache {
+        Cache::new(&self.config.text, rows, capacity, &self.device(), self.dtype())
+    }
+
+    /// Encodes the pictures of a batch and puts them into the embedded prompts.
+    ///
+    /// # Errors
+    ///
+    /// When prompts and pictures do not belong together.
+    pub fn embed(&self, batch: &Batch, probe: &mut Probe) -> Result<TextInput, FusionError> {
+        check(batch, &self.config)?;
+        let positions = Positions::of(batch, self.config.vision.spatial_merge_size)?;
+        let mut encode = |patches: &Patches| {
+            (!patches.grids.is_empty()).then(|| self.model.visual.forward(patches, probe))
+        };
+        let images = encode(&batch.images);
+        let videos = encode(&batch.videos);
+        let embeds = self.embed_tokens(batch);
+        Ok(TextInput {
+            embeds: fuse(embeds, images, videos, &batch.kinds),
+            positions,
+            real: batch.attention_mask.clone(),
+        })
+    }
+
+    /// Looks tokens up; the padding token's vector gets no gradient (`padding_idx`).
+    fn embed_tokens(&self, batch: &Batch) -> Tensor<3> {
+        let embeds = self.model.language_model.embed_tokens.forward(&batch.input_ids, batch.shape);
+        let Some(pad) = self.config.text.pad_token_id else {
+            return embeds;
+        };
+        let [rows, width] = batch.shape;
+        // Padding, and the last token of a row, influence no loss: only a padding token amid a row needs care.
+        let amid = |slot: usize| {
+            batch.input_ids[slot] == pad
+                && batch.attention_mask[slot]
+                && (slot + 1) % width != 0
+                && batch.attention_mask[slot + 1]
+        };
+        if !embeds.is_autodiff() || !(0..rows * width).any(amid) {
+            return embeds;
+        }
+        let mask: Vec<bool> = batch.input_ids.iter().map(|id| *id == pad).collect();
+        let mask = Tensor::<3, Bool>::from_data(TensorData::new(mask, [rows, width, 1]), &embeds.device());
+        let fixed = embeds.clone().detach();
+        embeds.clone().mask_where(mask.expand(embeds.dims()), fixed)
+    }
+
+    /// Runs the text decoder.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `[B, S, D]`, after the last norm
+    pub fn decode(&self, input: TextInput, cache: Option<&mut Cache>, probe: &mut Probe) -> Tensor<3> {
+        self.model.language_model.forward(input.embeds, &input.positions, &input.real, cache, probe)
+    }
+
+    /// Scores of the next token for hidden states.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: `[.., D]`
+    /// - output: `[.., V]`
+    pub fn head<const N: usize>(&self, hidden: Tensor<N>) -> Tensor<N> {
+        match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => {
+                let table = self.model.language_model.embed_tokens.weight.val();
+                burn::tensor::module::linear(hidden, table.transpose(), None)
+            }
+        }
+    }
+
+    /// Scores of the next token at every position of a batch.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `[B, S, V]`; without meaning where a row is padded
+    ///
+    /// # Errors
+    ///
+    /// When prompts and pictures do not belong together.
+    pub fn forward(&self, batch: &Batch) -> Result<Tensor<3>, FusionError> {
+        let mut probe = Probe::off();
+        let input = self.embed(batch, &mut probe)?;
+        Ok(self.head(self.decode(input, None, &mut probe)))
+    }
+
+    /// Scores at chosen positions only: the head is the widest layer, and most positions of a training batch teach
+    /// nothing.
+    ///
+    /// `slots` are indices into the `[B, S]` positions, row-major.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `[N, V]`
+    ///
+    /// # Errors
+    ///
+    /// When prompts and pictures do not belong together.
+    pub fn forward_at(&self, batch: &Batch, slots: &[usize]) -> Result<Tensor<2>, FusionError> {
+        let mut probe = Probe::off();
+        let input = self.embed(batch, &mut probe)?;
+        let hidden = self.decode(input, None, &mut probe);
+        let [rows, width, size] = hidden.dims();
+        let index: Vec<i32> = slots.iter().map(|slot| *slot as i32).collect();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [slots.len()]), &hidden.device());
+        Ok(self.head(hidden.reshape([rows * width, size]).select(0, index)))
+    }
+
+    /// Scores of the token after `ids`, one new token a row, decoded after a prompt.
+    ///
+    /// `deltas` are those of the prompt's [`Positions`].
+    ///
+    /// # Shapes
+    ///
+    /// - output: `[B, V]`
+    pub fn step(&self, ids: &[u32], deltas: &[i64], cache: &mut Cache) -> Tensor<2> {
+        let rows = ids.len();
+        let positions = Positions::following(&cache.tokens(), deltas);
+        let input = TextInput {
+            embeds: self.model.language_model.embed_tokens.forward(ids, [rows, 1]),
+            positions,
+            real: vec![true; rows],
+        };
+        let hidden = self.decode(input, Some(cache), &mut Probe::off());
+        self.head(hidden.squeeze_dim::<2>(1))
+    }
+}

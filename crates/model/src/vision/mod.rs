@@ -1,0 +1,109 @@
+//! The vision tower: patches of images and video frames in, tokens for the text decoder out.
+//!
+//! Checkpoint names: `model.visual.*`. Source: transformers 5.23, `modeling_glm4v.py`, `Glm4vVisionModel`.
+//!
+//! Dimensions: `P` patches of all frames, `V` values a patch, `H` width of the stream, `N` tokens, `O` their width.
+
+mod attention;
+mod block;
+mod embed;
+mod merger;
+
+pub use attention::VisionAttention;
+pub use block::{VisionBlock, VisionMlp};
+pub use embed::{PatchEmbed, PatchProjection, PositionEmbedding, PositionTable};
+pub use merger::{Downsample, PatchMerger};
+
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+
+use crate::batch::Patches;
+use crate::config::VisionConfig;
+use crate::norm::RmsNorm;
+use crate::probe::Probe;
+use crate::rope::RotaryTable;
+use attention::FrameRun;
+
+/// Patches to tokens.
+#[derive(Module, Debug)]
+pub struct VisionTower {
+    /// Pixels to the stream.
+    pub patch_embed: PatchEmbed,
+    /// Learned positions.
+    pub embeddings: PositionEmbedding,
+    /// After the patch map.
+    pub post_conv_layernorm: RmsNorm,
+    /// The blocks.
+    pub blocks: Vec<VisionBlock>,
+    /// After the blocks.
+    pub post_layernorm: RmsNorm,
+    /// Blocks of patches to tokens.
+    pub downsample: Downsample,
+    /// Tokens to the text decoder's space.
+    pub merger: PatchMerger,
+    /// Side of a block of patches.
+    pub spatial_merge_size: usize,
+}
+
+impl VisionTower {
+    /// Builds the tower.
+    pub(crate) fn init(config: &VisionConfig, device: &Device) -> Self {
+        let norm = || RmsNorm::init(config.hidden_size, config.rms_norm_eps, device);
+        Self {
+            patch_embed: PatchEmbed::init(config, device),
+            embeddings: PositionEmbedding::init(config, device),
+            post_conv_layernorm: norm(),
+            blocks: (0..config.depth).map(|_| VisionBlock::init(config, device)).collect(),
+            post_layernorm: norm(),
+            downsample: Downsample::init(config, device),
+            merger: PatchMerger::init(config, device),
+            spatial_merge_size: config.spatial_merge_size,
+        }
+    }
+
+    /// Encodes pictures; each frame of a video is a picture of its own.
+    ///
+    /// # Shapes
+    ///
+    /// - patches: `[P, V]` values
+    /// - output: `[N, O]`, the tokens of all pictures in order
+    pub fn forward(&self, patches: &Patches, probe: &mut Probe) -> Tensor<2> {
+        let device = self.post_layernorm.weight.device();
+        let count = patches.count();
+        let values = patches.values.len() / count.max(1);
+        let pixels = TensorData::new(patches.values.clone(), [count, values]);
+        let pixels = Tensor::<2>::from_data(pixels, (&device, DType::F32));
+        probe.enter("vision");
+        let x = self.patch_embed.forward(pixels); // [P, H]
+        probe.keep("patch_embed", &x);
+        let x = self.post_conv_layernorm.forward(x);
+        probe.keep("post_conv_layernorm", &x);
+        let [_, hidden] = x.dims();
+        let head_dim = self.blocks.first().map_or(4, |block| hidden / block.attn.num_heads);
+        let rotary = RotaryTable::vision(head_dim, self.spatial_merge_size, &patches.grids, &device);
+        probe.keep("rotary.cos", &both_halves(&rotary.cos));
+        probe.keep("rotary.sin", &both_halves(&rotary.sin));
+        let mut x = self.embeddings.forward(x, &patches.grids);
+        probe.keep("embeddings", &x);
+        let runs = FrameRun::of(&patches.grids);
+        for (index, block) in self.blocks.iter().enumerate() {
+            probe.enter_block("blocks", index);
+            x = block.forward(x, &rotary, &runs, probe);
+            probe.output(&x);
+            probe.leave();
+        }
+        let x = self.post_layernorm.forward(x);
+        probe.keep("post_layernorm", &x);
+        let x = self.downsample.forward(x); // [N, O]
+        probe.keep("downsample", &x);
+        let x = self.merger.forward(x, probe);
+        probe.leave();
+        x
+    }
+}
+
+/// A rotary table as the reference keeps it: one value a dimension, `[P, Dh]`.
+fn both_halves(table: &Tensor<3>) -> Tensor<2> {
+    let table = table.clone().squeeze_dim::<2>(1);
+    Tensor::cat(vec![table.clone(), table], 1)
+}

@@ -1,0 +1,185 @@
+//! The files of a checkpoint folder that say how its inputs are made.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+/// Why a folder does not hold what a processor needs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FolderError {
+    /// No such folder.
+    #[error("{folder}: no such folder; give the folder of a checkpoint in Hugging Face layout")]
+    NoFolder {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file is missing.
+    #[error("{folder}: has no {file}; copy it from the published checkpoint")]
+    Missing {
+        /// The folder.
+        folder: PathBuf,
+        /// The file.
+        file: &'static str,
+    },
+    /// A file could not be read.
+    #[error("{path}: cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not JSON.
+    #[error("{path}, line {line}, column {column}: not valid json")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line of the fault, from 1.
+        line: usize,
+        /// Column of the fault, from 1.
+        column: usize,
+        /// What the JSON reader met.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// How the times of a clip's frames are written between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimestampStyle {
+    /// Whole seconds, `3` (GLM-4.1V, GLM-4.5V).
+    Whole,
+    /// Tenths and the unit, `3.5 seconds` (GLM-4.6V, GLM-OCR).
+    Tenths,
+}
+
+/// A checkpoint folder.
+pub(crate) struct Folder<'a> {
+    path: &'a Path,
+    tokenizer_config: Map<String, Value>,
+    preprocessor: Value,
+}
+
+const TEMPLATE: &str = "chat_template.jinja";
+const PREPROCESSOR: &str = "preprocessor_config.json";
+const TOKENIZER: &str = "tokenizer.json";
+
+impl<'a> Folder<'a> {
+    pub(crate) fn open(path: &'a Path) -> Result<Self, FolderError> {
+        if !path.is_dir() {
+            return Err(FolderError::NoFolder { folder: path.to_owned() });
+        }
+        let missing = || FolderError::Missing { folder: path.to_owned(), file: PREPROCESSOR };
+        let tokenizer_config = match json(&path.join("tokenizer_config.json"))? {
+            Some(Value::Object(keys)) => keys,
+            _ => Map::new(),
+        };
+        let preprocessor = match json(&path.join(PREPROCESSOR))? {
+            Some(value) => value,
+            // transformers 5 nests it when it saves a whole processor.
+            None => match json(&path.join("processor_config.json"))? {
+                Some(mut all) if all.get("image_processor").is_some() => {
+                    let mut own = all["image_processor"].take();
+                    if let (Some(own), Some(class)) = (own.as_object_mut(), all.get("processor_class")) {
+                        own.entry("processor_class").or_insert_with(|| class.clone());
+                    }
+                    own
+                }
+                _ => return Err(missing()),
+            },
+        };
+        Ok(Self { path, tokenizer_config, preprocessor })
+    }
+
+    pub(crate) fn tokenizer(&self) -> Result<PathBuf, FolderError> {
+        let path = self.path.join(TOKENIZER);
+        if path.is_file() { Ok(path) } else { Err(self.missing(TOKENIZER)) }
+    }
+
+    /// The configuration of the image processor, as JSON.
+    pub(crate) fn preprocessor(&self) -> String {
+        self.preprocessor.to_string()
+    }
+
+    pub(crate) fn preprocessor_path(&self) -> PathBuf {
+        self.path.join(PREPROCESSOR)
+    }
+
+    /// The chat template: its own file, or the key of an older file.
+    pub(crate) fn template(&self) -> Result<String, FolderError> {
+        let path = self.path.join(TEMPLATE);
+        if let Some(text) = text(&path)? {
+            return Ok(text);
+        }
+        let older = json(&self.path.join("chat_template.json"))?;
+        let older = older.as_ref().and_then(|keys| keys.get("chat_template"));
+        older
+            .or_else(|| self.tokenizer_config.get("chat_template"))
+            .and_then(default_template)
+            .map(str::to_owned)
+            .ok_or_else(|| self.missing(TEMPLATE))
+    }
+
+    /// Texts of the special tokens that a template may name.
+    pub(crate) fn token_texts(&self) -> Map<String, Value> {
+        let names = ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token"];
+        let text = |name: &str| {
+            let value = self.tokenizer_config.get(name)?;
+            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+            Some((name.to_owned(), Value::from(text)))
+        };
+        names.into_iter().filter_map(text).collect()
+    }
+
+    /// How times are written, by the class of the processor; GLM-4.1V's way where it is not named.
+    pub(crate) fn timestamp_style(&self) -> TimestampStyle {
+        let class = self.preprocessor.get("processor_class");
+        let class = class.or_else(|| self.tokenizer_config.get("processor_class"));
+        match class.and_then(Value::as_str) {
+            Some("Glm46VProcessor") => TimestampStyle::Tenths,
+            Some("Glm4vProcessor") => TimestampStyle::Whole,
+            other => {
+                tracing::warn!(?other, "unknown processor class, times are written as whole seconds");
+                TimestampStyle::Whole
+            }
+        }
+    }
+
+    fn missing(&self, file: &'static str) -> FolderError {
+        FolderError::Missing { folder: self.path.to_owned(), file }
+    }
+}
+
+/// A template, or the one called "default" of several.
+fn default_template(value: &Value) -> Option<&str> {
+    let named = |entry: &'_ &Value| entry.get("name").and_then(Value::as_str) == Some("default");
+    match value {
+        Value::String(text) => Some(text),
+        Value::Array(all) => all.iter().find(named)?.get("template")?.as_str(),
+        _ => None,
+    }
+}
+
+/// The text of a file, `None` when there is no such file.
+fn text(path: &Path) -> Result<Option<String>, FolderError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FolderError::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn json(path: &Path) -> Result<Option<Value>, FolderError> {
+    let Some(text) = text(path)? else {
+        return Ok(None);
+    };
+    serde_json::from_str(&text).map(Some).map_err(|source| FolderError::Json {
+        path: path.to_owned(),
+        line: source.line(),
+        column: source.column(),
+        source,
+    })
+}

@@ -1,0 +1,55 @@
+//! The one colour that a PNG calls transparent.
+//!
+//! Pillow drops an alpha channel when it converts to RGB, but remembers a transparent *colour*, and
+//! transformers then paints every pixel of that colour white (`convert_to_rgb`). To see the same
+//! picture we read the colour from the file's header.
+
+use super::Rgb;
+
+/// Paints every pixel of the colour that the PNG calls transparent white.
+pub(super) fn paint_white(png: &[u8], picture: &mut Rgb) {
+    let Some(key) = transparent_color(png) else {
+        return;
+    };
+    for pixel in picture.pixels.chunks_exact_mut(3) {
+        if pixel == key {
+            pixel.fill(255);
+        }
+    }
+}
+
+fn transparent_color(png: &[u8]) -> Option<[u8; 3]> {
+    let mut header = None;
+    let mut palette = None;
+    let mut rest = png.get(8..)?;
+    loop {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let (kind, tail) = tail.split_first_chunk::<4>()?;
+        let length = u32::from_be_bytes(*length) as usize;
+        let data = tail.get(..length)?;
+        match kind {
+            b"IHDR" => header = Some((*data.get(8)?, *data.get(9)?)),
+            b"PLTE" => palette = Some(data),
+            b"tRNS" => return color(header?, palette, data),
+            b"IDAT" => return None,
+            _ => {}
+        }
+        rest = tail.get(length + 4..)?; // past the checksum
+    }
+}
+
+/// Reads `tRNS`. Pillow keeps a colour for 8-bit grey and RGB, and for palettes where exactly one
+/// entry is fully transparent and all others are opaque.
+fn color((depth, color_type): (u8, u8), palette: Option<&[u8]>, data: &[u8]) -> Option<[u8; 3]> {
+    match (color_type, depth, data) {
+        (0, 8, &[_, gray]) => Some([gray; 3]),
+        (2, 8, &[_, r, _, g, _, b]) => Some([r, g, b]),
+        (3, _, alphas) => {
+            let index = alphas.iter().position(|&alpha| alpha != 255)?;
+            let only = alphas[index] == 0 && alphas[index + 1..].iter().all(|&alpha| alpha == 255);
+            let entry = palette?.get(index * 3..index * 3 + 3)?;
+            only.then(|| [entry[0], entry[1], entry[2]])
+        }
+        _ => None,
+    }
+}

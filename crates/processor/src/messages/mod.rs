@@ -1,0 +1,161 @@
+//! Conversations as people write them: `[{"role", "content"}]`.
+//!
+//! The wire format is OpenAI's, with the local forms of Hugging Face beside it. Content is a string or
+//! a list of parts:
+//!
+//! - `{"type":"text","text"}`
+//! - `{"type":"image","path"|"url"|"image"}` and `{"type":"image_url","image_url":{"url"}}`
+//! - the same two for `video`
+//!
+//! A value is a path, a `file://` or a `data:` URL; `http(s)` is kept as a URL and refused when the
+//! picture is loaded. Keys that are not known here (`reasoning_content`, `tool_calls`, `metadata`)
+//! reach the chat template untouched.
+
+mod parse;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use parse::{MessagesError, parse_messages};
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, `observation`.
+    pub role: String,
+    /// What is said and shown.
+    pub content: Content,
+    /// Every other key of the message, handed to the chat template as it is.
+    pub extra: Map<String, Value>,
+}
+
+/// What a message holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// Plain text.
+    Text(String),
+    /// Text, images and videos in the order in which the model sees them.
+    Parts(Vec<Part>),
+}
+
+/// One piece of a message.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Part {
+    /// Words.
+    Text {
+        /// The words.
+        text: String,
+    },
+    /// A still picture.
+    Image(ImageSource),
+    /// A clip.
+    Video(VideoSource),
+}
+
+/// Where a picture comes from.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum ImageSource {
+    /// A file on this machine.
+    Path(PathBuf),
+    /// The bytes of an image file.
+    Bytes(Vec<u8>),
+    /// A `data:` URL. Others are refused when the picture is loaded.
+    Url(String),
+}
+
+/// Where a clip comes from.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum VideoSource {
+    /// A file on this machine.
+    Path(PathBuf),
+    /// A URL.
+    Url(String),
+}
+
+impl Message {
+    /// Makes a message of one role without further keys.
+    pub fn new(role: impl Into<String>, content: impl Into<Content>) -> Self {
+        Self { role: role.into(), content: content.into(), extra: Map::new() }
+    }
+
+    /// The images of this message, in order.
+    pub fn images(&self) -> impl Iterator<Item = &ImageSource> {
+        self.content.parts().iter().filter_map(|part| match part {
+            Part::Image(source) => Some(source),
+            _ => None,
+        })
+    }
+}
+
+impl Content {
+    /// The parts, none when the content is plain text.
+    pub fn parts(&self) -> &[Part] {
+        match self {
+            Self::Text(_) => &[],
+            Self::Parts(parts) => parts,
+        }
+    }
+
+    /// The texts of this content, in order and without what is shown between them.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let whole = match self {
+            Self::Text(text) => Some(text.as_str()),
+            Self::Parts(_) => None,
+        };
+        whole.into_iter().chain(self.parts().iter().filter_map(|part| match part {
+            Part::Text { text } => Some(text.as_str()),
+            _ => None,
+        }))
+    }
+}
+
+impl From<&str> for Content {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Content {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<Vec<Part>> for Content {
+    fn from(parts: Vec<Part>) -> Self {
+        Self::Parts(parts)
+    }
+}
+
+impl Part {
+    /// A part of text.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text { text: text.into() }
+    }
+}
+
+impl ImageSource {
+    /// Reads a value of a message: a URL, or a path that is relative to `base`.
+    pub fn parse(value: &str, base: &Path) -> Self {
+        match parse::locate(value, base) {
+            parse::Location::Path(path) => Self::Path(path),
+            parse::Location::Url(url) => Self::Url(url),
+        }
+    }
+}
+
+impl VideoSource {
+    /// Reads a value of a message: a URL, or a path that is relative to `base`.
+    pub fn parse(value: &str, base: &Path) -> Self {
+        match parse::locate(value, base) {
+            parse::Location::Path(path) => Self::Path(path),
+            parse::Location::Url(url) => Self::Url(url),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The chat template of a checkpoint: messages to the text of a prompt.
+//!
+//! Templates are Jinja2 as transformers runs it: `trim_blocks`, `lstrip_blocks`, no escaping, Python's
+//! string methods, `tojson` that writes like `json.dumps`, `raise_exception`, `break` and `continue`.
+//!
+//! What a template sees of a message is its role, its content, and every other key as it was given.
+//! Parts of pictures and clips are handed over as `{"type": "image"}` and `{"type": "video"}` however
+//! they were written, since templates differ in the spellings they know. Where a turn of the system or
+//! the model is a list of texts only, it is handed over as one string: the template of GLM-4.1V prints
+//! such a list as Python would (`[{'type': ...`), and a model should not learn that.
+//!
+//! A template comes with a download, so it runs on a budget: steps ([`STEPS`]) and length of the output
+//! ([`MAX_OUTPUT`]). Memory inside of a template is not bounded otherwise.
+
+mod python;
+
+use std::error::Error as _;
+use std::io;
+
+use minijinja::value::Kwargs;
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
+use serde_json::{Map, Value as Json, json};
+
+use crate::messages::{Content, Message, Part};
+
+/// Steps that a template may take, and as many again for every [`PARTS_PER_STEPS`] messages and parts.
+const STEPS: u64 = 10_000_000;
+
+/// Messages and parts that have one more [`STEPS`].
+const PARTS_PER_STEPS: usize = 10_000;
+
+/// Longest text that a template may write beyond the length of the messages.
+const MAX_OUTPUT: usize = 16 << 20;
+
+/// Name of the template in error messages.
+const NAME: &str = "chat template";
+
+/// Why a conversation could not be rendered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TemplateError {
+    /// Not Jinja2.
+    #[error("chat template, line {line}: {problem}")]
+    Syntax {
+        /// Line in the template, from 1.
+        line: usize,
+        /// What is wrong there.
+        problem: minijinja::Error,
+    },
+    /// The template failed on this conversation.
+    #[error("chat template, line {line}: {problem}")]
+    Render {
+        /// Line in the template, from 1; 0 where unknown.
+        line: usize,
+        /// What went wrong there.
+        problem: minijinja::Error,
+    },
+    /// The template refuses this conversation (`raise_exception`).
+    #[error("chat template, line {line}: refuses the conversation: {message}")]
+    Raised {
+        /// Line in the template, from 1; 0 where unknown.
+        line: usize,
+        /// What the template says.
+        message: String,
+    },
+    /// The template does not come to an end.
+    #[error("chat template, line {line}: no end after {steps} steps; does it loop?")]
+    Endless {
+        /// Line in the template, from 1; 0 where unknown.
+        line: usize,
+        /// Steps allowed.
+        steps: u64,
+    },
+    /// The template writes too much.
+    #[error("chat template: writes more than {limit} bytes")]
+    TooLong {
+        /// Bytes allowed.
+        limit: usize,
+    },
+}
+
+/// How a conversation is rendered.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RenderOptions {
+    /// Whether the prompt ends with the header of the model's turn.
+    pub add_generation_prompt: bool,
+    /// Whether the model is to think; `None` leaves it to the template.
+    pub enable_thinking: Option<bool>,
+    /// The tools that the model may call, as a list of JSON schemas.
+    pub tools: Option<Json>,
+}
+
+impl RenderOptions {
+    /// A prompt that the model is to answer.
+    pub fn prompt() -> Self {
+        Self { add_generation_prompt: true, ..Self::default() }
+    }
+}
+
+/// A compiled chat template.
+#[derive(Debug, Clone)]
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    /// Texts of special tokens (`eos_token`, ...), which some templates write.
+    tokens: Map<String, Json>,
+}
+
+/// What `raise_exception` was called with.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+impl ChatTemplate {
+    pub(crate) fn new(source: String, tokens: Map<String, Json>) -> Result<Self, TemplateError> {
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(python::format);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", |message: String| {
+            let error = minijinja::Error::new(ErrorKind::InvalidOperation, "refused");
+            Err::<Value, _>(error.with_source(Refusal(message)))
+        });
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(|problem| TemplateError::Syntax { line: problem.line().unwrap_or(0), problem })?;
+        Ok(Self { environment, tokens })
+    }
+
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
+        let parts: usize = messages.iter().map(|m| 1 + m.content.parts().len()).sum();
+        let steps = STEPS * (1 + parts / PARTS_PER_STEPS) as u64;
+        let text: usize = messages.iter().flat_map(|m| m.content.texts()).map(str::len).sum();
+        let mut out = Bounded { text: Vec::new(), limit: MAX_OUTPUT + 2 * text };
+
+        let mut context = self.tokens.clone();
+        context.insert("messages".to_owned(), messages.iter().map(view).collect());
+        let generation = Json::Bool(options.add_generation_prompt);
+        context.insert("add_generation_prompt".to_owned(), generation);
+        if let Some(thinking) = options.enable_thinking {
+            context.insert("enable_thinking".to_owned(), Json::Bool(thinking));
+        }
+        // transformers always passes the key, None without tools.
+        context.insert("tools".to_owned(), options.tools.clone().unwrap_or(Json::Null));
+
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(steps));
+        let template = environment.get_template(NAME).expect("added when it was made");
+        let rendered = template.render_captured_to(Value::from_serialize(&context), &mut out);
+        match rendered.map(drop) {
+            Ok(()) => Ok(String::from_utf8(out.text).expect("templates write text")),
+            Err(_) if out.text.len() >= out.limit => Err(TemplateError::TooLong { limit: out.limit }),
+            Err(problem) => Err(explain(problem, steps)),
+        }
+    }
+}
+
+/// Sorts what minijinja reports.
+fn explain(problem: minijinja::Error, steps: u64) -> TemplateError {
+    let line = problem.line().unwrap_or(0);
+    if problem.kind() == ErrorKind::OutOfFuel {
+        return TemplateError::Endless { line, steps };
+    }
+    let refusal = problem.source().and_then(|source| source.downcast_ref::<Refusal>());
+    match refusal {
+        Some(Refusal(message)) => TemplateError::Raised { line, message: message.clone() },
+        None => TemplateError::Render { line, problem },
+    }
+}
+
+/// What the template sees of a message.
+fn view(message: &Message) -> Json {
+    let content = match &message.content {
+        Content::Text(text) => Json::from(text.as_str()),
+        Content::Parts(parts) => match all_text(parts) {
+            Some(text) if message.role == "system" || message.role == "assistant" => Json::from(text),
+            _ => parts.iter().map(part_view).collect(),
+        },
+    };
+    let mut keys = Map::new();
+    keys.insert("role".to_owned(), Json::from(message.role.as_str()));
+    keys.insert("content".to_owned(), content);
+    keys.extend(message.extra.clone());
+    Json::Object(keys)
+}
+
+fn part_view(part: &Part) -> Json {
+    match part {
+        Part::Text { text } => json!({"type": "text", "text": text}),
+        Part::Image(_) => json!({"type": "image"}),
+        Part::Video(_) => json!({"type": "video"}),
+    }
+}
+
+fn all_text(parts: &[Part]) -> Option<String> {
+    let text = |part: &Part| match part {
+        Part::Text { text } => Some(text.clone()),
+        _ => None,
+    };
+    parts.iter().map(text).collect()
+}
+
+/// `tojson` as transformers defines it: `json.dumps` with `ensure_ascii=False` by default.
+fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
+    let ascii: Option<bool> = options.get("ensure_ascii")?;
+    let indent: Option<usize> = options.get("indent")?;
+    options.assert_all_used()?;
+    let json = serde_json::to_value(value)
+        .map_err(|source| minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(source))?;
+    let text = python::dumps(&json, ascii.unwrap_or(false), indent);
+    Ok(Value::from_safe_string(text))
+}
+
+/// A buffer that refuses to grow without end.
+struct Bounded {
+    text: Vec<u8>,
+    limit: usize,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = self.limit - self.text.len();
+        if bytes.len() > room {
+            // Full, so that the caller sees why.
+            self.text.extend_from_slice(&bytes[..room]);
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

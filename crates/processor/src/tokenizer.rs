@@ -1,0 +1,175 @@
+//! Text to token ids and back.
+//!
+//! A thin wrapper around the `tokenizers` crate. Special tokens are resolved by their text, never by a
+//! number: the ids differ between checkpoints (151343 in GLM-4.1V, 1164 in the tiny test models).
+
+use std::path::{Path, PathBuf};
+
+/// Texts of the tokens that mark pictures, turns and ends.
+pub mod token {
+    /// Stands for one merged patch of a picture.
+    pub const IMAGE: &str = "<|image|>";
+    /// Stands for a clip in a rendered prompt; never in token ids.
+    pub const VIDEO: &str = "<|video|>";
+    /// Before a picture, and before every frame pair of a clip.
+    pub const BEGIN_OF_IMAGE: &str = "<|begin_of_image|>";
+    /// After a picture.
+    pub const END_OF_IMAGE: &str = "<|end_of_image|>";
+    /// Before a clip.
+    pub const BEGIN_OF_VIDEO: &str = "<|begin_of_video|>";
+    /// After a clip.
+    pub const END_OF_VIDEO: &str = "<|end_of_video|>";
+    /// End of a text; also used as padding.
+    pub const END_OF_TEXT: &str = "<|endoftext|>";
+    /// Opens a turn of the system.
+    pub const SYSTEM: &str = "<|system|>";
+    /// Opens a turn of the user.
+    pub const USER: &str = "<|user|>";
+    /// Opens a turn of the model.
+    pub const ASSISTANT: &str = "<|assistant|>";
+    /// Opens the answer of a tool.
+    pub const OBSERVATION: &str = "<|observation|>";
+}
+
+/// Why text could not become tokens.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// `tokenizer.json` is not one.
+    #[error("{path}: not a tokenizer")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the reader met.
+        #[source]
+        source: tokenizers::Error,
+    },
+    /// A token that the models of this family need does not exist.
+    #[error("{path}: has no token {token}; is this the tokenizer of a GLM vision model?")]
+    MissingToken {
+        /// The file.
+        path: PathBuf,
+        /// The text of the token.
+        token: &'static str,
+    },
+    /// The tokenizer refused a text.
+    #[error("a text of {bytes} bytes could not be tokenised")]
+    Encode {
+        /// Length of the text.
+        bytes: usize,
+        /// What the tokenizer met.
+        #[source]
+        source: tokenizers::Error,
+    },
+}
+
+/// Ids of the tokens with a meaning of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpecialIds {
+    /// [`token::IMAGE`]
+    pub image: u32,
+    /// [`token::BEGIN_OF_IMAGE`]
+    pub begin_of_image: u32,
+    /// [`token::END_OF_IMAGE`]
+    pub end_of_image: u32,
+    /// [`token::END_OF_TEXT`]
+    pub end_of_text: u32,
+    /// [`token::SYSTEM`]
+    pub system: u32,
+    /// [`token::USER`]
+    pub user: u32,
+    /// [`token::ASSISTANT`]
+    pub assistant: u32,
+    /// [`token::OBSERVATION`]
+    pub observation: u32,
+    /// [`token::VIDEO`], where the tokenizer has it.
+    pub video: Option<u32>,
+    /// [`token::BEGIN_OF_VIDEO`], where the tokenizer has it.
+    pub begin_of_video: Option<u32>,
+    /// [`token::END_OF_VIDEO`], where the tokenizer has it.
+    pub end_of_video: Option<u32>,
+}
+
+/// Turns text into token ids and back.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: SpecialIds,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    ///
+    /// When the file is not a tokenizer, or lacks a token that GLM's vision models need.
+    pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
+        let mut inner = tokenizers::Tokenizer::from_file(path)
+            .map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
+        // Cutting or filling is the caller's business: a cut could go through a picture.
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
+
+        let needed = |token: &'static str| {
+            inner
+                .token_to_id(token)
+                .ok_or_else(|| TokenizerError::MissingToken { path: path.to_owned(), token })
+        };
+        let special = SpecialIds {
+            image: needed(token::IMAGE)?,
+            begin_of_image: needed(token::BEGIN_OF_IMAGE)?,
+            end_of_image: needed(token::END_OF_IMAGE)?,
+            end_of_text: needed(token::END_OF_TEXT)?,
+            system: needed(token::SYSTEM)?,
+            user: needed(token::USER)?,
+            assistant: needed(token::ASSISTANT)?,
+            observation: needed(token::OBSERVATION)?,
+            video: inner.token_to_id(token::VIDEO),
+            begin_of_video: inner.token_to_id(token::BEGIN_OF_VIDEO),
+            end_of_video: inner.token_to_id(token::END_OF_VIDEO),
+        };
+        Ok(Self { inner, special })
+    }
+
+    /// The ids of `text`; nothing is added around them, the chat template has written it all.
+    ///
+    /// # Errors
+    ///
+    /// When the tokenizer itself fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|source| TokenizerError::Encode { bytes: text.len(), source })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids that do not exist become nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        // Only a decoder that reads its own output as a pattern can fail; byte level never does.
+        self.inner.decode(ids, skip_special).unwrap_or_default()
+    }
+
+    /// The id of a token, given its text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of a token as the vocabulary writes it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Number of entries, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Ids of the tokens with a meaning of their own.
+    pub fn special(&self) -> &SpecialIds {
+        &self.special
+    }
+}

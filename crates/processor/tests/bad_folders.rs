@@ -1,0 +1,215 @@
+//! Checkpoint folders and conversations that cannot be used end in an error that says why.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use glm4v_processor::{
+    ImageSource, Message, Part, Processor, ProcessorError, RenderOptions, Segment, VideoSource,
+};
+use support::golden;
+use tempfile::TempDir;
+
+const FILES: [&str; 4] =
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json"];
+
+/// A copy of a good folder.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in FILES {
+        fs::copy(golden().join("checkpoints/glm4v").join(file), folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+/// An error with its causes, as the binary prints them.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", chain(cause)),
+        None => error.to_string(),
+    }
+}
+
+fn refused(folder: &Path) -> String {
+    let text = chain(&Processor::load(folder).unwrap_err());
+    text.replace(&folder.display().to_string(), "DIR")
+}
+
+fn with_template(template: &str) -> Result<Processor, ProcessorError> {
+    let folder = folder();
+    fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    Processor::load(folder.path())
+}
+
+fn render(template: &str) -> Result<String, String> {
+    let processor = with_template(template).unwrap();
+    let messages = [Message::new("user", "hi")];
+    processor.render(&messages, &RenderOptions::prompt()).map_err(|e| e.to_string())
+}
+
+fn picture() -> ImageSource {
+    ImageSource::Path(golden().join("images/shapes_56x56.png"))
+}
+
+fn encode(messages: &[Message]) -> Result<usize, String> {
+    let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
+    let encoded = processor.encode(messages, &RenderOptions::prompt());
+    encoded.map(|e| e.input_ids.len()).map_err(|e| chain(&e))
+}
+
+#[test]
+fn a_missing_file_is_named_with_its_folder() {
+    for file in ["tokenizer.json", "chat_template.jinja", "preprocessor_config.json"] {
+        let folder = folder();
+        fs::remove_file(folder.path().join(file)).unwrap();
+        assert_eq!(
+            refused(folder.path()),
+            format!("DIR: has no {file}; copy it from the published checkpoint")
+        );
+    }
+    let none = Path::new("/no/such/folder");
+    assert_eq!(refused(none), "DIR: no such folder; give the folder of a checkpoint in Hugging Face layout");
+}
+
+#[test]
+fn a_damaged_file_is_named() {
+    let cases = [
+        ("tokenizer.json", "{}", "DIR/tokenizer.json: not a tokenizer"),
+        (
+            "preprocessor_config.json",
+            "{\n!",
+            "DIR/preprocessor_config.json, line 2, column 1: not valid json",
+        ),
+        ("tokenizer_config.json", "", "DIR/tokenizer_config.json, line 1, column 0: not valid json"),
+        (
+            "preprocessor_config.json",
+            r#"{"resample": 2}"#,
+            "DIR/preprocessor_config.json: cannot be followed: \"resample\" is 2, needed 3 (bicubic)",
+        ),
+        (
+            "tokenizer.json",
+            r#"{"model": {"type": "BPE", "vocab": {}, "merges": []}}"#,
+            "DIR/tokenizer.json: has no token <|image|>; is this the tokenizer of a GLM vision model?",
+        ),
+    ];
+    for (file, text, needed) in cases {
+        let folder = folder();
+        fs::write(folder.path().join(file), text).unwrap();
+        let text = refused(folder.path());
+        assert!(text.starts_with(needed), "{text}");
+    }
+}
+
+#[test]
+fn the_template_may_lie_in_older_places() {
+    let older = [
+        ("tokenizer_config.json", r#"{"chat_template": "old"}"#),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_template": [{"name": "x", "template": "no"}, {"name": "default", "template": "old"}]}"#,
+        ),
+        ("chat_template.json", r#"{"chat_template": "old"}"#),
+    ];
+    for (file, text) in older {
+        let folder = folder();
+        fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+        fs::write(folder.path().join(file), text).unwrap();
+        let processor = Processor::load(folder.path()).unwrap();
+        assert_eq!(processor.render(&[], &RenderOptions::default()).unwrap(), "old");
+    }
+}
+
+#[test]
+fn a_template_that_is_not_jinja_is_placed_by_line() {
+    let error = with_template("a\n{% if %}").unwrap_err().to_string();
+    assert!(error.starts_with("chat template, line 2: syntax error"), "{error}");
+}
+
+#[test]
+fn a_template_that_does_not_end_is_stopped() {
+    let endless = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
+    let error = render(endless).unwrap_err();
+    assert_eq!(error, "chat template, line 1: no end after 10000000 steps; does it loop?");
+
+    let recursive = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
+    let error = render(recursive).unwrap_err();
+    assert!(error.starts_with("chat template, line 1: "), "{error}");
+}
+
+#[test]
+fn a_template_that_writes_too_much_is_stopped() {
+    let long = "{% set x = 'x' * 10000 %}{% for a in range(10000) %}{{ x }}{% endfor %}";
+    assert_eq!(render(long).unwrap_err(), "chat template: writes more than 16777220 bytes");
+}
+
+#[test]
+fn a_template_may_refuse_and_fail() {
+    let refusal = render("\n{{ raise_exception('no user turn') }}").unwrap_err();
+    assert_eq!(refusal, "chat template, line 2: refuses the conversation: no user turn");
+    let failure = render("\n\n{{ messages[0].nothing.at_all }}").unwrap_err();
+    assert!(failure.starts_with("chat template, line 3: undefined value"), "{failure}");
+}
+
+#[test]
+fn a_list_of_texts_reaches_the_template_as_one_text_for_the_model() {
+    let template = "{% for m in messages %}{{ m.content }}|{% endfor %}";
+    let processor = with_template(template).unwrap();
+    let texts = || vec![Part::text("a"), Part::text("b")];
+    let messages = [Message::new("assistant", texts()), Message::new("user", texts())];
+
+    let rendered = processor.render(&messages, &RenderOptions::default()).unwrap();
+
+    // For the user the list stays, and is printed as Python would.
+    assert_eq!(rendered, "ab|[{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]|");
+}
+
+#[test]
+fn a_spelled_placeholder_is_found() {
+    let spelled = Message::new("user", "what does <|image|> mean?");
+    let count = "the prompt has 1 <|image|> placeholders, but 0 images were given; \
+                 message 1 spells the placeholder in its text";
+    let system = Message::new("system", "s");
+    assert_eq!(encode(&[system, spelled.clone()]).unwrap_err(), count);
+
+    // The counts agree, since the template drops the picture of an unknown role; the picture would
+    // stand in the wrong place.
+    let dropped = Message::new("someone", vec![Part::Image(picture())]);
+    assert_eq!(
+        encode(&[dropped, spelled]).unwrap_err(),
+        "message 1: its text spells <|image|>, which stands for a picture"
+    );
+}
+
+#[test]
+fn a_picture_that_the_template_drops_is_an_error() {
+    let dropped = Message::new("someone", vec![Part::Image(picture())]);
+    let error = encode(&[dropped]).unwrap_err();
+    assert_eq!(error, "the prompt has 0 <|image|> placeholders, but 1 images were given");
+}
+
+#[test]
+fn segments_and_pictures_must_agree() {
+    let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
+    let segment = Segment { text: "<|image|><|image|>".to_owned(), taught: false };
+    let error = processor.encode_segments(&[segment], &[picture()]).unwrap_err();
+    assert_eq!(error.to_string(), "the prompt has 2 <|image|> placeholders, but 1 images were given");
+}
+
+#[test]
+fn a_clip_is_refused_by_name() {
+    let clip = Part::Video(VideoSource::Path("clip.mp4".into()));
+    let error = encode(&[Message::new("system", "s"), Message::new("user", vec![clip])]).unwrap_err();
+    assert_eq!(error, "video is not supported by this version yet (message 1)");
+}
+
+#[test]
+fn of_several_bad_pictures_the_first_is_named() {
+    let missing = |name: &str| Part::Image(ImageSource::Path(name.into()));
+    let parts = vec![Part::Image(picture()), missing("/no/a.png"), missing("/no/b.png")];
+    assert_eq!(
+        encode(&[Message::new("user", parts)]).unwrap_err(),
+        "image 1 of the conversation cannot be used: /no/a.png: cannot be read: No such file or directory (os error 2)"
+    );
+}

@@ -1,0 +1,108 @@
+//! Files and folders that appear whole or not at all.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::WeightsError;
+
+/// Writes a file beside its place and moves it there.
+///
+/// # Errors
+///
+/// When the system refuses; what was there before is then untouched.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), WeightsError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let staged = parent.join(format!(".{name}.{}.partial", std::process::id()));
+    let written = fs::File::create(&staged)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&staged, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&staged);
+    }
+    written.map_err(WeightsError::write(path))
+}
+
+/// A folder in the making: files go into [`path`](Self::path), [`publish`](Self::publish) moves all of them into
+/// place at once. Dropped unpublished, it leaves nothing behind.
+#[derive(Debug)]
+pub struct StagedFolder {
+    staged: PathBuf,
+    target: PathBuf,
+}
+
+impl StagedFolder {
+    /// Starts a folder that will be `target`, making the folders above it.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn new(target: &Path) -> Result<Self, WeightsError> {
+        let parent =
+            target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let staged = parent.join(format!(".{name}.{}.partial", std::process::id()));
+        let _ = fs::remove_dir_all(&staged);
+        fs::create_dir_all(&staged).map_err(WeightsError::write(&staged))?;
+        Ok(Self { staged, target: target.to_owned() })
+    }
+
+    /// Where to put the files.
+    pub fn path(&self) -> &Path {
+        &self.staged
+    }
+
+    /// Moves the folder into place; one that was there before is replaced.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn publish(self) -> Result<(), WeightsError> {
+        let old = self.staged.with_extension("old");
+        if self.target.exists() {
+            let _ = fs::remove_dir_all(&old);
+            fs::rename(&self.target, &old).map_err(WeightsError::write(&self.target))?;
+        }
+        fs::rename(&self.staged, &self.target).map_err(WeightsError::write(&self.target))?;
+        let _ = fs::remove_dir_all(&old);
+        Ok(())
+    }
+}
+
+impl Drop for StagedFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.staged);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_not_published_leaves_nothing() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("final");
+
+        let staged = StagedFolder::new(&target).unwrap();
+        fs::write(staged.path().join("a"), "1").unwrap();
+        drop(staged);
+
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_published_folder_replaces_the_one_before() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("final");
+        for name in ["a", "b"] {
+            let staged = StagedFolder::new(&target).unwrap();
+            fs::write(staged.path().join(name), "1").unwrap();
+            staged.publish().unwrap();
+        }
+
+        assert!(target.join("b").exists() && !target.join("a").exists());
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+}

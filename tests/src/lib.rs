@@ -1,0 +1,141 @@
+//! What the suites share: where the golden cases are, and how to compare with them.
+//!
+//! The cases in `fixtures/golden` are a selection; `GLM4V_GOLDEN=/path/to/golden` runs the suites on a whole set.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, TensorData};
+use glm4v_model::{Backend, Batch, Grid, Patches, TokenKind};
+use glm4v_weights::TensorFile;
+use serde_json::Value;
+
+/// Root of the repository.
+pub fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Folder of the golden cases.
+pub fn golden() -> PathBuf {
+    std::env::var_os("GLM4V_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden"), PathBuf::from)
+}
+
+/// The backend that the suites run on: `GLM4V_TEST_BACKEND`, or the processor.
+pub fn backend() -> Backend {
+    let name = std::env::var("GLM4V_TEST_BACKEND").unwrap_or_else(|_| "cpu".into());
+    name.parse().expect("GLM4V_TEST_BACKEND names a backend")
+}
+
+/// One case: its tensors and its notes.
+pub struct Case {
+    /// Name of the file, without ending.
+    pub name: String,
+    /// What is not a tensor.
+    pub meta: Value,
+    file: TensorFile,
+}
+
+impl Case {
+    /// Opens `<golden>/<place>.safetensors` and the json beside it.
+    pub fn open(place: &str) -> Self {
+        Self::at(&golden().join(place))
+    }
+
+    fn at(path: &Path) -> Self {
+        // Not with_extension: names such as `top_p_0.6` have dots.
+        let with = |ending: &str| PathBuf::from(format!("{}.{ending}", path.display()));
+        let json = std::fs::read_to_string(with("json"))
+            .unwrap_or_else(|error| panic!("{}: {error}", with("json").display()));
+        Self {
+            name: path.file_name().expect("a case has a name").to_string_lossy().into_owned(),
+            meta: serde_json::from_str(&json).expect("notes are json"),
+            file: TensorFile::open(&with("safetensors")).expect("a case is whole"),
+        }
+    }
+
+    /// Every case of a folder, by name; a folder without any is a mistake.
+    pub fn all(folder: &str) -> Vec<Self> {
+        let folder = golden().join(folder);
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+            .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+            .map(|entry| entry.expect("folders can be listed").path())
+            .filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"))
+            .collect();
+        assert!(!paths.is_empty(), "{}: no cases", folder.display());
+        paths.sort();
+        paths.iter().map(|path| Self::at(&path.with_extension(""))).collect()
+    }
+
+    /// Names of the tensors that start with `prefix`.
+    pub fn names(&self, prefix: &str) -> Vec<String> {
+        let names = self.file.names().expect("a case is whole");
+        names.into_iter().filter(|name| name.starts_with(prefix)).collect()
+    }
+
+    /// A tensor of numbers.
+    pub fn float(&self, name: &str) -> TensorData {
+        self.file.float(name, DType::F32).expect("the case has the tensor")
+    }
+
+    /// A tensor of whole numbers, none if the case does not have it.
+    pub fn integers(&self, name: &str) -> Option<(Vec<i64>, Vec<usize>)> {
+        let known = !self.names(name).is_empty();
+        known.then(|| self.file.integers(name).expect("the tensor holds integers"))
+    }
+
+    /// The model's inputs.
+    pub fn batch(&self) -> Batch {
+        let (ids, shape) = self.integers("in.input_ids").expect("a case has ids");
+        let (mask, _) = self.integers("in.attention_mask").expect("a case has a mask");
+        let (kinds, _) = self.integers("in.mm_token_type_ids").expect("a case has kinds");
+        let taught = self.integers("in.labels").map(|(labels, _)| labels.iter().map(|l| *l >= 0).collect());
+        let patches = |values: &str, grids: &str| Patches {
+            values: match self.names(values).contains(&values.to_owned()) {
+                true => values_of(&self.float(values)),
+                false => Vec::new(),
+            },
+            grids: self.integers(grids).map_or_else(Vec::new, |(grids, _)| {
+                grids.chunks(3).map(|g| Grid::new(g[0] as usize, g[1] as usize, g[2] as usize)).collect()
+            }),
+        };
+        Batch {
+            shape: [shape[0], shape[1]],
+            taught: taught.unwrap_or_else(|| vec![false; ids.len()]),
+            input_ids: ids.iter().map(|id| *id as u32).collect(),
+            kinds: kinds
+                .iter()
+                .map(|kind| match kind {
+                    1 => TokenKind::Image,
+                    2 => TokenKind::Video,
+                    _ => TokenKind::Text,
+                })
+                .collect(),
+            attention_mask: mask.iter().map(|real| *real == 1).collect(),
+            images: patches("in.pixel_values", "in.image_grid_thw"),
+            videos: patches("in.pixel_values_videos", "in.video_grid_thw"),
+        }
+    }
+}
+
+/// The numbers of a tensor.
+pub fn values_of(data: &TensorData) -> Vec<f32> {
+    data.as_slice::<f32>().expect("the tensor is f32").to_vec()
+}
+
+/// Largest difference between two lists.
+pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| if a.is_nan() || b.is_nan() { f32::NAN } else { (a - b).abs() })
+        .fold(0.0, f32::max)
+}
+
+/// Length of the difference over the length of `expected`.
+pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(a - b))).sum();
+    let length: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    (difference / length.max(f64::MIN_POSITIVE)).sqrt()
+}
