@@ -78,6 +78,9 @@ pub enum ReadError {
     },
 }
 
+/// What to do about a record that ends too early.
+const ONE_LINE: &str = "a record stands on one line, or all of them in one list";
+
 /// Whether records are lines or elements, and how far the reading is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -161,7 +164,10 @@ impl<R: BufRead> RecordReader<R> {
         let value: Value = serde_json::from_slice(json).map_err(|error| ReadError::Json {
             at: at.clone(),
             column: error.column(),
-            problem: without_place(&error.to_string()).to_owned(),
+            problem: match without_place(&error.to_string()) {
+                cut if error.is_eof() && at.index.is_none() => format!("{cut}; {ONE_LINE}"),
+                other => other.to_owned(),
+            },
         })?;
         Record::parse(value, at.clone(), &self.layout, &self.folder, self.media_dir.as_deref())
             .map_err(|problem| ReadError::Record { at, problem })
@@ -197,9 +203,13 @@ impl<R: BufRead> RecordReader<R> {
     }
 
     /// The next byte that is not blank, left in place; `None` at the end of the file.
-    fn peek(&mut self) -> io::Result<Option<u8>> {
+    fn peek(&mut self) -> Result<Option<u8>, ReadError> {
         loop {
-            let Some(&byte) = self.input.fill_buf()?.first() else { return Ok(None) };
+            let byte = match self.input.fill_buf() {
+                Ok(bytes) => bytes.first().copied(),
+                Err(source) => return Err(self.io(source)),
+            };
+            let Some(byte) = byte else { return Ok(None) };
             if !byte.is_ascii_whitespace() {
                 return Ok(Some(byte));
             }
@@ -211,10 +221,9 @@ impl<R: BufRead> RecordReader<R> {
     fn next_element(&mut self, index: usize) -> Option<Result<Record, ReadError>> {
         match self.seek_element(index) {
             Ok(true) => {}
-            Ok(false) => return None,
-            Err(error) => {
+            end => {
                 self.form = Form::Done;
-                return Some(Err(error));
+                return end.err().map(Err);
             }
         }
         let at = self.here(Some(index));
@@ -232,29 +241,22 @@ impl<R: BufRead> RecordReader<R> {
 
     /// Goes over the comma to the next element; false behind the last.
     fn seek_element(&mut self, index: usize) -> Result<bool, ReadError> {
-        let needed = if index == 0 { "a record or \"]\"" } else { "\",\" or \"]\"" };
-        let mut next = self.peek().map_err(|source| self.io(source))?;
-        if next == Some(b',') && index > 0 {
+        let mut next = self.peek()?;
+        if next == Some(b']') {
             self.input.consume(1);
-            next = self.peek().map_err(|source| self.io(source))?;
-            if next == Some(b'{') {
-                return Ok(true);
-            }
-        } else if next == Some(b']') {
-            self.input.consume(1);
-            self.form = Form::Done;
-            let rest = self.peek().map_err(|source| self.io(source))?;
-            self.form = Form::Done;
-            return match rest {
+            return match self.peek()? {
                 None => Ok(false),
-                found => Err(self.misplaced(index, found, "the end of the file behind \"]\"")),
+                rest => Err(self.misplaced(index, rest, "the end of the file behind \"]\"")),
             };
-        } else if next == Some(b'{') && index == 0 {
-            return Ok(true);
-        } else {
-            return Err(self.misplaced(index, next, needed));
         }
-        Err(self.misplaced(index, next, "a record, which is an object"))
+        if index > 0 {
+            if next != Some(b',') {
+                return Err(self.misplaced(index, next, "\",\" or \"]\" behind a record"));
+            }
+            self.input.consume(1);
+            next = self.peek()?;
+        }
+        if next == Some(b'{') { Ok(true) } else { Err(self.misplaced(index, next, "a record, an object")) }
     }
 
     fn misplaced(&self, index: usize, found: Option<u8>, needed: &'static str) -> ReadError {
@@ -328,4 +330,115 @@ pub fn read_records(
 /// What serde_json says without its own line and column, which count from the start of the record.
 fn without_place(problem: &str) -> &str {
     problem.split(" at line ").next().unwrap_or(problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
+
+    fn reader<'a>(text: &'a str) -> RecordReader<BufReader<&'a [u8]>> {
+        // A buffer of a few bytes, so that every boundary falls inside of something.
+        let input = BufReader::with_capacity(16, text.as_bytes());
+        RecordReader::new(input, Path::new("d/x.json"), &Layout::default(), None).unwrap()
+    }
+
+    fn outcomes(text: &str) -> Vec<String> {
+        let said = |r: Result<Record, ReadError>| r.map_or_else(|e| e.to_string(), |r| r.at.to_string());
+        reader(text).map(said).collect()
+    }
+
+    #[test]
+    fn blank_lines_carriage_returns_and_a_byte_order_mark_are_tolerated() {
+        let text = format!("\u{feff}\r\n{GOOD}\r\n\n  \n{GOOD}");
+
+        assert_eq!(outcomes(&text), ["d/x.json: line 2", "d/x.json: line 5"]);
+    }
+
+    #[test]
+    fn a_list_is_read_record_by_record() {
+        let brace = GOOD.replace("\"q\"", r#""a \\\" } ] { \\\\""#);
+        let text = format!("\u{feff}[\n{GOOD},\n\n {brace}\n,{GOOD}]\n");
+
+        let places = outcomes(&text);
+
+        let placed = |i: usize, line: usize| format!("d/x.json: record [{i}] (line {line})");
+        assert_eq!(places, [placed(0, 2), placed(1, 4), placed(2, 5)]);
+    }
+
+    #[test]
+    fn malformed_json_on_line_17_is_named_and_reading_goes_on() {
+        let mut lines = vec![GOOD; 20];
+        lines[16] = r#"{"messages": nonsense}"#;
+
+        let outcomes = outcomes(&lines.join("\n"));
+
+        assert_eq!(outcomes.len(), 20);
+        assert_eq!(outcomes[16], "d/x.json: line 17: not valid json, column 15: expected ident");
+        assert_eq!(outcomes[19], "d/x.json: line 20");
+    }
+
+    #[test]
+    fn a_record_over_several_lines_says_what_is_needed() {
+        let outcomes = outcomes("{\n\"messages\": []}");
+
+        let needed = "d/x.json: line 1: not valid json, column 0: EOF while parsing an object; \
+                      a record stands on one line, or all of them in one list";
+        assert_eq!(outcomes[0], needed);
+    }
+
+    #[test]
+    fn a_broken_list_is_named_at_its_place() {
+        let cases = [
+            (format!("[{GOOD}\n{GOOD}]"), 1, "record [1] (line 2): found '{', needed \",\" or \"]\" behind"),
+            (format!("[{GOOD},]"), 1, "record [1] (line 1): found ']', needed a record, an object"),
+            (format!("[{GOOD}"), 1, "record [1] (line 1): found the end of the file, needed"),
+            (format!("[{GOOD}] 3"), 1, "record [1] (line 1): found '3', needed the end of the file"),
+            ("[\n 3]".to_owned(), 0, "record [0] (line 2): found '3', needed a record, an object"),
+            ("[{\"a\": ".to_owned(), 0, "record [0] (line 1): not valid json, column 6: EOF while parsing"),
+        ];
+        for (text, at, said) in cases {
+            let outcomes = outcomes(&text);
+            assert!(outcomes[at].contains(said), "{}", outcomes[at]);
+        }
+    }
+
+    #[test]
+    fn a_record_without_end_does_not_fill_the_memory() {
+        for (text, place) in [(GOOD.to_owned(), "line 1"), (format!("[{GOOD}]"), "record [0] (line 1)")] {
+            let mut reader = reader(&text);
+            reader.limit = GOOD.len() - 1;
+
+            let error = reader.next().unwrap().unwrap_err().to_string();
+
+            assert!(error.starts_with(&format!("d/x.json: {place}: longer than")), "{error}");
+            assert!(reader.next().is_none());
+        }
+    }
+
+    #[test]
+    fn a_record_of_exactly_the_limit_is_read() {
+        for text in [format!("{GOOD}\r\n{GOOD}"), format!("[{GOOD}]")] {
+            let mut reader = reader(&text);
+            reader.limit = GOOD.len();
+
+            assert!(reader.all(|r| r.is_ok()));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_missing_or_empty_or_parquet_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("empty.jsonl");
+        std::fs::write(&empty, " \n").unwrap();
+        let read = |name: &str| {
+            let error = read_records(&folder.path().join(name), &Layout::default(), None).unwrap_err();
+            error.to_string()
+        };
+
+        assert!(read("none.jsonl").ends_with("none.jsonl: cannot be read"));
+        assert!(read("empty.jsonl").ends_with("empty.jsonl: holds no records"));
+        assert!(read("x.PARQUET").contains("parquet and arrow are not read yet"));
+    }
 }

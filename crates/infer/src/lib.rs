@@ -1,1 +1,28 @@
-//! Text generation with GLM4V
+//! Text generation with GLM4V: prefill once, then token by token with a cache of keys and values.
+//!
+//! [`generate`] takes a left-padded [`Batch`](glm4v_model::Batch) and [`GenerationConfig`], and returns what every
+//! row produced and why it ended. [`TextStream`] turns tokens into text as they come.
+
+mod config;
+mod generate;
+mod sampling;
+mod stream;
+
+pub use config::{GenerationConfig, GenerationConfigError};
+pub use generate::{Finish, GenerateError, Generated, generate};
+pub use sampling::{Sampler, Sampling};
+pub use stream::TextStream;
+
+use glm4v_model::Sample;
+use glm4v_processor::Encoded;
+
+/// A prompt as the network takes it.
+pub fn prompt_sample(encoded: Encoded) -> Sample {
+    Sample::from_parts(
+        encoded.input_ids,
+        &encoded.mm_token_type_ids,
+        encoded.taught,
+        (encoded.pixel_values, &encoded.image_grid_thw),
+        (encoded.pixel_values_videos, &encoded.video_grid_thw),
+    )
+}

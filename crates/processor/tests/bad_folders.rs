@@ -157,12 +157,13 @@ fn a_list_of_texts_reaches_the_template_as_one_text_for_the_model() {
     let template = "{% for m in messages %}{{ m.content }}|{% endfor %}";
     let processor = with_template(template).unwrap();
     let texts = || vec![Part::text("a"), Part::text("b")];
-    let messages = [Message::new("assistant", texts()), Message::new("user", texts())];
+    let messages =
+        [Message::new("system", texts()), Message::new("assistant", texts()), Message::new("user", texts())];
 
     let rendered = processor.render(&messages, &RenderOptions::default()).unwrap();
 
     // For the user the list stays, and is printed as Python would.
-    assert_eq!(rendered, "ab|[{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]|");
+    assert_eq!(rendered, "ab|ab|[{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]|");
 }
 
 #[test]

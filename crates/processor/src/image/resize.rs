@@ -104,7 +104,7 @@ impl Axis {
 
 /// Keys' cubic with `a = -0.5`.
 fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.75;
+    const A: f64 = -0.5;
     let x = x.abs();
     if x < 1.0 {
         ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0

@@ -240,3 +240,49 @@ impl io::Write for Bounded {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(template: &str, messages: &[Message], options: &RenderOptions) -> String {
+        let tokens = Map::from_iter([("eos_token".to_owned(), json!("<e>"))]);
+        let template = ChatTemplate::new(template.to_owned(), tokens).unwrap();
+        template.render(messages, options).unwrap()
+    }
+
+    #[test]
+    fn lines_of_blocks_leave_nothing_behind() {
+        let template = "a\n  {% if true %}\nb\n  {% endif %}\n{{ '<&' }}{{ eos_token }}\n";
+        let text = rendered(template, &[], &RenderOptions::default());
+        assert_eq!(text, "a\nb\n<&<e>");
+    }
+
+    #[test]
+    fn tools_are_written_in_the_order_of_their_keys() {
+        let tools = json!([{"type": "function", "function": {"name": "wetter", "a": "für"}}]);
+        let options = RenderOptions { tools: Some(tools), ..RenderOptions::default() };
+        let template = "{% for t in tools %}{{ t | tojson(ensure_ascii=False) }}{% endfor %}";
+        let needed = r#"{"type": "function", "function": {"name": "wetter", "a": "für"}}"#;
+        assert_eq!(rendered(template, &[], &options), needed);
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_not_defined() {
+        let template = "{{ enable_thinking is defined }} {{ tools }} {{ add_generation_prompt }}";
+        let silent = rendered(template, &[], &RenderOptions::default());
+        assert_eq!(silent, "False None False");
+        let asked = RenderOptions { enable_thinking: Some(false), ..RenderOptions::prompt() };
+        assert_eq!(rendered(template, &[], &asked), "True None True");
+    }
+
+    #[test]
+    fn keys_of_a_message_and_python_methods_are_there() {
+        let mut message = Message::new("assistant", " a ");
+        message.extra.insert("reasoning_content".to_owned(), json!("because"));
+        let template = "{% for m in messages %}{% if loop.index0 > 0 %}{% break %}{% endif %}\
+                        {{ m.content.strip() }}{{ m.reasoning_content.split('c')[0] }}{% endfor %}";
+        let text = rendered(template, &[message.clone(), message], &RenderOptions::default());
+        assert_eq!(text, "abe");
+    }
+}

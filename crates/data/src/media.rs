@@ -1,0 +1,152 @@
+//! Pictures and clips that a record lists apart from its text.
+//!
+//! A place for one is `<image>` (or `<video>`) in a message that is plain text, or a part of that type
+//! without a source, which is how Hugging Face data sets write it. Places are filled in order. In a list
+//! of parts `<image>` is a text like any other.
+
+use std::collections::VecDeque;
+
+use serde_json::{Map, Value, json};
+
+use crate::layout::Layout;
+use crate::record::{RecordError, kind};
+
+/// Texts and lists that disagree on how many pictures or clips there are.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "found {places} {placeholder} in its messages{counted} but {given} in \"{column}\"; \
+     needs one entry for each place"
+)]
+pub struct MediaCount {
+    /// `<image>` or `<video>`.
+    pub placeholder: &'static str,
+    /// Places in all messages.
+    pub places: usize,
+    /// The messages that have places, as ` (message 0: 2, message 3: 1)`; empty without places.
+    pub counted: String,
+    /// The key of the list.
+    pub column: String,
+    /// Entries of the list.
+    pub given: usize,
+}
+
+/// Both kinds of media: the type of the part, the text that stands for one, the key of the list.
+const KINDS: [(&str, &str, &str); 2] = [("image", "<image>", "images"), ("video", "<video>", "videos")];
+
+/// The media lists of a record, images first.
+#[derive(Debug)]
+pub(crate) struct Media {
+    lists: [VecDeque<String>; 2],
+    columns: [String; 2],
+}
+
+impl Media {
+    /// Takes the lists out of a record.
+    pub(crate) fn take(record: &mut Map<String, Value>, layout: &Layout) -> Result<Self, RecordError> {
+        let columns = [&layout.columns.images, &layout.columns.videos];
+        let columns = [0, 1].map(|i| columns[i].clone().unwrap_or_else(|| KINDS[i].2.to_owned()));
+        let mut sources = |column: &String| sources(column, record.shift_remove(column));
+        let lists = [sources(&columns[0])?, sources(&columns[1])?];
+        Ok(Self { lists, columns })
+    }
+
+    /// Places in a message, images first.
+    pub(crate) fn places(&self, content: &Value) -> [usize; 2] {
+        KINDS.map(|(part_type, placeholder, _)| match content {
+            Value::String(text) => text.matches(placeholder).count(),
+            Value::Array(parts) => parts.iter().filter(|part| is_place(part, part_type)).count(),
+            _ => 0,
+        })
+    }
+
+    /// Compares the places of all messages with the lists.
+    pub(crate) fn check(&self, places: &[[usize; 2]]) -> Result<(), MediaCount> {
+        for (i, (_, placeholder, _)) in KINDS.into_iter().enumerate() {
+            let total: usize = places.iter().map(|place| place[i]).sum();
+            if total != self.lists[i].len() {
+                let with_places = places.iter().enumerate().filter(|(_, place)| place[i] > 0);
+                let counted: Vec<String> = with_places.map(|(m, place)| format!("message {m}: {}", place[i])).collect();
+                return Err(MediaCount {
+                    placeholder,
+                    places: total,
+                    counted: match counted.join(", ") {
+                        none if none.is_empty() => none,
+                        some => format!(" ({some})"),
+                    },
+                    column: self.columns[i].clone(),
+                    given: self.lists[i].len(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the places of a message with the next entries.
+    pub(crate) fn fill(&mut self, content: &mut Value) {
+        match content {
+            Value::String(text) if KINDS.iter().any(|(_, placeholder, _)| text.contains(placeholder)) => {
+                *content = self.split(text);
+            }
+            Value::Array(parts) => {
+                for part in parts {
+                    for (i, (part_type, ..)) in KINDS.into_iter().enumerate() {
+                        if is_place(part, part_type) {
+                            *part = self.next_part(i);
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn next_part(&mut self, i: usize) -> Value {
+        let source = self.lists[i].pop_front().expect("places and entries were counted");
+        json!({"type": KINDS[i].0, "path": source})
+    }
+
+    /// Text with places to parts.
+    fn split(&mut self, text: &str) -> Value {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        let first = |rest: &str| {
+            let found = |i: usize| rest.find(KINDS[i].1).map(|at| (at, i));
+            [0, 1].into_iter().filter_map(found).min()
+        };
+        while let Some((at, i)) = first(rest) {
+            if at > 0 {
+                parts.push(json!({"type": "text", "text": rest[..at]}));
+            }
+            parts.push(self.next_part(i));
+            rest = &rest[at + KINDS[i].1.len()..];
+        }
+        if !rest.is_empty() {
+            parts.push(json!({"type": "text", "text": rest}));
+        }
+        Value::Array(parts)
+    }
+}
+
+/// Whether a part is of this type and does not say which one.
+fn is_place(part: &Value, part_type: &str) -> bool {
+    let Value::Object(keys) = part else { return false };
+    let sources = ["path", "url", "image", "video", "image_url", "video_url"];
+    let empty = |key: &&str| keys.get(*key).is_none_or(Value::is_null);
+    keys.get("type").and_then(Value::as_str) == Some(part_type) && sources.iter().all(|key| empty(key))
+}
+
+/// The entries of a list: paths or URLs, or objects that hold one; one alone may stand without a list.
+fn sources(column: &str, value: Option<Value>) -> Result<VecDeque<String>, RecordError> {
+    let values = match value {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(values)) => values,
+        Some(single @ (Value::String(_) | Value::Object(_))) => vec![single],
+        other => return Err(kind(format!("\"{column}\""), other.as_ref(), "a list of paths")),
+    };
+    let source = |(index, value): (usize, Value)| {
+        let nested = ["path", "url", "image"].into_iter().find_map(|key| value.get(key)?.as_str());
+        let found = value.as_str().or(nested).filter(|source| !source.is_empty()).map(str::to_owned);
+        found.ok_or_else(|| kind(format!("\"{column}\"[{index}]"), Some(&value), "a path or URL"))
+    };
+    values.into_iter().enumerate().map(source).collect()
+}

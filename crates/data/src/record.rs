@@ -1,0 +1,327 @@
+//! One record: a conversation to learn from, checked for what would otherwise fail silently.
+//!
+//! Both forms become the same messages: keys and speakers get the names that chat templates know, every
+//! `<image>` in a text and every part without a source takes the next entry of `images`, paths are
+//! resolved.
+
+use std::path::{Path, PathBuf};
+
+use glm4v_processor::{
+    Content, ImageSource, Message, MessagesError, Part, VideoSource, parse_messages, token,
+};
+use serde_json::{Map, Value, json};
+
+use crate::layout::{Formatting, Layout, Speaker};
+use crate::location::Location;
+use crate::media::{Media, MediaCount};
+use crate::suggest::list;
+
+/// Why a record cannot be learned from.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// A value of the wrong kind, or none.
+    #[error("{key} is {found}, needed {needed}")]
+    Kind {
+        /// The key, with the number of the message where it belongs to one.
+        key: String,
+        /// The kind of the value found.
+        found: &'static str,
+        /// What the key may hold.
+        needed: &'static str,
+    },
+    /// No list of turns.
+    #[error("has no \"{needed}\"; its keys are {found}; columns.messages names the key in dataset_info.json")]
+    NoMessages {
+        /// The key that was looked for.
+        needed: String,
+        /// The keys of the record.
+        found: String,
+    },
+    /// Two lists of turns.
+    #[error("has \"messages\" and \"conversations\"; columns.messages says which, in dataset_info.json")]
+    TwoConversations,
+    /// A speaker that is not known.
+    #[error("message {message}: unknown role \"{found}\"; known are {known}")]
+    UnknownRole {
+        /// Index of the message.
+        message: usize,
+        /// The name found.
+        found: String,
+        /// The names known.
+        known: String,
+    },
+    /// A call of a function that is not one.
+    #[error("message {message}: a function call needs json with \"name\" and \"arguments\", found {found:?}")]
+    FunctionCall {
+        /// Index of the message.
+        message: usize,
+        /// What stands there, cut after a few words.
+        found: String,
+    },
+    /// A message that is not understood.
+    #[error(transparent)]
+    Message(#[from] MessagesError),
+    /// Texts and lists disagree on how many pictures or clips there are.
+    #[error(transparent)]
+    MediaCount(#[from] MediaCount),
+    /// A picture or clip where chat templates take text only.
+    #[error("message {message}: a turn of the {role} holds a picture or clip, needed text only")]
+    Shown {
+        /// Index of the message.
+        message: usize,
+        /// Whose turn it is.
+        role: String,
+    },
+    /// A text that spells a token which only the chat template may write.
+    #[error("message {message}: its text spells {token}, which the chat template writes by itself; remove it")]
+    ControlToken {
+        /// Index of the message.
+        message: usize,
+        /// The token.
+        token: &'static str,
+    },
+    /// An answer without words: the model would learn to say nothing.
+    #[error("message {message}: the answer is empty")]
+    EmptyAnswer {
+        /// Index of the message.
+        message: usize,
+    },
+    /// No turn of the model.
+    #[error("has no turn of the assistant, so there is nothing to learn; its roles are {found}")]
+    NoAnswer {
+        /// The roles of the record.
+        found: String,
+    },
+}
+
+/// A conversation to learn from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Where it stands.
+    pub at: Location,
+    /// Its turns, with media in their places and paths resolved; roles are `system`, `user`,
+    /// `assistant` and `tool`.
+    pub messages: Vec<Message>,
+    /// The tools that the model may call.
+    pub tools: Option<Value>,
+}
+
+impl Record {
+    /// Reads a record. Media are relative to `folder`, or to `media_dir` where they exist there.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong with it.
+    pub fn parse(
+        value: Value,
+        at: Location,
+        layout: &Layout,
+        folder: &Path,
+        media_dir: Option<&Path>,
+    ) -> Result<Self, RecordError> {
+        let Value::Object(mut record) = value else {
+            return Err(kind("the record", Some(&value), "an object"));
+        };
+        let mut media = Media::take(&mut record, layout)?;
+        let tools = tools(record.shift_remove(name(&layout.columns.tools, "tools")))?;
+        let mut turns = turns(&mut record, layout)?;
+        let places = turns.iter().map(|turn| media.places(&turn["content"]));
+        media.check(&places.collect::<Vec<_>>())?;
+        for turn in &mut turns {
+            media.fill(&mut turn["content"]);
+        }
+        let text = Value::Array(turns).to_string();
+        let mut messages = parse_messages(&text, media_dir.unwrap_or(folder))?;
+        if let Some(media_dir) = media_dir {
+            messages.iter_mut().for_each(|message| prefer_existing(message, media_dir, folder));
+        }
+        messages.iter().enumerate().try_for_each(|(index, message)| check(index, message))?;
+        if !messages.iter().any(|message| message.role == "assistant") {
+            return Err(RecordError::NoAnswer { found: list(messages.iter().map(|m| m.role.as_str())) });
+        }
+        Ok(Self { at, messages, tools })
+    }
+
+    /// The pictures, in the order in which the model sees them.
+    pub fn images(&self) -> impl Iterator<Item = &ImageSource> {
+        self.messages.iter().flat_map(Message::images)
+    }
+}
+
+fn name<'a>(given: &'a Option<String>, own: &'static str) -> &'a str {
+    given.as_deref().unwrap_or(own)
+}
+
+/// Says that `value` is of the wrong kind.
+pub(crate) fn kind(key: impl Into<String>, value: Option<&Value>, needed: &'static str) -> RecordError {
+    let found = match value {
+        None => "missing",
+        Some(Value::Null) => "null",
+        Some(Value::Bool(_)) => "a boolean",
+        Some(Value::Number(_)) => "a number",
+        Some(Value::String(_)) => "a string",
+        Some(Value::Array(_)) => "a list",
+        Some(Value::Object(_)) => "an object",
+    };
+    RecordError::Kind { key: key.into(), found, needed }
+}
+
+/// The tools of a record: a list, or the text of one as LLaMA-Factory writes it.
+fn tools(value: Option<Value>) -> Result<Option<Value>, RecordError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+        Some(Value::String(text)) => match serde_json::from_str(&text) {
+            Ok(Value::Array(tools)) => Ok(Some(Value::Array(tools))),
+            _ => Err(kind("\"tools\"", Some(&Value::String(text)), "a list of tools, or its json")),
+        },
+        Some(Value::Array(tools)) => Ok(Some(Value::Array(tools))),
+        other => Err(kind("\"tools\"", other.as_ref(), "a list of tools, or its json")),
+    }
+}
+
+/// The turns with the keys and roles that chat templates know.
+fn turns(record: &mut Map<String, Value>, layout: &Layout) -> Result<Vec<Value>, RecordError> {
+    let column = match (&layout.columns.messages, layout.formatting) {
+        (Some(column), _) => column.as_str(),
+        (None, Formatting::OpenAi) => "messages",
+        (None, Formatting::ShareGpt) => "conversations",
+        (None, Formatting::Auto) => match ["messages", "conversations"].map(|key| record.contains_key(key)) {
+            [true, true] => return Err(RecordError::TwoConversations),
+            [false, true] => "conversations",
+            _ => "messages",
+        },
+    };
+    let values = match record.shift_remove(column) {
+        Some(Value::Array(values)) if !values.is_empty() => values,
+        Some(Value::Array(_)) => {
+            return Err(RecordError::Kind {
+                key: format!("\"{column}\""),
+                found: "empty",
+                needed: "a list of messages",
+            });
+        }
+        None => {
+            let found = list(record.keys().map(String::as_str));
+            return Err(RecordError::NoMessages { needed: column.to_owned(), found });
+        }
+        other => return Err(kind(format!("\"{column}\""), other.as_ref(), "a list of messages")),
+    };
+    let turns = values.into_iter().enumerate().map(|(index, value)| turn(index, value, layout));
+    let mut turns = turns.collect::<Result<Vec<_>, _>>()?;
+    let system = name(&layout.columns.system, "system");
+    match record.shift_remove(system) {
+        None | Some(Value::Null) => {}
+        Some(Value::String(text)) if text.is_empty() => {}
+        Some(Value::String(text)) => turns.insert(0, json!({"role": "system", "content": text})),
+        other => return Err(kind(format!("\"{system}\""), other.as_ref(), "a string")),
+    }
+    Ok(turns)
+}
+
+fn turn(index: usize, value: Value, layout: &Layout) -> Result<Value, RecordError> {
+    let Value::Object(mut keys) = value else {
+        return Err(kind(format!("message {index}"), Some(&value), "an object"));
+    };
+    let share_gpt = match layout.formatting {
+        Formatting::OpenAi => false,
+        Formatting::ShareGpt => true,
+        Formatting::Auto => !keys.contains_key("role") && keys.contains_key("from"),
+    };
+    let own = if share_gpt { ["from", "value"] } else { ["role", "content"] };
+    let role_key = name(&layout.tags.role_tag, own[0]);
+    let content_key = name(&layout.tags.content_tag, own[1]);
+    let of = |key: &str| format!("message {index}: \"{key}\"");
+
+    let found = match keys.shift_remove(role_key) {
+        Some(Value::String(found)) => found,
+        other => return Err(kind(of(role_key), other.as_ref(), "a string")),
+    };
+    let Some(speaker) = layout.speaker(&found) else {
+        let known = list(layout.speaker_names());
+        return Err(RecordError::UnknownRole { message: index, found, known });
+    };
+    let content = match keys.shift_remove(content_key) {
+        Some(Value::Array(parts)) if layout.formatting != Formatting::ShareGpt => Value::Array(parts),
+        Some(Value::String(text)) => Value::String(text),
+        None | Some(Value::Null) if keys.contains_key("tool_calls") => Value::String(String::new()),
+        other if layout.formatting == Formatting::ShareGpt => {
+            let needed = "a string; a list of parts has the formatting \"openai\"";
+            return Err(kind(of(content_key), other.as_ref(), needed));
+        }
+        other => return Err(kind(of(content_key), other.as_ref(), "a string or a list of parts")),
+    };
+    if let Some(loss) = keys.get("loss").filter(|loss| !loss.is_boolean()) {
+        return Err(kind(of("loss"), Some(loss), "true or false"));
+    }
+    let mut turn = json!({"role": speaker.role(), "content": content});
+    if speaker == Speaker::FunctionCall {
+        turn["tool_calls"] = tool_calls(index, &turn["content"])?;
+        turn["content"] = Value::String(String::new());
+    }
+    for (key, value) in keys {
+        turn[key] = value;
+    }
+    Ok(turn)
+}
+
+/// The calls that a `function_call` of sharegpt spells as text.
+fn tool_calls(message: usize, content: &Value) -> Result<Value, RecordError> {
+    let text = content.as_str().unwrap_or_default();
+    let calls = match serde_json::from_str(text) {
+        Ok(Value::Array(calls)) => calls,
+        Ok(call) => vec![call],
+        Err(_) => Vec::new(),
+    };
+    let call = |call: &Value| call.get("name").is_some() && call.get("arguments").is_some();
+    if calls.is_empty() || !calls.iter().all(call) {
+        return Err(RecordError::FunctionCall { message, found: text.chars().take(60).collect() });
+    }
+    Ok(calls.into_iter().map(|call| json!({"type": "function", "function": call})).collect())
+}
+
+/// Takes a file beside the records for one that is not in the media folder, as LLaMA-Factory does.
+fn prefer_existing(message: &mut Message, media_dir: &Path, folder: &Path) {
+    let Content::Parts(parts) = &mut message.content else { return };
+    for part in parts {
+        if let Part::Image(ImageSource::Path(path)) | Part::Video(VideoSource::Path(path)) = part
+            && let Ok(written) = path.strip_prefix(media_dir).map(PathBuf::from)
+            && !path.is_file()
+            && folder.join(&written).is_file()
+        {
+            *path = folder.join(written);
+        }
+    }
+}
+
+/// Tokens that only the chat template and the processor may write.
+const CONTROL: [&str; 11] = [
+    token::IMAGE,
+    token::VIDEO,
+    token::BEGIN_OF_IMAGE,
+    token::END_OF_IMAGE,
+    token::BEGIN_OF_VIDEO,
+    token::END_OF_VIDEO,
+    token::END_OF_TEXT,
+    token::SYSTEM,
+    token::USER,
+    token::ASSISTANT,
+    token::OBSERVATION,
+];
+
+fn check(index: usize, message: &Message) -> Result<(), RecordError> {
+    let spelled = CONTROL.into_iter().find(|token| message.content.texts().any(|text| text.contains(token)));
+    if let Some(token) = spelled {
+        return Err(RecordError::ControlToken { message: index, token });
+    }
+    let speaks_only = message.role == "assistant" || message.role == "system";
+    if speaks_only && message.content.parts().iter().any(|part| !matches!(part, Part::Text { .. })) {
+        return Err(RecordError::Shown { message: index, role: message.role.clone() });
+    }
+    let silent = message.content.texts().all(|text| text.trim().is_empty());
+    if message.role == "assistant" && silent && !message.extra.contains_key("tool_calls") {
+        return Err(RecordError::EmptyAnswer { message: index });
+    }
+    Ok(())
+}

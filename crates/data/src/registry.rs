@@ -1,0 +1,405 @@
+//! Data sets by name: `dataset_info.json` and what `digits:test` stands for.
+//!
+//! The keys are LLaMA-Factory's, so that a file written for it can be used as it is. An entry is looked
+//! at when it is asked for: entries that this program cannot read (hubs, alpaca) do no harm to others.
+//! Ours alone is `splits`, which gives one entry several files.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::layout::{Columns, Formatting, Layout, Tags};
+use crate::reader::{ReadError, read_records};
+use crate::record::Record;
+use crate::suggest::{did_you_mean, list};
+
+/// File name of the registry in a folder of data sets.
+pub const REGISTRY_FILE: &str = "dataset_info.json";
+
+/// Why a name does not lead to a data set.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The registry cannot be read.
+    #[error("{}: cannot be read", .file.display())]
+    Io {
+        /// The registry.
+        file: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The registry is not JSON.
+    #[error("{}: not valid json", .file.display())]
+    Json {
+        /// The registry.
+        file: PathBuf,
+        /// What the JSON reader met, with line and column.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No entry of that name, and no file either.
+    #[error("{}: no data set \"{name}\", and no file of that name; known are {known}{suggestion}", .file.display())]
+    UnknownName {
+        /// The registry.
+        file: PathBuf,
+        /// The name asked for.
+        name: String,
+        /// The names known.
+        known: String,
+        /// The nearest of them, as the end of a sentence.
+        suggestion: String,
+    },
+    /// The entry has no such split.
+    #[error("{}: \"{name}\" has no split \"{split}\"; known are {known}{suggestion}", .file.display())]
+    UnknownSplit {
+        /// The registry or the file itself.
+        file: PathBuf,
+        /// The data set.
+        name: String,
+        /// The split asked for.
+        split: String,
+        /// The splits known.
+        known: String,
+        /// The nearest of them, as the end of a sentence.
+        suggestion: String,
+    },
+    /// The entry has several splits and none was asked for.
+    #[error("{}: \"{name}\" has the splits {known}; name one, as in \"{name}:{first}\"", .file.display())]
+    WhichSplit {
+        /// The registry.
+        file: PathBuf,
+        /// The data set.
+        name: String,
+        /// The splits known.
+        known: String,
+        /// The first of them.
+        first: String,
+    },
+    /// A key that has no meaning.
+    #[error("{}: unknown key \"{key}\"{suggestion}", .file.display())]
+    UnknownKey {
+        /// The registry.
+        file: PathBuf,
+        /// The key with the keys that lead to it.
+        key: String,
+        /// The nearest key, as the end of a sentence.
+        suggestion: String,
+    },
+    /// A key of LLaMA-Factory that this program does not follow.
+    #[error("{}: \"{key}\" is not supported; {remedy}", .file.display())]
+    Unsupported {
+        /// The registry.
+        file: PathBuf,
+        /// The key with the keys that lead to it.
+        key: String,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A value of the wrong kind, or none.
+    #[error("{}: \"{key}\" must be {needed}", .file.display())]
+    Kind {
+        /// The registry.
+        file: PathBuf,
+        /// The key with the keys that lead to it.
+        key: String,
+        /// What it may hold.
+        needed: &'static str,
+    },
+}
+
+/// Where the records of one split are and how they are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// What it is called in messages: `digits:test`.
+    pub name: String,
+    /// The files, in order.
+    pub files: Vec<PathBuf>,
+    /// How the records are written.
+    pub layout: Layout,
+}
+
+impl Source {
+    /// Reads every record. Media are relative to their file, or to `media_dir` where they exist there.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read, a record is wrong, or a file holds none.
+    pub fn read(&self, media_dir: Option<&Path>) -> Result<Vec<Record>, ReadError> {
+        let mut records = Vec::new();
+        for file in &self.files {
+            records.append(&mut read_records(file, &self.layout, media_dir)?);
+        }
+        Ok(records)
+    }
+}
+
+/// The data sets that have names.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    folder: PathBuf,
+    file: PathBuf,
+    entries: Map<String, Value>,
+}
+
+impl Registry {
+    /// Reads `dataset_info.json` in `folder`; without the file there are no names, and paths still work.
+    ///
+    /// # Errors
+    ///
+    /// When the file is there but cannot be read, or is not a JSON object.
+    pub fn load(folder: &Path) -> Result<Self, RegistryError> {
+        let file = folder.join(REGISTRY_FILE);
+        let entries = match fs::read_to_string(&file) {
+            Ok(text) => match serde_json::from_str(text.trim_start_matches('\u{feff}')) {
+                Ok(Value::Object(entries)) => entries,
+                Ok(_) => {
+                    let needed = "an object with one entry for each data set";
+                    return Err(RegistryError::Kind { file, key: REGISTRY_FILE.to_owned(), needed });
+                }
+                Err(source) => return Err(RegistryError::Json { file, source }),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Map::new(),
+            Err(source) => return Err(RegistryError::Io { file, source }),
+        };
+        Ok(Self { folder: folder.to_owned(), file, entries })
+    }
+
+    /// The names, as the file orders them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The splits of a data set.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such entry, or it cannot be followed.
+    pub fn splits(&self, name: &str) -> Result<Vec<String>, RegistryError> {
+        let entry = self.entries.get(name).ok_or_else(|| self.unknown(name))?;
+        Ok(Entry::read(&self.file, name, entry)?.splits.into_iter().map(|(split, _)| split).collect())
+    }
+
+    /// Finds what `NAME`, `NAME:SPLIT` or the path of a `.json` or `.jsonl` file stands for.
+    ///
+    /// A registered name comes before a file of that name. Without `SPLIT` the data set must have one only.
+    ///
+    /// # Errors
+    ///
+    /// When nothing has that name, the split is not there, or the entry cannot be followed.
+    pub fn find(&self, wanted: &str) -> Result<Source, RegistryError> {
+        let (name, split) = match wanted.rsplit_once(':') {
+            Some((name, split)) if !self.entries.contains_key(wanted) => (name, Some(split)),
+            _ => (wanted, None),
+        };
+        if let Some(entry) = self.entries.get(name) {
+            return self.pick(name, split, Entry::read(&self.file, name, entry)?);
+        }
+        let path = Path::new(wanted);
+        let records = |e: &std::ffi::OsStr| ["json", "jsonl"].iter().any(|known| e.eq_ignore_ascii_case(known));
+        if path.is_file() && path.extension().is_some_and(records) {
+            let files = vec![path.to_owned()];
+            return Ok(Source { name: wanted.to_owned(), files, layout: Layout::default() });
+        }
+        match split {
+            Some(split) if Path::new(name).is_file() => Err(RegistryError::UnknownSplit {
+                file: name.into(),
+                name: name.to_owned(),
+                split: split.to_owned(),
+                known: "(none: a file has no splits)".to_owned(),
+                suggestion: String::new(),
+            }),
+            _ => Err(self.unknown(name)),
+        }
+    }
+
+    fn pick(&self, name: &str, split: Option<&str>, entry: Entry) -> Result<Source, RegistryError> {
+        let names = || entry.splits.iter().map(|(name, _)| name.as_str());
+        let known = list(names());
+        let (file, owned) = (self.file.clone(), name.to_owned());
+        let found = match (split, entry.splits.as_slice()) {
+            (None, [only]) => only,
+            (None, several) => {
+                let first = several.first().map(|(name, _)| name.clone()).unwrap_or_default();
+                return Err(RegistryError::WhichSplit { file, name: owned, known, first });
+            }
+            (Some(split), several) => several.iter().find(|(name, _)| name == split).ok_or_else(|| {
+                let suggestion = did_you_mean(split, names());
+                RegistryError::UnknownSplit { file, name: owned, split: split.to_owned(), known, suggestion }
+            })?,
+        };
+        let full_name = if entry.splits.len() > 1 { format!("{name}:{}", found.0) } else { name.to_owned() };
+        Ok(Source { name: full_name, files: self.files(&found.1)?, layout: entry.layout })
+    }
+
+    /// The file of a split, or the `.json` and `.jsonl` files of a folder in the order of their names.
+    fn files(&self, written: &str) -> Result<Vec<PathBuf>, RegistryError> {
+        let path = self.folder.join(written);
+        if !path.is_dir() {
+            return Ok(vec![path]);
+        }
+        let io = |source| RegistryError::Io { file: path.clone(), source };
+        let entries = fs::read_dir(&path).map_err(io)?;
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()).map_err(io));
+        let mut files = paths.collect::<Result<Vec<_>, _>>()?;
+        files.retain(|file| file.extension().is_some_and(|e| e == "json" || e == "jsonl"));
+        files.sort();
+        Ok(files)
+    }
+
+    fn unknown(&self, name: &str) -> RegistryError {
+        RegistryError::UnknownName {
+            file: self.file.clone(),
+            name: name.to_owned(),
+            known: list(self.names()),
+            suggestion: did_you_mean(name, self.names()),
+        }
+    }
+}
+
+/// One entry of the registry, understood.
+struct Entry {
+    /// Name and file of each split, in the order in which they are written.
+    splits: Vec<(String, String)>,
+    layout: Layout,
+}
+
+/// Keys of LLaMA-Factory that ask for what this program does not do.
+const UNSUPPORTED: [(&str, &str); 10] = [
+    ("hf_hub_url", HUB),
+    ("ms_hub_url", HUB),
+    ("om_hub_url", HUB),
+    ("cloud_file_name", HUB),
+    ("script_url", "convert the data set to JSONL and name it with file_name"),
+    ("subset", "give each subset an entry with its file_name"),
+    ("folder", "give each folder an entry with its file_name"),
+    ("num_samples", "write the records that you want to a file of their own"),
+    ("ranking", "pairs of preferred answers are not learned from"),
+    ("load_from", "name the file with file_name"),
+];
+const HUB: &str = "nothing is fetched; download the data set and name it with file_name";
+
+impl Entry {
+    fn read(file: &Path, name: &str, value: &Value) -> Result<Self, RegistryError> {
+        let mut keys = Keys::new(file, name.to_owned(), value)?;
+        for (key, remedy) in UNSUPPORTED {
+            match keys.values.shift_remove(key) {
+                None | Some(Value::Null | Value::Bool(false)) => {}
+                // With file_name beside it the hub is only an alternative.
+                Some(_) if remedy == HUB && keys.values.contains_key("file_name") => {}
+                Some(_) => return Err(keys.unsupported(key, remedy)),
+            }
+        }
+        let formatting = match keys.text("formatting")?.as_deref() {
+            None => Formatting::Auto,
+            Some("openai") => Formatting::OpenAi,
+            Some("sharegpt") => Formatting::ShareGpt,
+            Some("alpaca") => {
+                let remedy = "write the records as messages, see datasets/README.md";
+                return Err(keys.unsupported("formatting\": \"alpaca", remedy));
+            }
+            Some(_) => return Err(keys.kind("formatting", "\"openai\" or \"sharegpt\"")),
+        };
+        let splits = keys.splits()?;
+        let mut columns = keys.section("columns")?;
+        let mut tags = keys.section("tags")?;
+        let layout = Layout { formatting, columns: columns.columns()?, tags: tags.tags()? };
+        keys.finish(&["file_name", "splits", "split", "formatting", "columns", "tags"])?;
+        Ok(Self { splits, layout })
+    }
+}
+
+/// An object of the registry whose keys are taken one by one.
+struct Keys<'a> {
+    file: &'a Path,
+    /// The keys that lead here.
+    place: String,
+    values: Map<String, Value>,
+}
+
+impl<'a> Keys<'a> {
+    fn new(file: &'a Path, place: String, value: &Value) -> Result<Self, RegistryError> {
+        match value {
+            Value::Object(values) => Ok(Self { file, place, values: values.clone() }),
+            _ => Err(RegistryError::Kind { file: file.to_owned(), key: place, needed: "an object" }),
+        }
+    }
+
+    fn kind(&self, key: &str, needed: &'static str) -> RegistryError {
+        RegistryError::Kind { file: self.file.to_owned(), key: format!("{}.{key}", self.place), needed }
+    }
+
+    fn unsupported(&self, key: &str, remedy: &'static str) -> RegistryError {
+        RegistryError::Unsupported { file: self.file.to_owned(), key: format!("{}.{key}", self.place), remedy }
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<String>, RegistryError> {
+        match self.values.shift_remove(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if !text.is_empty() => Ok(Some(text)),
+            Some(_) => Err(self.kind(key, "a text")),
+        }
+    }
+
+    fn section(&mut self, key: &str) -> Result<Keys<'a>, RegistryError> {
+        let value = self.values.shift_remove(key).unwrap_or_else(|| Map::new().into());
+        Keys::new(self.file, format!("{}.{key}", self.place), &value)
+    }
+
+    fn splits(&mut self) -> Result<Vec<(String, String)>, RegistryError> {
+        let split = self.text("split")?.unwrap_or_else(|| "train".to_owned());
+        match (self.text("file_name")?, self.values.shift_remove("splits")) {
+            (Some(file), None) => Ok(vec![(split, file)]),
+            (None, Some(Value::Object(splits))) if !splits.is_empty() => {
+                let named = |(name, file): (String, Value)| match file {
+                    Value::String(file) => Ok((name, file)),
+                    _ => Err(self.kind(&format!("splits.{name}"), "the name of a file")),
+                };
+                splits.into_iter().map(named).collect()
+            }
+            (None, Some(_)) => Err(self.kind("splits", "an object from split to file")),
+            (Some(_), Some(_)) => Err(self.kind("splits", "left out beside file_name")),
+            (None, None) => Err(self.kind("file_name", "the name of a file, or \"splits\" given instead")),
+        }
+    }
+
+    fn columns(&mut self) -> Result<Columns, RegistryError> {
+        let columns = Columns {
+            messages: self.text("messages")?,
+            images: self.text("images")?,
+            videos: self.text("videos")?,
+            system: self.text("system")?,
+            tools: self.text("tools")?,
+        };
+        self.finish(&["messages", "images", "videos", "system", "tools"])?;
+        Ok(columns)
+    }
+
+    fn tags(&mut self) -> Result<Tags, RegistryError> {
+        let tags = Tags {
+            role_tag: self.text("role_tag")?,
+            content_tag: self.text("content_tag")?,
+            user_tag: self.text("user_tag")?,
+            assistant_tag: self.text("assistant_tag")?,
+            observation_tag: self.text("observation_tag")?,
+            function_tag: self.text("function_tag")?,
+            system_tag: self.text("system_tag")?,
+        };
+        let mut known = vec!["role_tag", "content_tag", "user_tag", "assistant_tag"];
+        known.extend(["observation_tag", "function_tag", "system_tag"]);
+        self.finish(&known)?;
+        Ok(tags)
+    }
+
+    /// Refuses what is left.
+    fn finish(&self, known: &[&str]) -> Result<(), RegistryError> {
+        let Some(key) = self.values.keys().next() else { return Ok(()) };
+        Err(RegistryError::UnknownKey {
+            file: self.file.to_owned(),
+            key: format!("{}.{key}", self.place),
+            suggestion: did_you_mean(key, known.iter().copied()),
+        })
+    }
+}

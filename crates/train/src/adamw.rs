@@ -1,0 +1,157 @@
+//! AdamW with decoupled weight decay.
+//!
+//! Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); steps and rounding as in
+//! `torch.optim.AdamW`.
+//!
+//! Our own instead of Burn's: its state is kept in the type of the weights, so that bf16 training would lose small
+//! updates; its record is keyed by ids that do not outlive the process, and is loaded onto the default device.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use glm4v_model::Glm4v;
+use glm4v_weights::{TensorFile, WeightsError, write_tensors};
+
+use crate::gradients::NamedGradients;
+
+/// Settings of [`AdamW`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWConfig {
+    /// Decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Share of a weight, times the rate, that is taken off at every step.
+    pub weight_decay: f64,
+}
+
+/// The optimizer and its state, by parameter name.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    step: usize,
+    moments: BTreeMap<String, Moments>,
+}
+
+/// State of one parameter, flattened, in f32.
+#[derive(Debug, Clone)]
+struct Moments {
+    first: Tensor<1>,
+    second: Tensor<1>,
+    /// The weight itself, if the model keeps it in fewer than 32 bits.
+    master: Option<Tensor<1>>,
+}
+
+impl AdamW {
+    /// A fresh optimizer.
+    pub fn new(config: AdamWConfig) -> Self {
+        Self { config, step: 0, moments: BTreeMap::new() }
+    }
+
+    /// Moves every parameter that has a gradient. Gradients are multiplied by `scale` first, which is how they are
+    /// clipped.
+    pub fn step(&mut self, model: Glm4v, gradients: NamedGradients, lr: f64, scale: f64) -> Glm4v {
+        self.step += 1;
+        let mut update = Update { path: Vec::new(), optimizer: self, gradients, lr, scale };
+        model.map(&mut update)
+    }
+
+    /// Writes the state to a safetensors file.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), WeightsError> {
+        let mut tensors = Vec::new();
+        for (name, moments) in &self.moments {
+            tensors.push((format!("exp_avg.{name}"), moments.first.to_data()));
+            tensors.push((format!("exp_avg_sq.{name}"), moments.second.to_data()));
+            if let Some(master) = &moments.master {
+                tensors.push((format!("master.{name}"), master.to_data()));
+            }
+        }
+        write_tensors(path, tensors, &[("step", self.step.to_string())])
+    }
+
+    /// Reads the state that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or is not such a state.
+    pub fn load(config: AdamWConfig, path: &Path, device: &Device) -> Result<Self, WeightsError> {
+        let file = TensorFile::open(path)?;
+        let step = file.metadata()?.get("step").and_then(|step| step.parse().ok()).unwrap_or(0);
+        let read = |name: String| -> Result<Tensor<1>, WeightsError> {
+            let data = file.float(&name, DType::F32)?;
+            let size = data.num_elements();
+            Ok(Tensor::from_data(
+                TensorData::from_bytes(data.into_bytes(), [size], DType::F32),
+                (device, DType::F32),
+            ))
+        };
+        let names = file.names()?;
+        let mut moments = BTreeMap::new();
+        for name in names.iter().filter_map(|name| name.strip_prefix("exp_avg.")) {
+            let master = format!("master.{name}");
+            let state = Moments {
+                first: read(format!("exp_avg.{name}"))?,
+                second: read(format!("exp_avg_sq.{name}"))?,
+                master: names.contains(&master).then(|| read(master)).transpose()?,
+            };
+            moments.insert(name.to_owned(), state);
+        }
+        Ok(Self { config, step, moments })
+    }
+}
+
+struct Update<'a> {
+    path: Vec<String>,
+    optimizer: &'a mut AdamW,
+    gradients: NamedGradients,
+    lr: f64,
+    scale: f64,
+}
+
+impl ModuleMapper for Update<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = self.path.join(".");
+        let Some(gradient) = self.gradients.remove(&name) else {
+            return param;
+        };
+        let (id, value, mapper) = param.consume();
+        let (shape, dtype) = (value.dims(), value.dtype());
+        let size = value.shape().num_elements();
+        let value = value.inner().reshape([size]);
+        let AdamWConfig { betas: [beta1, beta2], eps, weight_decay } = self.optimizer.config;
+        let step = self.optimizer.step as f64;
+
+        let gradient = gradient.cast(DType::F32);
+        let gradient = if self.scale == 1.0 { gradient } else { gradient * self.scale };
+        let state = self.optimizer.moments.remove(&name).unwrap_or_else(|| Moments {
+            first: Tensor::zeros([size], (&value.device(), DType::F32)),
+            second: Tensor::zeros([size], (&value.device(), DType::F32)),
+            master: (dtype != DType::F32).then(|| value.clone().cast(DType::F32)),
+        });
+        let first = state.first * beta1 + gradient.clone() * (1.0 - beta1);
+        let second = state.second * beta2 + gradient.clone() * gradient * (1.0 - beta2);
+        let root = second.clone().sqrt() * (1.0 / (1.0 - beta2.powf(step)).sqrt()) + eps;
+        let change = first.clone() / root * (self.lr / (1.0 - beta1.powf(step)));
+        let weight = state.master.unwrap_or(value) * (1.0 - self.lr * weight_decay) - change;
+        self.optimizer
+            .moments
+            .insert(name, Moments { first, second, master: (dtype != DType::F32).then(|| weight.clone()) });
+        let weight = weight.cast(dtype).reshape(shape);
+        Param::from_mapped_value(id, Tensor::from_inner(weight).require_grad(), mapper)
+    }
+}

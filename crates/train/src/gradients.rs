@@ -1,0 +1,71 @@
+//! Gradients by parameter name, and their global norm.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::prelude::*;
+use burn::tensor::{DType, Gradients};
+use glm4v_model::Glm4v;
+
+/// Gradients of a network's trainable parameters, flattened, by name.
+#[derive(Debug, Default)]
+pub struct NamedGradients {
+    by_name: BTreeMap<String, Tensor<1>>,
+}
+
+impl NamedGradients {
+    /// Takes the gradients of `model` out of a backward pass.
+    pub fn take(model: &Glm4v, gradients: Gradients) -> Self {
+        let mut taker = Taker { path: Vec::new(), gradients, by_name: BTreeMap::new() };
+        model.visit(&mut taker);
+        Self { by_name: taker.by_name }
+    }
+
+    /// The gradient of a parameter, none if nothing reached it.
+    pub fn remove(&mut self, name: &str) -> Option<Tensor<1>> {
+        self.by_name.remove(name)
+    }
+
+    /// Parameters that have a gradient.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+
+    /// Square root of the sum of all squares, as one number on the device, in f32.
+    ///
+    /// Global over all parameters, as `torch.nn.utils.clip_grad_norm_`; Burn's clipping takes each tensor alone.
+    pub fn norm(&self) -> Option<Tensor<1>> {
+        let squares: Vec<Tensor<1>> = self
+            .by_name
+            .values()
+            .map(|gradient| {
+                let gradient = gradient.clone().cast(DType::F32);
+                (gradient.clone() * gradient).sum()
+            })
+            .collect();
+        (!squares.is_empty()).then(|| Tensor::cat(squares, 0).sum().sqrt())
+    }
+}
+
+struct Taker {
+    path: Vec<String>,
+    gradients: Gradients,
+    by_name: BTreeMap<String, Tensor<1>>,
+}
+
+impl ModuleVisitor for Taker {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = param.val().grad_remove(&mut self.gradients) {
+            let size = gradient.shape().num_elements();
+            self.by_name.insert(self.path.join("."), gradient.reshape([size]));
+        }
+    }
+}

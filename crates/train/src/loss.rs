@@ -1,0 +1,48 @@
+//! What training minimises: the mean surprise at the tokens that are taught.
+//!
+//! Dimensions: `N` taught tokens, `V` vocabulary.
+
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use glm4v_model::{Batch, FusionError, Glm4v};
+
+/// Which scores the loss looks at, and which token each of them should have predicted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Targets {
+    /// Indices into the `[B, S]` positions: one before each taught token.
+    pub slots: Vec<usize>,
+    /// The taught tokens.
+    pub ids: Vec<u32>,
+}
+
+impl Targets {
+    /// Finds what a batch teaches. The first token of a row is never taught: nothing comes before it.
+    pub fn of(batch: &Batch) -> Self {
+        let width = batch.shape[1];
+        let taught = (0..batch.taught.len()).filter(|i| batch.taught[*i] && i % width != 0);
+        let (slots, ids) = taught.map(|i| (i - 1, batch.input_ids[i])).unzip();
+        Self { slots, ids }
+    }
+}
+
+/// Mean cross entropy in f32 over the taught tokens of a batch.
+///
+/// The head runs at these positions alone: the logits of all others are never made.
+///
+/// # Errors
+///
+/// When the batch does not fit the model.
+pub fn loss(model: &Glm4v, batch: &Batch, targets: &Targets) -> Result<Tensor<1>, FusionError> {
+    Ok(cross_entropy(model.forward_at(batch, &targets.slots)?, &targets.ids))
+}
+
+/// Mean cross entropy of `[N, V]` scores, in f32 whatever their type.
+pub fn cross_entropy(logits: Tensor<2>, ids: &[u32]) -> Tensor<1> {
+    let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let count = ids.len();
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [count, 1]), &logits.device());
+    let logits = logits.cast(DType::F32);
+    let top = logits.clone().detach().max_dim(1); // [N, 1]
+    let total = (logits.clone() - top.clone()).exp().sum_dim(1).log() + top;
+    (total - logits.gather(1, ids)).mean()
+}
