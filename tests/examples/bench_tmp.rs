@@ -3,6 +3,9 @@ use glm4v_model::*; use glm4v_train::*; use std::time::Instant;
 #[global_allocator]
 static A: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() {
+    rayon::ThreadPoolBuilder::new().num_threads(std::env::var("T").unwrap().parse().unwrap()).build().unwrap().install(run)
+}
+fn run() {
     let cfg = Glm4vConfig::from_json(&std::fs::read_to_string("configs/models/digits/config.json").unwrap()).unwrap();
     let n: usize = std::env::args().nth(1).unwrap().parse().unwrap();
     let dev = Backend::Cpu.open().unwrap().autodiff();

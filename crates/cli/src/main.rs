@@ -1,1 +1,67 @@
-fn main() {}
+//! The `glm4v` command: parse, call, print.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the program that talks to people")]
+
+mod answering;
+mod args;
+mod commands;
+mod device;
+mod failure;
+mod interrupt;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+/// Training frees and takes the same large blocks thousands of times a second; the system's allocator hands them back
+/// to the kernel each time and has them cleared again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    failure::report_panics();
+    init_log(args.global.verbose, args.global.quiet);
+    match device::with_threads(args.global.threads, || run(&args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", failure::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    match &args.command {
+        Command::Train(train) => commands::train(train, &args.global),
+        Command::Generate(generate) => commands::generate(generate, &args.global),
+        Command::Eval(eval) => commands::eval(eval, &args.global),
+        Command::Init(init) => commands::init(init, &args.global),
+        Command::Trace(trace) => commands::trace(trace, &args.global),
+        Command::Info(info) => commands::info(info, &args.global),
+    }
+}
+
+fn init_log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    // Only our own crates: what wgpu and its kin have to say is for their developers.
+    let filter = format!(
+        "off,glm4v={level},glm4v_model={level},glm4v_processor={level},glm4v_weights={level},glm4v_data={level},glm4v_train={level},glm4v_infer={level}"
+    );
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("GLM4V_LOG").unwrap_or_else(|_| filter.into()),
+        )
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+}

@@ -31,7 +31,9 @@ pub enum LabelError {
         role: String,
     },
     /// The template leaves a message out.
-    #[error("message {message}: the chat template writes nothing for the role \"{role}\"; remove the message")]
+    #[error(
+        "message {message}: the chat template writes nothing for the role \"{role}\"; remove the message"
+    )]
     Ignored {
         /// Index of the message.
         message: usize,
@@ -60,7 +62,9 @@ pub enum LabelError {
         message: usize,
     },
     /// No role token behind a turn.
-    #[error("message {message}: no turn of the user or a tool follows, so the model cannot learn to stop here")]
+    #[error(
+        "message {message}: no turn of the user or a tool follows, so the model cannot learn to stop here"
+    )]
     NoEnd {
         /// Index of the message.
         message: usize,
@@ -105,14 +109,17 @@ fn cut(
         }
     }
     let full = render(messages, false)?;
+    // Templates know `user` and `assistant`; of other roles one may know nothing and say so to nobody.
+    let others = messages.iter().enumerate().filter(|(_, m)| m.role != "user" && m.role != "assistant");
+    for (index, message) in others {
+        if index > 0 && adds_nothing(messages, index, &mut render) {
+            return Err(LabelError::Ignored { message: index, role: message.role.clone() });
+        }
+    }
     let mut out = Vec::new();
     let mut done = 0;
     for (index, message) in messages.iter().enumerate() {
         if message.role != "assistant" {
-            // Templates know `user`; of other roles a template may know nothing and say so to nobody.
-            if message.role != "user" && index > 0 && adds_nothing(messages, index, &mut render) {
-                return Err(LabelError::Ignored { message: index, role: message.role.clone() });
-            }
             continue;
         }
         if message.extra.get("loss").and_then(|loss| loss.as_bool()) == Some(false) {
@@ -163,4 +170,134 @@ fn adds_nothing(
     let with = render(&messages[..=index], false);
     let without = render(&messages[..index], false);
     matches!((with, without), (Ok(with), Ok(without)) if with == without)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A conversation from texts, the user first.
+    fn talk(texts: &[&str]) -> Vec<Message> {
+        let role = |i| if i % 2 == 0 { "user" } else { "assistant" };
+        texts.iter().enumerate().map(|(i, text)| Message::new(role(i), *text)).collect()
+    }
+
+    /// A template in the manner of GLM-4.1V, which knows of user, system and assistant only.
+    fn glm(messages: &[Message], generate: bool) -> Result<String, TemplateError> {
+        let turn = |m: &Message| match m.role.as_str() {
+            "tool" => String::new(),
+            role => format!("<|{role}|>\n{}", m.content.texts().collect::<String>()),
+        };
+        let end = if generate { "<|assistant|>\n" } else { "" };
+        Ok(format!("[gMASK]<sop>{}{end}", messages.iter().map(turn).collect::<String>()))
+    }
+
+    fn taught(segments: &[Segment]) -> Vec<&str> {
+        segments.iter().filter(|s| s.taught).map(|s| s.text.as_str()).collect()
+    }
+
+    #[test]
+    fn answers_and_the_tokens_that_end_them_are_taught() {
+        let messages = talk(&["q", "a", "r", "b"]);
+
+        let segments = cut(&messages, glm).unwrap();
+
+        assert_eq!(taught(&segments), ["a", "<|user|>", "b", "<|endoftext|>"]);
+        let joined: String = segments.iter().map(|s| s.text.as_str()).collect();
+        assert_eq!(joined, glm(&messages, false).unwrap() + "<|endoftext|>");
+    }
+
+    #[test]
+    fn what_comes_before_an_answer_is_the_prompt_of_generation() {
+        let messages = talk(&["q", "a", "r", "b"]);
+
+        let segments = cut(&messages, glm).unwrap();
+
+        for (turn, at) in [(1, 1), (3, 4)] {
+            let before: String = segments[..at].iter().map(|s| s.text.as_str()).collect();
+            assert_eq!(before, glm(&messages[..turn], true).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_turn_without_loss_is_prompt_only() {
+        let mut messages = talk(&["q", "a", "r", "b"]);
+        messages[1].extra.insert("loss".to_owned(), json!(false));
+        assert_eq!(taught(&cut(&messages, glm).unwrap()), ["b", "<|endoftext|>"]);
+
+        messages[1].extra.insert("loss".to_owned(), json!(true));
+        messages[3].extra.insert("loss".to_owned(), json!(false));
+        let segments = cut(&messages, glm).unwrap();
+        assert_eq!(taught(&segments), ["a", "<|user|>"]);
+        let joined: String = segments.iter().map(|s| s.text.as_str()).collect();
+        assert_eq!(joined, glm(&messages, false).unwrap());
+
+        messages[1].extra.insert("loss".to_owned(), json!(false));
+        let said = cut(&messages, glm).unwrap_err().to_string();
+        assert_eq!(said, "masks everything: every turn of the assistant has \"loss\": false");
+    }
+
+    #[test]
+    fn the_end_that_a_template_writes_is_not_taught_twice() {
+        let ends = |messages: &[Message], generate| {
+            let text = glm(messages, generate)?;
+            let ended = !generate && messages.last().is_some_and(|m| m.role == "assistant");
+            Ok(if ended { text + "<|endoftext|>" } else { text })
+        };
+
+        assert_eq!(taught(&cut(&talk(&["q", "a"]), ends).unwrap()), ["a<|endoftext|>"]);
+    }
+
+    #[test]
+    fn conversations_without_clear_answers_are_refused_by_turn() {
+        let said = |messages: &[Message]| cut(messages, glm).unwrap_err().to_string();
+
+        let trailing = said(&talk(&["q", "a", "r"]));
+        assert_eq!(trailing, "message 2: the last message must be the assistant's, found a turn of the user");
+        let mut tool = talk(&["q", "a", "r", "b"]);
+        tool[2].role = "tool".to_owned();
+        let needed = "message 2: the chat template writes nothing for the role \"tool\"; remove the message";
+        assert_eq!(said(&tool), needed);
+        let mut twice = talk(&["q", "a", "r", "b"]);
+        twice[2].role = "assistant".to_owned();
+        assert!(said(&twice).starts_with("message 1: no turn of the user or a tool follows"));
+        let silent = said(&talk(&["q", ""]));
+        assert_eq!(silent, "message 1: the chat template writes nothing behind the prompt of this turn");
+    }
+
+    #[test]
+    fn a_template_that_rewrites_history_is_found_out() {
+        // As GLM-OCR does: thoughts are kept in the turns behind the last question only.
+        let forgets = |messages: &[Message], generate: bool| {
+            let last_user = messages.iter().rposition(|m| m.role == "user").unwrap_or(0);
+            let mut messages = messages.to_vec();
+            for message in &mut messages[..last_user] {
+                let text: String = message.content.texts().collect();
+                message.content = text.rsplit("</think>").next().unwrap_or_default().into();
+            }
+            glm(&messages, generate)
+        };
+        let mut messages = talk(&["q", "<think>t</think>a", "r", "<think>u</think>b"]);
+
+        let said = cut(&messages, forgets).unwrap_err().to_string();
+
+        assert!(said.starts_with("message 1: the chat template writes this turn in another way"), "{said}");
+        messages[1].extra.insert("loss".to_owned(), json!(false));
+        let remedied = cut(&messages, forgets).unwrap();
+        assert_eq!(taught(&remedied), ["<think>u</think>b", "<|endoftext|>"]);
+    }
+
+    #[test]
+    fn a_turn_that_begins_unlike_its_prompt_is_found_out() {
+        let thinks = |messages: &[Message], generate| {
+            Ok(glm(messages, generate)? + if generate { "<think>" } else { "" })
+        };
+
+        let said = cut(&talk(&["q", "a"]), thinks).unwrap_err().to_string();
+
+        let needed = "message 1: the chat template does not begin this turn as it begins a generated one";
+        assert_eq!(said, needed);
+    }
 }

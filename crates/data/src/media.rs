@@ -65,7 +65,8 @@ impl Media {
             let total: usize = places.iter().map(|place| place[i]).sum();
             if total != self.lists[i].len() {
                 let with_places = places.iter().enumerate().filter(|(_, place)| place[i] > 0);
-                let counted: Vec<String> = with_places.map(|(m, place)| format!("message {m}: {}", place[i])).collect();
+                let counted: Vec<String> =
+                    with_places.map(|(m, place)| format!("message {m}: {}", place[i])).collect();
                 return Err(MediaCount {
                     placeholder,
                     places: total,
@@ -132,7 +133,7 @@ fn is_place(part: &Value, part_type: &str) -> bool {
     let Value::Object(keys) = part else { return false };
     let sources = ["path", "url", "image", "video", "image_url", "video_url"];
     let empty = |key: &&str| keys.get(*key).is_none_or(Value::is_null);
-    keys.get("type").and_then(Value::as_str) == Some(part_type) && sources.iter().all(|key| empty(key))
+    keys.get("type").and_then(Value::as_str) == Some(part_type) && sources.iter().all(empty)
 }
 
 /// The entries of a list: paths or URLs, or objects that hold one; one alone may stand without a list.

@@ -338,7 +338,7 @@ mod tests {
 
     const GOOD: &str = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
 
-    fn reader<'a>(text: &'a str) -> RecordReader<BufReader<&'a [u8]>> {
+    fn reader(text: &str) -> RecordReader<BufReader<&[u8]>> {
         // A buffer of a few bytes, so that every boundary falls inside of something.
         let input = BufReader::with_capacity(16, text.as_bytes());
         RecordReader::new(input, Path::new("d/x.json"), &Layout::default(), None).unwrap()

@@ -74,7 +74,9 @@ pub enum RecordError {
         role: String,
     },
     /// A text that spells a token which only the chat template may write.
-    #[error("message {message}: its text spells {token}, which the chat template writes by itself; remove it")]
+    #[error(
+        "message {message}: its text spells {token}, which the chat template writes by itself; remove it"
+    )]
     ControlToken {
         /// Index of the message.
         message: usize,
@@ -324,4 +326,232 @@ fn check(index: usize, message: &Message) -> Result<(), RecordError> {
         return Err(RecordError::EmptyAnswer { message: index });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Tags;
+
+    fn parse_as(value: Value, layout: &Layout) -> Result<Record, RecordError> {
+        let at = Location { file: Path::new("d/x.jsonl").into(), line: 1, index: None };
+        Record::parse(value, at, layout, Path::new("d"), None)
+    }
+
+    fn parse(value: Value) -> Result<Record, RecordError> {
+        parse_as(value, &Layout::default())
+    }
+
+    fn refused(value: Value) -> String {
+        parse(value).unwrap_err().to_string()
+    }
+
+    fn asked(user: Value, answer: Value) -> Value {
+        json!({"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]})
+    }
+
+    #[test]
+    fn every_form_of_one_conversation_gives_the_same_messages() {
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "image", "path": "1.png"},
+            {"type": "text", "text": "b"}, {"type": "image_url", "image_url": {"url": "2.png"}}]);
+        let open_ai = parse(asked(parts, json!("c"))).unwrap();
+
+        let mut with_list = asked(json!("a<image>b<image>"), json!("c"));
+        with_list["images"] = json!(["1.png", {"path": "2.png", "bytes": null}]);
+        let share_gpt = json!({"conversations": [{"from": "human", "value": "a<image>b<image>"},
+            {"from": "gpt", "value": "c"}], "images": ["1.png", "2.png"]});
+        let mut hugging_face = asked(
+            json!([{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"},
+                {"type": "image", "text": null}]),
+            json!([{"type": "text", "text": "c"}]),
+        );
+        hugging_face["images"] = with_list["images"].clone();
+
+        assert_eq!(parse(with_list).unwrap(), open_ai);
+        assert_eq!(parse(share_gpt).unwrap(), open_ai);
+        let hugging_face = parse(hugging_face).unwrap();
+        assert_eq!(hugging_face.messages[0], open_ai.messages[0]);
+        let path = |p: &str| ImageSource::Path(p.into());
+        assert_eq!(open_ai.images().cloned().collect::<Vec<_>>(), ["d/1.png", "d/2.png"].map(path));
+    }
+
+    #[test]
+    fn pictures_are_taken_in_order_over_all_turns() {
+        let record = json!({"messages": [
+            {"role": "user", "content": "<image>x<video>"}, {"role": "assistant", "content": "a"},
+            {"role": "user", "content": "<image>"}, {"role": "assistant", "content": "b"}],
+            "images": ["1.png", "2.png"], "videos": "v.mp4"});
+
+        let messages = parse(record).unwrap().messages;
+
+        let path = |p: &str| Part::Image(ImageSource::Path(p.into()));
+        let video = Part::Video(VideoSource::Path("d/v.mp4".into()));
+        assert_eq!(messages[0].content.parts(), [path("d/1.png"), Part::text("x"), video]);
+        assert_eq!(messages[2].content.parts(), [path("d/2.png")]);
+    }
+
+    #[test]
+    fn pictures_and_places_that_differ_in_number_are_counted() {
+        let mut one = asked(json!("<image>a<image>"), json!("b"));
+        one["images"] = json!(["1.png"]);
+        let mut none = asked(json!([{"type": "text", "text": "<image>"}]), json!("b"));
+        none["images"] = json!(["1.png"]);
+
+        let needed = "found 2 <image> in its messages (message 0: 2) but 1 in \"images\"; \
+                      needs one entry for each place";
+        assert_eq!(refused(one), needed);
+        assert!(refused(none).starts_with("found 0 <image> in its messages but 1 in \"images\""));
+        let video = refused(asked(json!("<video>"), json!("b")));
+        assert!(video.starts_with("found 1 <video> in its messages (message 0: 1) but 0 in \"videos\""));
+    }
+
+    #[test]
+    fn system_and_tools_may_stand_beside_the_turns() {
+        let mut record = asked(json!("a"), json!("b"));
+        record["system"] = json!("s");
+        record["tools"] = json!("[{\"name\": \"t\"}]");
+
+        let record = parse(record).unwrap();
+
+        assert_eq!(record.messages[0], Message::new("system", "s"));
+        assert_eq!(record.messages.len(), 3);
+        assert_eq!(record.tools, Some(json!([{"name": "t"}])));
+    }
+
+    #[test]
+    fn a_function_call_becomes_a_turn_that_calls_a_tool() {
+        let turns = |call: &str| {
+            json!({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": call},
+                {"from": "observation", "value": "r"}, {"from": "gpt", "value": "a"}]})
+        };
+
+        let messages = parse(turns(r#"{"name": "f", "arguments": {"x": 1}}"#)).unwrap().messages;
+
+        let call = json!([{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]);
+        assert_eq!(messages[1].role, "assistant");
+        assert_eq!(messages[1].extra["tool_calls"], call);
+        assert_eq!(messages[2].role, "tool");
+        let said = "message 1: a function call needs json with \"name\" and \"arguments\", found \"f(1)\"";
+        assert_eq!(refused(turns("f(1)")), said);
+    }
+
+    #[test]
+    fn keys_and_speakers_of_the_registry_come_before_those_found() {
+        let text = |text: &str| Some(text.to_owned());
+        let tags = Tags { role_tag: text("who"), content_tag: text("says"), ..Tags::default() };
+        let tags = Tags { user_tag: text("me"), assistant_tag: text("it"), ..tags };
+        let mut layout = Layout { tags, ..Layout::default() };
+        layout.columns.messages = text("talk");
+        layout.columns.images = text("pictures");
+        let mut record = json!({"talk": [{"who": "me", "says": "<image>"}, {"who": "it", "says": "b"}],
+            "messages": "ignored", "pictures": ["1.png"]});
+
+        assert_eq!(parse_as(record.clone(), &layout).unwrap().images().count(), 1);
+
+        record["talk"][0]["who"] = json!("user");
+        let error = parse_as(record, &layout).unwrap_err().to_string();
+        let known = "known are me, it, tool, observation, function_call, system";
+        assert_eq!(error, format!("message 0: unknown role \"user\"; {known}"));
+    }
+
+    #[test]
+    fn a_formatting_that_is_given_is_not_guessed() {
+        let open_ai = asked(json!([{"type": "text", "text": "a"}]), json!("b"));
+        let share_gpt =
+            json!({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]});
+        let as_form = |value: &Value, formatting| {
+            let layout = Layout { formatting, ..Layout::default() };
+            parse_as(value.clone(), &layout).map(|_| ()).map_err(|error| error.to_string())
+        };
+
+        assert_eq!(as_form(&open_ai, Formatting::OpenAi), Ok(()));
+        assert_eq!(as_form(&share_gpt, Formatting::ShareGpt), Ok(()));
+        let missing = as_form(&share_gpt, Formatting::OpenAi).unwrap_err();
+        assert!(missing.starts_with("has no \"messages\"; its keys are conversations;"), "{missing}");
+        let mut both = open_ai;
+        both["conversations"] = both["messages"].clone();
+        assert_eq!(as_form(&both, Formatting::OpenAi), Ok(()));
+        assert!(as_form(&both, Formatting::Auto).unwrap_err().starts_with("has \"messages\" and"));
+        both["conversations"][0] = json!({"from": "human", "value": [{"type": "text", "text": "a"}]});
+        let parts = as_form(&both, Formatting::ShareGpt).unwrap_err();
+        assert_eq!(
+            parts,
+            "message 0: \"value\" is a list, needed a string; a list of parts has the formatting \"openai\""
+        );
+    }
+
+    #[test]
+    fn what_would_be_learned_wrong_in_silence_is_refused() {
+        let user = json!({"role": "user", "content": "q"});
+        let cases = [
+            (asked(json!("q"), json!(" \n")), "message 1: the answer is empty"),
+            (asked(json!("q"), json!([])), "message 1: the answer is empty"),
+            (
+                asked(json!("q"), json!("six<|endoftext|>")),
+                "message 1: its text spells <|endoftext|>, which the",
+            ),
+            (
+                asked(json!([{"type": "text", "text": "<|image|>"}]), json!("a")),
+                "message 0: its text spells <|im",
+            ),
+            (
+                asked(json!("q"), json!([{"type": "image", "path": "p"}])),
+                "message 1: a turn of the assistant holds",
+            ),
+            (
+                json!({"messages": [user]}),
+                "has no turn of the assistant, so there is nothing to learn; its roles are user",
+            ),
+            (
+                json!({"messages": [{"role": "robot", "content": "q"}]}),
+                "message 0: unknown role \"robot\"; known are user, human,",
+            ),
+            (json!({"messages": []}), "\"messages\" is empty, needed a list of messages"),
+            (json!({"messages": 3}), "\"messages\" is a number, needed a list of messages"),
+            (
+                json!({"text": "x", "id": 1}),
+                "has no \"messages\"; its keys are text, id; columns.messages names",
+            ),
+            (json!(3), "the record is a number, needed an object"),
+            (json!({"messages": ["q"]}), "message 0 is a string, needed an object"),
+            (
+                asked(json!(5), json!("a")),
+                "message 0: \"content\" is a number, needed a string or a list of parts",
+            ),
+            (
+                asked(json!("q"), json!(null)),
+                "message 1: \"content\" is null, needed a string or a list of parts",
+            ),
+            (json!({"messages": [{"content": "q"}]}), "message 0: \"role\" is missing, needed a string"),
+            (asked(json!([{"type": "sound"}]), json!("a")), "message 0, part 0: unknown type \"sound\";"),
+        ];
+        for (value, start) in cases {
+            let said = refused(value);
+            assert!(said.starts_with(start), "{said}");
+        }
+        let mut wrong = asked(json!("q"), json!("a"));
+        wrong["messages"][1]["loss"] = json!("no");
+        assert_eq!(refused(wrong), "message 1: \"loss\" is a string, needed true or false");
+        let mut wrong = asked(json!("<image>"), json!("a"));
+        wrong["images"] = json!([""]);
+        assert_eq!(refused(wrong), "\"images\"[0] is a string, needed a path or URL");
+    }
+
+    #[test]
+    fn a_picture_is_looked_for_in_the_media_folder_and_then_beside_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (media, beside) = (folder.path().join("media"), folder.path().join("beside"));
+        for file in [media.join("both.png"), beside.join("both.png"), beside.join("one.png")] {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+        let mut record = asked(json!("<image><image><image>"), json!("a"));
+        record["images"] = json!(["both.png", "one.png", "none.png"]);
+        let at = Location { file: Path::new("x").into(), line: 1, index: None };
+
+        let record = Record::parse(record, at, &Layout::default(), &beside, Some(&media)).unwrap();
+
+        let paths = [media.join("both.png"), beside.join("one.png"), media.join("none.png")];
+        assert_eq!(record.images().cloned().collect::<Vec<_>>(), paths.map(ImageSource::Path));
+    }
 }

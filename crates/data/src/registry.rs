@@ -198,7 +198,8 @@ impl Registry {
             return self.pick(name, split, Entry::read(&self.file, name, entry)?);
         }
         let path = Path::new(wanted);
-        let records = |e: &std::ffi::OsStr| ["json", "jsonl"].iter().any(|known| e.eq_ignore_ascii_case(known));
+        let records =
+            |e: &std::ffi::OsStr| ["json", "jsonl"].iter().any(|known| e.eq_ignore_ascii_case(known));
         if path.is_file() && path.extension().is_some_and(records) {
             let files = vec![path.to_owned()];
             return Ok(Source { name: wanted.to_owned(), files, layout: Layout::default() });
@@ -284,6 +285,11 @@ const HUB: &str = "nothing is fetched; download the data set and name it with fi
 impl Entry {
     fn read(file: &Path, name: &str, value: &Value) -> Result<Self, RegistryError> {
         let mut keys = Keys::new(file, name.to_owned(), value)?;
+        let unsupported = UNSUPPORTED.map(|(key, _)| key);
+        keys.only(&[
+            &["file_name", "splits", "split", "formatting", "columns", "tags"],
+            unsupported.as_slice(),
+        ])?;
         for (key, remedy) in UNSUPPORTED {
             match keys.values.shift_remove(key) {
                 None | Some(Value::Null | Value::Bool(false)) => {}
@@ -298,7 +304,7 @@ impl Entry {
             Some("sharegpt") => Formatting::ShareGpt,
             Some("alpaca") => {
                 let remedy = "write the records as messages, see datasets/README.md";
-                return Err(keys.unsupported("formatting\": \"alpaca", remedy));
+                return Err(keys.unsupported("formatting = alpaca", remedy));
             }
             Some(_) => return Err(keys.kind("formatting", "\"openai\" or \"sharegpt\"")),
         };
@@ -306,7 +312,6 @@ impl Entry {
         let mut columns = keys.section("columns")?;
         let mut tags = keys.section("tags")?;
         let layout = Layout { formatting, columns: columns.columns()?, tags: tags.tags()? };
-        keys.finish(&["file_name", "splits", "split", "formatting", "columns", "tags"])?;
         Ok(Self { splits, layout })
     }
 }
@@ -332,7 +337,11 @@ impl<'a> Keys<'a> {
     }
 
     fn unsupported(&self, key: &str, remedy: &'static str) -> RegistryError {
-        RegistryError::Unsupported { file: self.file.to_owned(), key: format!("{}.{key}", self.place), remedy }
+        RegistryError::Unsupported {
+            file: self.file.to_owned(),
+            key: format!("{}.{key}", self.place),
+            remedy,
+        }
     }
 
     fn text(&mut self, key: &str) -> Result<Option<String>, RegistryError> {
@@ -366,19 +375,20 @@ impl<'a> Keys<'a> {
     }
 
     fn columns(&mut self) -> Result<Columns, RegistryError> {
-        let columns = Columns {
+        self.only(&[&["messages", "images", "videos", "system", "tools"]])?;
+        Ok(Columns {
             messages: self.text("messages")?,
             images: self.text("images")?,
             videos: self.text("videos")?,
             system: self.text("system")?,
             tools: self.text("tools")?,
-        };
-        self.finish(&["messages", "images", "videos", "system", "tools"])?;
-        Ok(columns)
+        })
     }
 
     fn tags(&mut self) -> Result<Tags, RegistryError> {
-        let tags = Tags {
+        let turn = ["role_tag", "content_tag"];
+        self.only(&[&turn, &["user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"]])?;
+        Ok(Tags {
             role_tag: self.text("role_tag")?,
             content_tag: self.text("content_tag")?,
             user_tag: self.text("user_tag")?,
@@ -386,20 +396,155 @@ impl<'a> Keys<'a> {
             observation_tag: self.text("observation_tag")?,
             function_tag: self.text("function_tag")?,
             system_tag: self.text("system_tag")?,
-        };
-        let mut known = vec!["role_tag", "content_tag", "user_tag", "assistant_tag"];
-        known.extend(["observation_tag", "function_tag", "system_tag"]);
-        self.finish(&known)?;
-        Ok(tags)
+        })
     }
 
-    /// Refuses what is left.
-    fn finish(&self, known: &[&str]) -> Result<(), RegistryError> {
-        let Some(key) = self.values.keys().next() else { return Ok(()) };
+    /// Refuses keys that are not among the known.
+    fn only(&self, known: &[&[&str]]) -> Result<(), RegistryError> {
+        let known = known.concat();
+        let unknown = self.values.keys().find(|key| !known.contains(&key.as_str()));
+        let Some(key) = unknown else { return Ok(()) };
         Err(RegistryError::UnknownKey {
             file: self.file.to_owned(),
             key: format!("{}.{key}", self.place),
-            suggestion: did_you_mean(key, known.iter().copied()),
+            suggestion: did_you_mean(key, known),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(json: &str) -> (tempfile::TempDir, Registry) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(REGISTRY_FILE), json).unwrap();
+        let registry = Registry::load(folder.path()).unwrap();
+        (folder, registry)
+    }
+
+    /// What `find` says, behind the name of the file.
+    fn refused(json: &str, wanted: &str) -> String {
+        let (folder, registry) = registry(json);
+        let said = registry.find(wanted).unwrap_err().to_string();
+        let file = format!("{}: ", folder.path().join(REGISTRY_FILE).display());
+        said.strip_prefix(&file).unwrap().to_owned()
+    }
+
+    const TWO: &str = r#"{"digits": {"splits": {"train": "a.jsonl", "test": "b.jsonl"}},
+        "demo": {"file_name": "c.json"}, "held": {"file_name": "d.json", "split": "validation"}}"#;
+
+    #[test]
+    fn a_split_is_named_behind_a_colon() {
+        let (folder, registry) = registry(TWO);
+        let found = |wanted: &str| {
+            let source = registry.find(wanted).unwrap();
+            (source.name, source.files[0].strip_prefix(folder.path()).unwrap().to_owned())
+        };
+
+        assert_eq!(found("digits:test"), ("digits:test".to_owned(), "b.jsonl".into()));
+        assert_eq!(found("demo"), ("demo".to_owned(), "c.json".into()));
+        assert_eq!(found("demo:train"), ("demo".to_owned(), "c.json".into()));
+        assert_eq!(found("held:validation"), ("held".to_owned(), "d.json".into()));
+        assert_eq!(registry.splits("digits").unwrap(), ["train", "test"]);
+    }
+
+    #[test]
+    fn a_name_or_split_that_is_not_there_gets_the_nearest() {
+        let said = "no data set \"digit\", and no file of that name; known are digits, demo, held; \
+                    did you mean \"digits\"?";
+        assert_eq!(refused(TWO, "digit:test"), said);
+        let said = "\"digits\" has no split \"tset\"; known are train, test; did you mean \"test\"?";
+        assert_eq!(refused(TWO, "digits:tset"), said);
+        let said = "\"digits\" has the splits train, test; name one, as in \"digits:train\"";
+        assert_eq!(refused(TWO, "digits"), said);
+    }
+
+    #[test]
+    fn a_file_needs_no_entry() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::load(folder.path()).unwrap();
+        let file = folder.path().join("mine.jsonl");
+        fs::write(&file, "").unwrap();
+        let path = file.to_str().unwrap();
+
+        assert_eq!(registry.find(path).unwrap().files, [path].map(PathBuf::from));
+        let split = registry.find(&format!("{path}:test")).unwrap_err().to_string();
+        assert!(split.ends_with("has no split \"test\"; known are (none: a file has no splits)"), "{split}");
+        let unknown = registry.find("mine").unwrap_err().to_string();
+        assert!(unknown.ends_with("no data set \"mine\", and no file of that name; known are (none)"));
+    }
+
+    #[test]
+    fn a_folder_is_read_in_the_order_of_its_names() {
+        let (folder, registry) = registry(r#"{"x": {"file_name": "x"}}"#);
+        fs::create_dir(folder.path().join("x")).unwrap();
+        for name in ["b.jsonl", "a.json", "README.md"] {
+            fs::write(folder.path().join("x").join(name), "").unwrap();
+        }
+
+        let files = registry.find("x").unwrap().files;
+
+        assert_eq!(files, ["a.json", "b.jsonl"].map(|name| folder.path().join("x").join(name)));
+    }
+
+    #[test]
+    fn the_entries_of_llama_factory_are_understood() {
+        let (_folder, registry) = registry(
+            r#"{"mllm_demo": {"file_name": "mllm_demo.json", "formatting": "sharegpt",
+                "columns": {"messages": "messages", "images": "images"},
+                "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user",
+                         "assistant_tag": "assistant"}},
+              "alpaca_en": {"hf_hub_url": "x/y"}}"#,
+        );
+
+        let layout = registry.find("mllm_demo").unwrap().layout;
+
+        assert_eq!(layout.formatting, Formatting::ShareGpt);
+        assert_eq!(layout.columns.messages.as_deref(), Some("messages"));
+        assert_eq!(layout.tags.user_tag.as_deref(), Some("user"));
+        assert_eq!(layout.tags.system_tag, None);
+    }
+
+    #[test]
+    fn what_an_entry_cannot_mean_is_refused_by_key() {
+        let cases = [
+            (r#""file": "x""#, "unknown key \"d.file\"; did you mean \"file_name\"?"),
+            (r#""file_name": 3"#, "\"d.file_name\" must be a text"),
+            (
+                r#""formatting": "openai""#,
+                "\"d.file_name\" must be the name of a file, or \"splits\" given instead",
+            ),
+            (r#""file_name": "x", "splits": {"a": "b"}"#, "\"d.splits\" must be left out beside file_name"),
+            (r#""splits": {"a": 1}"#, "\"d.splits.a\" must be the name of a file"),
+            (r#""splits": {}"#, "\"d.splits\" must be an object from split to file"),
+            (
+                r#""file_name": "x", "formatting": "chatml""#,
+                "\"d.formatting\" must be \"openai\" or \"sharegpt\"",
+            ),
+            (
+                r#""file_name": "x", "columns": {"image": "y"}"#,
+                "unknown key \"d.columns.image\"; did you mean \"images\"?",
+            ),
+            (
+                r#""file_name": "x", "tags": {"usertag": "y"}"#,
+                "unknown key \"d.tags.usertag\"; did you mean \"user_tag\"?",
+            ),
+            (
+                r#""hf_hub_url": "x/y""#,
+                "\"d.hf_hub_url\" is not supported; nothing is fetched; download the data set and name it with file_name",
+            ),
+            (
+                r#""file_name": "x", "num_samples": 5"#,
+                "\"d.num_samples\" is not supported; write the records that you want to a file of their own",
+            ),
+            (
+                r#""file_name": "x", "formatting": "alpaca""#,
+                "\"d.formatting = alpaca\" is not supported; write the records as messages, see datasets/README.md",
+            ),
+        ];
+        for (entry, said) in cases {
+            assert_eq!(refused(&format!("{{\"d\": {{{entry}}}}}"), "d"), said);
+        }
     }
 }

@@ -17,7 +17,9 @@ pub enum SamplerError {
     #[error("batch size is 0, needed 1 or more")]
     EmptyBatch,
     /// Not enough records for one batch.
-    #[error("data set has {len} records, fewer than one batch of {batch_size}; lower the batch size to {len}")]
+    #[error(
+        "data set has {len} records, fewer than one batch of {batch_size}; lower the batch size to {len}"
+    )]
     TooSmall {
         /// Records.
         len: usize,
@@ -38,7 +40,9 @@ pub enum SamplerError {
         len: usize,
     },
     /// A state that was saved by a run with other data or another seed.
-    #[error("saved sampler has {what} {saved}, this run has {now}; resume with the data and seed of the first run")]
+    #[error(
+        "saved sampler has {what} {saved}, this run has {now}; resume with the data and seed of the first run"
+    )]
     OtherRun {
         /// What differs.
         what: &'static str,
@@ -357,10 +361,7 @@ mod tests {
         let seed = refused(Sampler::shuffled(11, 4, 8).unwrap(), saved);
         let data = refused(Sampler::shuffled(12, 4, 3).unwrap(), saved);
         let order = refused(Sampler::in_order(11, 4).unwrap(), saved);
-        let place = refused(
-            Sampler::shuffled(11, 4, 3).unwrap(),
-            SamplerState { position: 12, ..saved },
-        );
+        let place = refused(Sampler::shuffled(11, 4, 3).unwrap(), SamplerState { position: 12, ..saved });
 
         assert!(seed.starts_with("saved sampler has seed 3, this run has 8;"), "{seed}");
         assert!(data.starts_with("saved sampler has records 11, this run has 12;"), "{data}");

@@ -62,7 +62,9 @@ mod tests {
 
     #[test]
     fn a_permutation_is_the_same_everywhere_and_for_good() {
-        assert_eq!(permutation(10, 7, 0), [0; 10]);
+        // Computed by a second implementation, in Python.
+        assert_eq!(permutation(10, 7, 0), [9, 5, 8, 6, 1, 2, 4, 7, 0, 3]);
+        assert_eq!(permutation(10, 7, 1), [6, 2, 8, 7, 5, 4, 9, 0, 1, 3]);
     }
 
     #[test]

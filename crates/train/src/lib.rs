@@ -1,9 +1,136 @@
-//! WIP
+//! Fine-tuning of GLM4V: what learns, the loss, the optimizer, the loop, checkpoints and examinations.
+//!
+//! A [`RunConfig`] read from TOML opens a [`Session`]; [`Session::run`] trains, reports to an [`Observer`], and
+//! leaves a run folder: `config.toml` with every key, `metrics.jsonl`, `checkpoints/step-N/`, `final/`. The parts
+//! ([`loss()`], [`NamedGradients`], [`AdamW`], [`Schedule`]) are usable alone.
+
 mod adamw;
+mod checkpoint;
+mod config;
+mod eval;
 mod gradients;
+mod learn;
 mod loss;
+mod metrics;
 mod schedule;
-pub use adamw::*;
-pub use gradients::*;
-pub use loss::*;
-pub use schedule::*;
+mod session;
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use checkpoint::{Checkpoints, TrainerState};
+pub use config::{
+    DataSection, How, Init, Learn, ModelSection, OptimSection, OverlongChoice, RunConfig, RunConfigError,
+    RunSection, ScheduleSection,
+};
+pub use eval::{Answer, Answering, EvalReport, Examined, evaluate};
+pub use gradients::NamedGradients;
+pub use learn::freeze;
+pub use loss::{Targets, cross_entropy, loss};
+pub use metrics::{EvalSummary, Metrics, StepReport};
+pub use schedule::{Schedule, ScheduleKind};
+pub use session::{Observer, Outcome, Plan, Session};
+
+use std::path::PathBuf;
+
+use glm4v_data::{LoadError, ReadError, RegistryError, SampleError, SamplerError};
+use glm4v_model::FusionError;
+use glm4v_processor::ProcessorError;
+use glm4v_weights::WeightsError;
+
+/// Why a run ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// Weights cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The model folder's tokenizer, template or image settings cannot be used.
+    #[error(transparent)]
+    Processor(#[from] ProcessorError),
+    /// No such data set.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A data file cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A record cannot be used.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// Batches cannot be prepared.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Batches cannot be drawn from the data.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// A batch does not fit the network.
+    #[error(transparent)]
+    Fusion(#[from] FusionError),
+    /// A json file that a run depends on is broken.
+    #[error("{}: {source}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// The run folder cannot be written to.
+    #[error("{}: cannot write the run folder: {source}; choose another with --set run.folder=PATH", folder.display())]
+    RunFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The run folder holds a run already.
+    #[error("{}: holds a run already; --resume goes on with it, --set run.folder=PATH starts another", folder.display())]
+    RunExists {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// There is nothing to go on from.
+    #[error("{}: no checkpoint to resume from; start the run without --resume", folder.display())]
+    NoCheckpoint {
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// Every part is frozen.
+    #[error("model.learn freezes every part; needed: at least one of vision, merger, text = \"full\"")]
+    NothingLearns,
+    /// `data.order` has too few batches.
+    #[error("data.order has {found} batches; needed: one for each of the {needed} steps")]
+    OrderEnds {
+        /// Batches in the file.
+        found: usize,
+        /// Steps of the run.
+        needed: usize,
+    },
+    /// Training went astray.
+    #[error(
+        "step {step}: loss is {loss}, gradient norm {grad_norm}, at a learning rate of {lr:.3e}; nothing was saved of \
+         this step. Try a lower optim.lr or a longer schedule.warmup_steps, and go on from the last checkpoint with \
+         --resume"
+    )]
+    NotFinite {
+        /// The step.
+        step: usize,
+        /// Its loss.
+        loss: f64,
+        /// Its gradient norm.
+        grad_norm: f64,
+        /// Its learning rate.
+        lr: f64,
+    },
+    /// The user stopped the run.
+    #[error("stopped after step {step}; everything is in {}, and --resume goes on from there", folder.display())]
+    Interrupted {
+        /// Steps done.
+        step: usize,
+        /// The checkpoint.
+        folder: PathBuf,
+    },
+    /// No answers could be generated.
+    #[error("cannot generate answers")]
+    Answering(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The device failed.
+    #[error("the device failed while computing: {0}")]
+    Device(String),
+}

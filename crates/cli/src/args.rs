@@ -1,0 +1,198 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use glm4v_model::{Backend, Precision};
+
+/// Load, train and run GLM's vision-language models.
+#[derive(Debug, Parser)]
+#[command(name = "glm4v", version, max_term_width = 110)]
+pub(crate) struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Flags of every command.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Global {
+    /// Hardware to run on: auto, cpu, wgpu, cuda, or one of several as cuda:1
+    #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
+    pub(crate) backend: Backend,
+    /// Type of weights and activations: f32, bf16 or f16 [default: f32 on cpu and wgpu, bf16 on cuda]
+    #[arg(long, global = true, value_name = "TYPE")]
+    pub(crate) dtype: Option<Precision>,
+    /// Threads of the cpu backend [default: one a core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Say more; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fine-tune a model as a config file says
+    Train(Train),
+    /// Answer a prompt about pictures
+    Generate(Generate),
+    /// Measure a model on a data set: loss and exact match
+    Eval(Eval),
+    /// Make fresh weights in the published layout
+    Init(Init),
+    /// Write one forward pass, everything by name
+    Trace(Trace),
+    /// Show devices, or what a model folder holds
+    Info(Info),
+}
+
+/// Fine-tune a model as a config file says.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Train {
+    /// The run: a TOML file, see configs/finetune
+    pub(crate) config: PathBuf,
+    /// Change a value of the config, as in --set optim.lr=1e-4; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+    /// Go on from the run folder's newest checkpoint
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+/// Where a prompt comes from.
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = true)]
+pub(crate) struct Prompt {
+    /// The question
+    #[arg(long, value_name = "TEXT", conflicts_with = "messages")]
+    pub(crate) prompt: Option<String>,
+    /// A picture for the question: a path or a data: URL; may be repeated
+    #[arg(long = "image", value_name = "FILE", requires = "prompt")]
+    pub(crate) images: Vec<String>,
+    /// A conversation: a json file of [{"role", "content"}, …]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) messages: Option<PathBuf>,
+}
+
+/// Answer a prompt about pictures.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Generate {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) prompt: Prompt,
+    /// Most tokens to produce
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub(crate) max_new_tokens: usize,
+    /// Always take the most probable token
+    #[arg(long, conflicts_with = "temperature")]
+    pub(crate) greedy: bool,
+    /// Divide scores by this; 0 is greedy [default: the model's]
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f64>,
+    /// Keep the most probable tokens up to this probability [default: the model's]
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f64>,
+    /// Keep this many of the most probable tokens; 0 keeps all [default: the model's]
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Drop tokens below this share of the best one's probability [default: the model's]
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f64>,
+    /// Make tokens that were seen less probable; 1 is off [default: the model's]
+    #[arg(long, value_name = "X")]
+    pub(crate) repetition_penalty: Option<f64>,
+    /// Start of the random numbers
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// End the answer where this text appears; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Print one json object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Measure a model on a data set.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Eval {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Data set: NAME, NAME:SPLIT, or the path of a .json or .jsonl file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) data: String,
+    /// Folder with dataset_info.json
+    #[arg(long, default_value = "datasets", value_name = "DIR")]
+    pub(crate) data_folder: PathBuf,
+    /// Records answered at once
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
+    pub(crate) batch_size: usize,
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = at_least_one)]
+    pub(crate) max_new_tokens: usize,
+    /// Print one json object a record, and one with the totals
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Make fresh weights in the published layout.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Init {
+    /// Folder with config.json, and tokenizer files to take along
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: PathBuf,
+    /// Folder to make
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Start of the random numbers
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Write one forward pass, everything by name.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Trace {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// A conversation: a json file of [{"role", "content"}, …]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) messages: PathBuf,
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Also write activations inside the network, as mid.*
+    #[arg(long)]
+    pub(crate) activations: bool,
+    /// Also generate this many tokens, greedily
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) max_new_tokens: usize,
+}
+
+/// Show devices, or what a model folder holds.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Info {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Print one json object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("needed: at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("needed: a number".to_owned()),
+    }
+}

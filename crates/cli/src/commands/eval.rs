@@ -1,0 +1,97 @@
+//! `glm4v eval`
+
+use std::sync::Arc;
+
+use glm4v_data::{Dataset, DatasetOptions, Registry};
+use glm4v_infer::{GenerationConfig, Sampling};
+use glm4v_processor::Processor;
+use glm4v_train::{Examined, evaluate};
+use glm4v_weights::ModelFolder;
+use serde_json::json;
+
+use super::print_line;
+use crate::answering::Greedy;
+use crate::args::{Eval, Global};
+use crate::progress::Progress;
+use crate::{device, interrupt};
+
+/// Rows of the table of wrong answers.
+const WRONG_SHOWN: usize = 20;
+
+pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
+    let (device, precision) = device::open(global)?;
+    let folder = ModelFolder::open(&args.model)?;
+    let processor = Arc::new(Processor::load(&args.model)?);
+    let records = Registry::load(&args.data_folder)?.find(&args.data)?.read(None)?;
+    let dataset = Dataset::new(records, processor.clone(), DatasetOptions::default());
+    let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
+    config.sampling = Sampling::greedy();
+    let model = folder.load(&device, precision)?;
+    let stop = interrupt::listen("stopping")?;
+    let mut answering = Greedy { processor: &processor, config, stop };
+    let mut progress = Progress::new(global.quiet);
+    let report = evaluate(&model, &dataset, args.batch_size, &mut answering, |done| {
+        glm4v_train::Observer::examining(&mut progress, done, dataset.len());
+    })?;
+    drop(progress);
+    anyhow::ensure!(!stop.load(std::sync::atomic::Ordering::Relaxed), "stopped; no result");
+
+    let right = report.right();
+    if args.json {
+        for examined in &report.examined {
+            let item = &examined.item;
+            print_line(
+                &json!({"at": item.at.to_string(), "images": item.images, "expected": item.answer,
+                    "answer": examined.answer.text, "ended": examined.answer.ended, "right": examined.is_right()})
+                .to_string(),
+            )?;
+        }
+        return print_line(
+            &json!({"samples": report.examined.len(), "right": right, "exact_match": report.exact_match(),
+                "loss": report.loss})
+            .to_string(),
+        );
+    }
+    let wrong: Vec<&Examined> = report.examined.iter().filter(|examined| !examined.is_right()).collect();
+    if !wrong.is_empty() {
+        print_line(&format!("wrong answers, {} of {}:", wrong.len().min(WRONG_SHOWN), wrong.len()))?;
+        print_line(&table(wrong.into_iter().take(WRONG_SHOWN)))?;
+    }
+    print_line(&format!(
+        "exact match: {right} of {} ({:.1} %), loss {:.4}",
+        report.examined.len(),
+        100.0 * report.exact_match(),
+        report.loss
+    ))
+}
+
+/// Answers in columns: where, what was expected, what was said.
+pub(crate) fn table<'a>(examined: impl Iterator<Item = &'a Examined>) -> String {
+    let mut rows = vec![["picture or record".to_owned(), "expected".to_owned(), "answer".to_owned()]];
+    for examined in examined {
+        let item = &examined.item;
+        let place = item.images.first().cloned().unwrap_or_else(|| item.at.to_string());
+        let mut answer = shorten(&examined.answer.text);
+        if !examined.answer.ended {
+            answer.push_str(" … (did not end)");
+        }
+        if !examined.is_right() {
+            answer.push_str("  <- wrong");
+        }
+        rows.push([place, shorten(&item.answer), answer]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let (first, second) = (width(0), width(1));
+    let lines = rows.iter().map(|[a, b, c]| format!("{a:first$}  {b:second$}  {c}"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// One line of at most 60 characters.
+fn shorten(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let line = text.trim().replace('\n', "⏎");
+    match line.chars().count() {
+        0..=LONGEST => line,
+        _ => line.chars().take(LONGEST - 1).chain(['…']).collect(),
+    }
+}

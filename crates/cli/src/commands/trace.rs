@@ -1,0 +1,57 @@
+//! `glm4v trace`
+
+use std::ops::ControlFlow;
+
+use burn::tensor::TensorData;
+use glm4v_infer::{GenerationConfig, generate, prompt_sample};
+use glm4v_model::{Batch, PaddingSide, Positions, Precision, Probe};
+use glm4v_processor::{Processor, RenderOptions};
+use glm4v_weights::{ModelFolder, floats, write_tensors};
+
+use super::{print_line, read_messages};
+use crate::args::{Global, Trace};
+use crate::device;
+
+pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
+    let (device, precision) = device::open(global)?;
+    let folder = ModelFolder::open(&args.model)?;
+    let processor = Processor::load(&args.model)?;
+    let encoded = processor.encode(&read_messages(&args.messages)?, &RenderOptions::prompt())?;
+    let pad = processor.tokenizer().special().end_of_text;
+    let batch = Batch::collate(&[prompt_sample(encoded)], pad, PaddingSide::Left);
+    let model = folder.load(&device, precision)?;
+
+    let mut probe = if args.activations { Probe::on() } else { Probe::off() };
+    let input = model.embed(&batch, &mut probe)?;
+    let positions = input.positions.clone();
+    let logits = model.head(model.decode(input, None, &mut probe));
+    let mut tensors = inputs(&batch, &positions);
+    let logits = logits.try_into_data().map_err(|error| anyhow::anyhow!("the device failed: {error:?}"))?;
+    tensors.push(("logits".to_owned(), floats(logits, Precision::F32.dtype())));
+    for (name, data) in probe.into_kept() {
+        tensors.push((format!("mid.{name}"), data));
+    }
+    if args.max_new_tokens > 0 {
+        let config = GenerationConfig::greedy(&model.config, args.max_new_tokens);
+        let answers = generate(&model, &batch, &config, |_, _| ControlFlow::Continue(()))?;
+        let ids: Vec<i64> = answers[0].ids.iter().map(|id| i64::from(*id)).collect();
+        let count = ids.len();
+        tensors.push(("generated".to_owned(), TensorData::new(ids, [count])));
+    }
+    let count = tensors.len();
+    write_tensors(&args.out, tensors, &[])?;
+    print_line(&format!("{}: {count} tensors, {} tokens", args.out.display(), batch.shape[1]))
+}
+
+/// What went in, as the reference shapes it.
+fn inputs(batch: &Batch, positions: &Positions) -> Vec<(String, TensorData)> {
+    let [rows, width] = batch.shape;
+    let ids: Vec<i64> = batch.input_ids.iter().map(|id| i64::from(*id)).collect();
+    let mask: Vec<i64> = batch.attention_mask.iter().map(|real| i64::from(*real)).collect();
+    vec![
+        ("input_ids".to_owned(), TensorData::new(ids, [rows, width])),
+        ("attention_mask".to_owned(), TensorData::new(mask, [rows, width])),
+        ("position_ids".to_owned(), TensorData::new(positions.axes.concat(), [3, rows, width])),
+        ("rope_deltas".to_owned(), TensorData::new(positions.deltas.clone(), [rows, 1])),
+    ]
+}

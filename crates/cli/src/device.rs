@@ -1,0 +1,36 @@
+//! Opening the hardware that the flags ask for.
+
+use burn::tensor::Device;
+use glm4v_model::{Backend, Precision};
+
+use crate::args::Global;
+
+/// Runs `work` with the threads that were asked for.
+///
+/// The work itself is one of the pool's threads: a matrix product that it starts runs on, instead of waking a sleeping
+/// worker and waiting for it. Threads that prepare batches use the ordinary pool beside it.
+pub(crate) fn with_threads<T: Send>(
+    threads: Option<u16>,
+    work: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    let threads = threads.map_or(0, usize::from); // 0: one a core
+    let pool = |builder: rayon::ThreadPoolBuilder| builder.num_threads(threads).stack_size(16 << 20);
+    pool(rayon::ThreadPoolBuilder::new()).build_global()?;
+    pool(rayon::ThreadPoolBuilder::new()).build()?.install(work)
+}
+
+/// The device and type that the flags ask for.
+pub(crate) fn open(global: &Global) -> anyhow::Result<(Device, Precision)> {
+    let device = global.backend.open()?;
+    let precision = precision(global);
+    precision.check(global.backend.resolve(), &device)?;
+    if global.verbose > 0 {
+        eprintln!("backend {}, dtype {precision}", global.backend.resolve());
+    }
+    Ok((device, precision))
+}
+
+/// The type that the flags ask for.
+pub(crate) fn precision(global: &Global) -> Precision {
+    global.dtype.unwrap_or_else(|| Backend::default_precision(global.backend))
+}

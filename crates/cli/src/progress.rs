@@ -1,0 +1,140 @@
+//! A run on the terminal: a bar with loss, rate and time left, and a line for whatever lasts.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use glm4v_train::{EvalSummary, Observer, Plan, StepReport};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Shows a run on stderr.
+pub(crate) struct Progress {
+    quiet: bool,
+    bar: ProgressBar,
+    examination: ProgressBar,
+    /// Without a terminal there is no bar: a line now and then instead.
+    lines: bool,
+    last_line: Instant,
+    steps: usize,
+    dropped: usize,
+}
+
+/// Time between two lines where there is no terminal.
+const PAUSE: Duration = Duration::from_secs(10);
+
+impl Progress {
+    /// Shows nothing if `quiet`.
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self {
+            quiet,
+            bar: ProgressBar::hidden(),
+            examination: ProgressBar::hidden(),
+            lines: !quiet && !std::io::stderr().is_terminal(),
+            last_line: Instant::now(),
+            steps: 0,
+            dropped: 0,
+        }
+    }
+
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("{line}"));
+        }
+    }
+}
+
+fn bar(length: usize, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the template is fixed");
+    let target = ProgressDrawTarget::stderr_with_hz(8);
+    ProgressBar::with_draw_target(Some(length as u64), target).with_style(style)
+}
+
+/// A count with its thousands apart.
+pub(crate) fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+impl Observer for Progress {
+    fn started(&mut self, plan: &Plan) {
+        self.steps = plan.steps;
+        let from = if plan.step > 0 { format!(", going on after step {}", plan.step) } else { String::new() };
+        self.say(&format!(
+            "{} of {} parameters learn from {} records in {} steps{from}",
+            grouped(plan.learning),
+            grouped(plan.parameters),
+            grouped(plan.train_records),
+            grouped(plan.steps),
+        ));
+        if !self.quiet && !self.lines {
+            let template = "{bar:24} {pos}/{len} {msg} [{elapsed} gone, {eta} left]";
+            self.bar = bar(plan.steps, template).with_position(plan.step as u64);
+            self.bar.reset_eta();
+        }
+    }
+
+    fn stepped(&mut self, report: &StepReport) {
+        self.bar.set_message(format!(
+            "loss {:.4} lr {:.2e} {:.0} tokens/s",
+            report.loss, report.lr, report.tokens_per_second
+        ));
+        self.bar.set_position(report.step as u64);
+        if self.lines && (self.last_line.elapsed() > PAUSE || report.step == 1) {
+            self.last_line = Instant::now();
+            self.say(&format!(
+                "step {}/{} loss {:.4} lr {:.2e} {:.0} tokens/s",
+                report.step, self.steps, report.loss, report.lr, report.tokens_per_second
+            ));
+        }
+    }
+
+    fn dropped(&mut self, records: usize) {
+        self.dropped += records;
+        self.say(&format!(
+            "{records} records left out as longer than data.max_length, {} so far",
+            self.dropped
+        ));
+    }
+
+    fn examining(&mut self, done: usize, of: usize) {
+        if self.quiet || self.lines {
+            return;
+        }
+        if self.examination.is_hidden() {
+            self.examination = bar(of, "answering {pos}/{len}");
+        }
+        self.examination.set_position(done as u64);
+        if done == of {
+            self.examination.finish_and_clear();
+            self.examination = ProgressBar::hidden();
+        }
+    }
+
+    fn examined(&mut self, summary: &EvalSummary) {
+        self.say(&format!(
+            "step {}: exact match {:.1} % of {}, loss {:.4}",
+            summary.step,
+            100.0 * summary.exact_match,
+            summary.samples,
+            summary.eval_loss
+        ));
+    }
+
+    fn saved(&mut self, folder: &Path) {
+        self.say(&format!("saved {}", folder.display()));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        self.examination.finish_and_clear();
+    }
+}

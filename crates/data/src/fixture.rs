@@ -1,0 +1,41 @@
+//! The digits data set and its processor, for tests.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use glm4v_processor::Processor;
+
+use crate::dataset::{Dataset, DatasetOptions};
+use crate::location::Location;
+use crate::record::Record;
+use crate::registry::Registry;
+
+/// The root of the repository.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The processor of the digits model.
+pub(crate) fn processor() -> Arc<Processor> {
+    Arc::new(Processor::load(&root().join("configs/models/digits")).unwrap())
+}
+
+/// The records of a registered data set.
+pub(crate) fn records(name: &str) -> Vec<Record> {
+    Registry::load(&root().join("datasets")).unwrap().find(name).unwrap().read(None).unwrap()
+}
+
+/// One record of line 7 of a file beside the demo.
+pub(crate) fn record(value: serde_json::Value) -> Record {
+    let folder = root().join("datasets/demo-sharegpt");
+    let at = Location { file: Path::new("x.jsonl").into(), line: 7, index: None };
+    Record::parse(value, at, &Default::default(), &folder, None).unwrap()
+}
+
+/// Digits of the test split, then records with more tokens and a picture more.
+pub(crate) fn mixed(options: DatasetOptions) -> Arc<Dataset> {
+    let mut all = records("digits:test");
+    all.truncate(8);
+    all.extend(records("demo-sharegpt"));
+    Arc::new(Dataset::new(all, processor(), options))
+}

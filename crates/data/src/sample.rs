@@ -1,0 +1,178 @@
+//! A record as the network reads it.
+
+use glm4v_model::Sample;
+use glm4v_processor::{Message, Part, Processor, ProcessorError, Segment, TemplateError};
+
+use crate::labels::{LabelError, segments};
+use crate::location::Location;
+use crate::record::Record;
+
+/// Why a record could not become a sample.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SampleError {
+    /// It is not clear what the record teaches.
+    #[error("{at}: {problem}")]
+    Label {
+        /// The record.
+        at: Location,
+        /// What is wrong with it.
+        problem: LabelError,
+    },
+    /// The chat template failed.
+    #[error("{at}: cannot be rendered")]
+    Render {
+        /// The record.
+        at: Location,
+        /// What the template met.
+        #[source]
+        source: TemplateError,
+    },
+    /// A picture cannot be used, or the text cannot be tokenised.
+    #[error("{at}: cannot be encoded")]
+    Process {
+        /// The record.
+        at: Location,
+        /// What the processor met.
+        #[source]
+        source: Box<ProcessorError>,
+    },
+    /// A clip.
+    #[error("{at}: message {message} holds a video, which is not supported yet")]
+    Video {
+        /// The record.
+        at: Location,
+        /// Index of the message.
+        message: usize,
+    },
+    /// More tokens than are allowed. Nothing is ever cut off: a cut can go through a picture or take the
+    /// answer away.
+    #[error(
+        "{at}: takes {tokens} tokens, max_length is {max_length}; raise it, make the pictures smaller, or \
+         have such records dropped"
+    )]
+    TooLong {
+        /// The record.
+        at: Location,
+        /// Tokens of the record.
+        tokens: usize,
+        /// Tokens allowed.
+        max_length: usize,
+    },
+}
+
+/// [`segments`], with the place of the record in errors.
+pub(crate) fn label(
+    record: &Record,
+    processor: &Processor,
+    enable_thinking: Option<bool>,
+) -> Result<Vec<Segment>, SampleError> {
+    let at = record.at.clone();
+    segments(record, processor, enable_thinking).map_err(|problem| match problem {
+        LabelError::Template(source) => SampleError::Render { at, source },
+        problem => SampleError::Label { at, problem },
+    })
+}
+
+/// Turns a record into a sample for training: everything that is said, and what of it is taught.
+///
+/// # Errors
+///
+/// When it is not clear what the record teaches, or a picture cannot be used.
+pub fn encode(
+    record: &Record,
+    processor: &Processor,
+    enable_thinking: Option<bool>,
+) -> Result<Sample, SampleError> {
+    let at = || record.at.clone();
+    let holds_video = |m: &Message| m.content.parts().iter().any(|part| matches!(part, Part::Video(_)));
+    if let Some(message) = record.messages.iter().position(holds_video) {
+        return Err(SampleError::Video { at: at(), message });
+    }
+    let segments = label(record, processor, enable_thinking)?;
+    let images: Vec<_> = record.images().cloned().collect();
+    let encoded = processor
+        .encode_segments(&segments, &images)
+        .map_err(|source| SampleError::Process { at: at(), source: source.into() })?;
+    Ok(Sample::from_parts(
+        encoded.input_ids,
+        &encoded.mm_token_type_ids,
+        encoded.taught,
+        (encoded.pixel_values, &encoded.image_grid_thw),
+        (encoded.pixel_values_videos, &encoded.video_grid_thw),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use glm4v_model::TokenKind;
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixture::{processor, record, records};
+
+    #[test]
+    fn a_digit_is_the_prompt_the_word_and_the_end() {
+        let processor = processor();
+        let records = records("digits:train");
+
+        let sample = encode(&records[0], &processor, None).unwrap();
+
+        // digits_torch.py: rendered prompt, word, end of text.
+        let tokenizer = processor.tokenizer();
+        let image = "<|begin_of_image|><|image|><|image|><|image|><|image|><|end_of_image|>";
+        let prompt = format!("[gMASK]<sop><|user|>\n{image}What digit is this?<|assistant|>\n");
+        let prompt = tokenizer.encode(&prompt).unwrap();
+        let answer = [tokenizer.encode("six").unwrap(), vec![tokenizer.special().end_of_text]].concat();
+        assert_eq!(sample.input_ids, [prompt.clone(), answer.clone()].concat());
+        assert_eq!(sample.taught, [vec![false; prompt.len()], vec![true; answer.len()]].concat());
+        assert_eq!(sample.kinds.iter().filter(|kind| **kind == TokenKind::Image).count(), 4);
+        assert_eq!(sample.images.values.len(), 16 * 1176);
+    }
+
+    #[test]
+    fn of_two_turns_both_answers_and_the_next_role_are_taught() {
+        let processor = processor();
+        let record = &records("demo-sharegpt")[2];
+
+        let sample = encode(record, &processor, None).unwrap();
+
+        let taught = sample.input_ids.iter().zip(&sample.taught).filter(|(_, taught)| **taught);
+        let ids: Vec<u32> = taught.map(|(id, _)| *id).collect();
+        let text = processor.tokenizer().decode(&ids, false);
+        assert_eq!(text, "seven<|user|>eight<|endoftext|>");
+        let whole = processor.tokenizer().encode(&text).unwrap();
+        assert_eq!(ids, whole);
+        assert_eq!(sample.images.grids.len(), 2);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_encoded_is_named() {
+        let processor = processor();
+        let missing = record(json!({"messages": [{"role": "user", "content": "<image>"},
+            {"role": "assistant", "content": "a"}], "images": ["none.png"]}));
+        let video = record(json!({"messages": [{"role": "user", "content": "<video>"},
+            {"role": "assistant", "content": "a"}], "videos": ["v.mp4"]}));
+        let trailing = record(json!({"messages": [{"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]}));
+
+        let missing = encode(&missing, &processor, None).unwrap_err();
+        let video = encode(&video, &processor, None).unwrap_err();
+        let trailing = encode(&trailing, &processor, None).unwrap_err();
+
+        assert_eq!(missing.to_string(), "x.jsonl: line 7: cannot be encoded");
+        let (mut causes, mut next) = (String::new(), missing.source());
+        while let Some(error) = next {
+            causes += &format!(": {error}");
+            next = error.source();
+        }
+        assert!(causes.contains("image 0") && causes.contains("none.png"), "{causes}");
+        let needed = "x.jsonl: line 7: message 0 holds a video, which is not supported yet";
+        assert_eq!(video.to_string(), needed);
+        let needed =
+            "x.jsonl: line 7: message 2: the last message must be the assistant's, found a turn of the user";
+        assert_eq!(trailing.to_string(), needed);
+    }
+}

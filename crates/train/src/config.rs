@@ -1,0 +1,446 @@
+//! What a run is: the TOML file that people write, checked.
+//!
+//! Sections in order: model, data, optim, schedule, run. Every key has its default here and nowhere else. Paths are
+//! relative to the current directory. An unknown key is an error that suggests the nearest known one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::schedule::ScheduleKind;
+
+/// A run, as written in a config file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// What is trained.
+    pub model: ModelSection,
+    /// What it learns from.
+    pub data: DataSection,
+    /// How weights move.
+    pub optim: OptimSection,
+    /// How long, and how the learning rate goes.
+    pub schedule: ScheduleSection,
+    /// Where results go.
+    pub run: RunSection,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSection {
+    /// A model folder: a checkpoint, or for `init = "fresh"` config and tokenizer without weights.
+    pub folder: PathBuf,
+    /// Where the first weights come from.
+    pub init: Init,
+    /// Which parts learn.
+    pub learn: Learn,
+}
+
+/// Where the first weights come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// From the folder.
+    #[default]
+    Weights,
+    /// Random, from the run's seed.
+    Fresh,
+}
+
+/// Which parts of the network learn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Learn {
+    /// The vision tower up to its last norm.
+    pub vision: How,
+    /// What turns patches into tokens: downsampling and merger.
+    pub merger: How,
+    /// Embeddings, text decoder and head.
+    pub text: How,
+}
+
+/// How a part learns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// All its weights.
+    #[default]
+    Full,
+    /// Not at all.
+    Frozen,
+}
+
+/// What it learns from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSection {
+    /// Folder with `dataset_info.json`.
+    pub folder: PathBuf,
+    /// Data set to learn: `NAME`, `NAME:SPLIT`, or the path of a file.
+    pub train: String,
+    /// Data set to be examined on; none if empty.
+    pub eval: String,
+    /// Records a step.
+    pub batch_size: usize,
+    /// Most tokens of a record, pictures included; 0 allows any number. No record is ever cut.
+    pub max_length: usize,
+    /// What happens to longer records.
+    pub overlong: OverlongChoice,
+    /// A json file with the record numbers of every batch, `[[3, 1, …], …]`, to repeat another run's order; the order
+    /// is drawn from the seed if empty.
+    pub order: PathBuf,
+    /// Threads that prepare batches; 0 prepares them in between the steps.
+    pub workers: usize,
+}
+
+/// What happens to records that are too long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverlongChoice {
+    /// The run ends with an error that names the record.
+    #[default]
+    Error,
+    /// The record is left out and counted.
+    Drop,
+}
+
+impl Default for DataSection {
+    fn default() -> Self {
+        Self {
+            folder: "datasets".into(),
+            train: String::new(),
+            eval: String::new(),
+            batch_size: 8,
+            max_length: 0,
+            overlong: OverlongChoice::Error,
+            order: PathBuf::new(),
+            workers: 1,
+        }
+    }
+}
+
+/// How weights move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimSection {
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Decay rates of AdamW's moments.
+    pub betas: [f64; 2],
+    /// AdamW's epsilon.
+    pub eps: f64,
+    /// AdamW's decoupled weight decay, on all parameters.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm; 0 leaves them.
+    pub clip_norm: f64,
+}
+
+impl Default for OptimSection {
+    fn default() -> Self {
+        Self { lr: 1e-5, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, clip_norm: 1.0 }
+    }
+}
+
+/// How long, and how the learning rate goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleSection {
+    /// Shape of the curve after the warm-up.
+    pub kind: ScheduleKind,
+    /// Steps over which the rate rises from zero.
+    pub warmup_steps: usize,
+    /// Steps of the run; 0 leaves it to `epochs`.
+    pub steps: usize,
+    /// Times that the data is gone through, if `steps` is 0.
+    pub epochs: f64,
+}
+
+impl Default for ScheduleSection {
+    fn default() -> Self {
+        Self { kind: ScheduleKind::Cosine, warmup_steps: 0, steps: 0, epochs: 1.0 }
+    }
+}
+
+/// Where results go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunSection {
+    /// Run folder; made if it is not there.
+    pub folder: PathBuf,
+    /// Start of all random numbers.
+    pub seed: u64,
+    /// Steps between two examinations; 0 examines at the end only.
+    pub eval_every: usize,
+    /// Records of an examination answered at once.
+    pub eval_batch_size: usize,
+    /// Most tokens of an answer.
+    pub eval_tokens: usize,
+    /// Steps between two checkpoints; 0 writes none but on Ctrl-C.
+    pub save_every: usize,
+    /// Newest checkpoints that are kept.
+    pub keep: usize,
+    /// Answers shown at the end.
+    pub show: usize,
+}
+
+impl Default for RunSection {
+    fn default() -> Self {
+        Self {
+            folder: "runs/run".into(),
+            seed: 0,
+            eval_every: 0,
+            eval_batch_size: 32,
+            eval_tokens: 64,
+            save_every: 500,
+            keep: 2,
+            show: 8,
+        }
+    }
+}
+
+/// Why a config cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot read: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a value of the wrong type.
+    #[error("{}: {problem}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with its place.
+        problem: String,
+    },
+    /// A key that does not exist.
+    #[error("{}: unknown key \"{key}\"; {hint}", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key with its section.
+        key: String,
+        /// The nearest key, or all of them.
+        hint: String,
+    },
+    /// `--set` without a key or a value.
+    #[error("--set {found}: needed: section.key=value, as in --set optim.lr=1e-4")]
+    Set {
+        /// What was given.
+        found: String,
+    },
+    /// A value that makes no run.
+    #[error("{}: {key} is {found}; needed: {needed}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key with its section.
+        key: &'static str,
+        /// The value.
+        found: String,
+        /// What it may be.
+        needed: &'static str,
+    },
+}
+
+impl RunConfig {
+    /// Reads a config file, applies `section.key=value` settings, and checks the result.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, a key is unknown, or a value makes no run.
+    pub fn read(path: &Path, settings: &[String]) -> Result<Self, RunConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| RunConfigError::Io { path: path.to_owned(), source })?;
+        Self::parse(path, &text, settings)
+    }
+
+    fn parse(path: &Path, text: &str, settings: &[String]) -> Result<Self, RunConfigError> {
+        let problem = |error: toml::de::Error| RunConfigError::Toml {
+            path: path.to_owned(),
+            problem: error.to_string().trim_end().to_owned(),
+        };
+        let mut table: Table = text.parse().map_err(problem)?;
+        for setting in settings {
+            apply(&mut table, setting)?;
+        }
+        check_keys(path, &table)?;
+        // From the text if nothing was set, so that an error shows its line.
+        let config: Self = match settings {
+            [] => toml::from_str(text).map_err(problem)?,
+            _ => table.try_into().map_err(problem)?,
+        };
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// The config with every key written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a run has no value that TOML cannot express")
+    }
+
+    fn check(&self, path: &Path) -> Result<(), RunConfigError> {
+        let need = |good: bool, key: &'static str, found: String, needed: &'static str| match good {
+            true => Ok(()),
+            false => Err(RunConfigError::Value { path: path.to_owned(), key, found, needed }),
+        };
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let share = |x: f64| (0.0..1.0).contains(&x);
+        let [beta1, beta2] = self.optim.betas;
+        let quoted = |path: &Path| format!("\"{}\"", path.display());
+        let folder = &self.model.folder;
+        need(!folder.as_os_str().is_empty(), "model.folder", quoted(folder), "the path of a model folder")?;
+        let train = format!("\"{}\"", self.data.train);
+        need(!self.data.train.is_empty(), "data.train", train, "the name of a data set, as digits:train")?;
+        need(self.data.batch_size > 0, "data.batch_size", self.data.batch_size.to_string(), "at least 1")?;
+        need(self.data.workers <= 64, "data.workers", self.data.workers.to_string(), "0 to 64")?;
+        need(positive(self.optim.lr), "optim.lr", self.optim.lr.to_string(), "a positive number")?;
+        need(
+            share(beta1) && share(beta2),
+            "optim.betas",
+            format!("[{beta1}, {beta2}]"),
+            "two numbers from 0 to below 1",
+        )?;
+        need(positive(self.optim.eps), "optim.eps", self.optim.eps.to_string(), "a positive number")?;
+        let decay = self.optim.weight_decay;
+        need(decay.is_finite() && decay >= 0.0, "optim.weight_decay", decay.to_string(), "0 or more")?;
+        let clip = self.optim.clip_norm;
+        need(clip.is_finite() && clip >= 0.0, "optim.clip_norm", clip.to_string(), "0 (off) or more")?;
+        let epochs = self.schedule.epochs;
+        need(
+            self.schedule.steps > 0 || positive(epochs),
+            "schedule.epochs",
+            epochs.to_string(),
+            "more than 0",
+        )?;
+        let run = &self.run;
+        need(!run.folder.as_os_str().is_empty(), "run.folder", quoted(&run.folder), "the path of a folder")?;
+        need(run.eval_batch_size > 0, "run.eval_batch_size", run.eval_batch_size.to_string(), "at least 1")?;
+        need(run.eval_tokens > 0, "run.eval_tokens", run.eval_tokens.to_string(), "at least 1")?;
+        need(run.keep > 0, "run.keep", run.keep.to_string(), "at least 1")?;
+        need(run.seed <= i64::MAX as u64, "run.seed", run.seed.to_string(), "at most 2^63 - 1")
+    }
+}
+
+/// Puts `section.key=value` into a table. A value that is not TOML is taken as text.
+fn apply(table: &mut Table, setting: &str) -> Result<(), RunConfigError> {
+    let wrong = || RunConfigError::Set { found: setting.to_owned() };
+    let (keys, text) = setting.split_once('=').ok_or_else(wrong)?;
+    let mut keys: Vec<&str> = keys.trim().split('.').collect();
+    let last = keys.pop().filter(|key| !key.is_empty() && !keys.is_empty()).ok_or_else(wrong)?;
+    let parsed = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
+    let value = parsed.unwrap_or_else(|| Value::String(text.trim().to_owned()));
+    let mut place = table;
+    for key in keys {
+        let inner = place.entry(key).or_insert_with(|| Value::Table(Table::new()));
+        place = inner.as_table_mut().ok_or_else(wrong)?;
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// Looks every key up among those of the default config.
+fn check_keys(path: &Path, table: &Table) -> Result<(), RunConfigError> {
+    let known = Value::try_from(RunConfig::default()).expect("a run has no value that TOML cannot express");
+    check_table(path, table, known.as_table().expect("a run is a table"), "")
+}
+
+fn check_table(path: &Path, table: &Table, known: &Table, prefix: &str) -> Result<(), RunConfigError> {
+    for (key, value) in table {
+        match (known.get(key), value) {
+            (Some(Value::Table(known)), Value::Table(table)) => {
+                check_table(path, table, known, &format!("{prefix}{key}."))?;
+            }
+            (Some(_), _) => {}
+            (None, _) => {
+                let distance = |name: &&String| strsim::damerau_levenshtein(name, key);
+                let nearest = known.keys().min_by_key(distance).filter(|name| distance(name) <= 3);
+                let hint = match nearest {
+                    Some(name) => format!("did you mean \"{name}\"?"),
+                    None => {
+                        let names: Vec<&str> = known.keys().map(String::as_str).collect();
+                        format!("known here: {}", names.join(", "))
+                    }
+                };
+                let key = format!("{prefix}{key}");
+                return Err(RunConfigError::UnknownKey { path: path.to_owned(), key, hint });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "[model]\nfolder = \"m\"\n[data]\ntrain = \"d\"\n[optim]\nlr = 1e-3\n";
+
+    fn read(text: &str, settings: &[&str]) -> Result<RunConfig, String> {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        RunConfig::parse(Path::new("x.toml"), text, &settings).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_misspelled_key_is_answered_with_the_nearest() {
+        let text = format!("{TEXT}wieght_decay = 0.1\n");
+
+        assert_eq!(
+            read(&text, &[]).unwrap_err(),
+            "x.toml: unknown key \"optim.wieght_decay\"; did you mean \"weight_decay\"?"
+        );
+        assert_eq!(
+            read(TEXT, &["optm.lr=1"]).unwrap_err(),
+            "x.toml: unknown key \"optm\"; did you mean \"optim\"?"
+        );
+        assert!(read(TEXT, &["run.something_else=1"]).unwrap_err().contains("known here: folder, seed"));
+    }
+
+    #[test]
+    fn settings_change_single_values() {
+        let config = read(
+            TEXT,
+            &["optim.lr=2e-4", "run.seed = 7", "data.eval=digits:test", "model.learn.text=frozen"],
+        );
+
+        let config = config.unwrap();
+        assert_eq!((config.optim.lr, config.run.seed), (2e-4, 7));
+        assert_eq!(config.data.eval, "digits:test");
+        assert_eq!(config.model.learn.text, How::Frozen);
+        for wrong in ["lr", "optim.lr", "=1", "lr=1", "optim.=1"] {
+            assert!(read(TEXT, &[wrong]).unwrap_err().starts_with("--set "), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_shown_with_its_line() {
+        let error = read(&TEXT.replace("1e-3", "\"fast\""), &[]).unwrap_err();
+
+        assert!(error.contains("line 6") && error.contains("fast"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_makes_no_run_is_named() {
+        assert_eq!(
+            read(TEXT, &["data.batch_size=0"]).unwrap_err(),
+            "x.toml: data.batch_size is 0; needed: at least 1"
+        );
+        assert!(read(TEXT, &["optim.betas=[0.9, 1.0]"]).unwrap_err().contains("optim.betas is [0.9, 1]"));
+        assert!(read("", &[]).unwrap_err().contains("model.folder"));
+    }
+
+    #[test]
+    fn what_is_written_out_reads_back_the_same() {
+        let config = read(TEXT, &["schedule.steps=10"]).unwrap();
+
+        assert_eq!(read(&config.to_toml(), &[]).unwrap(), config);
+    }
+}

@@ -1,0 +1,102 @@
+//! Examination: loss, and answers generated for real.
+
+use std::error::Error;
+
+use glm4v_data::{Dataset, EvalItem};
+use glm4v_model::Glm4v;
+
+use crate::TrainError;
+use crate::loss::{Targets, loss};
+
+/// What a model answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The text, without special tokens.
+    pub text: String,
+    /// Whether the model ended the answer itself.
+    pub ended: bool,
+}
+
+/// Generates answers. `train` does not generate by itself: whoever starts a run hands this in.
+pub trait Answering {
+    /// Why no answers could be generated.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Answers every question, in order.
+    ///
+    /// # Errors
+    ///
+    /// When a question cannot be encoded or the model fails.
+    fn answer(&mut self, model: &Glm4v, items: &[EvalItem]) -> Result<Vec<Answer>, Self::Error>;
+}
+
+/// A question with the right answer and the one that was given.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Examined {
+    /// The question.
+    pub item: EvalItem,
+    /// What the model said.
+    pub answer: Answer,
+}
+
+impl Examined {
+    /// Whether the answer is right to the letter, and ended.
+    pub fn is_right(&self) -> bool {
+        self.answer.ended && self.answer.text.trim() == self.item.answer.trim()
+    }
+}
+
+/// The result of an examination.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvalReport {
+    /// Mean cross entropy over all taught tokens.
+    pub loss: f64,
+    /// Every question with its answer.
+    pub examined: Vec<Examined>,
+}
+
+impl EvalReport {
+    /// Answers that are right.
+    pub fn right(&self) -> usize {
+        self.examined.iter().filter(|examined| examined.is_right()).count()
+    }
+
+    /// Share of answers that are right.
+    pub fn exact_match(&self) -> f64 {
+        self.right() as f64 / self.examined.len().max(1) as f64
+    }
+}
+
+/// Examines a model, without gradients, on a whole data set, `batch_size` records at a time.
+///
+/// # Errors
+///
+/// When a record cannot be encoded, or answering fails.
+pub fn evaluate<A: Answering>(
+    model: &Glm4v,
+    dataset: &Dataset,
+    batch_size: usize,
+    answering: &mut A,
+    mut progress: impl FnMut(usize),
+) -> Result<EvalReport, TrainError> {
+    let indices: Vec<usize> = (0..dataset.len()).collect();
+    let (mut total, mut count) = (0.0, 0);
+    let mut examined = Vec::with_capacity(indices.len());
+    for part in indices.chunks(batch_size) {
+        let collated = dataset.batch(part)?;
+        if let Some(batch) = collated.batch {
+            let targets = Targets::of(&batch);
+            let mean = loss(model, &batch, &targets)?.try_into_scalar::<f32>();
+            let mean = mean.map_err(|error| TrainError::Device(format!("{error:?}")))?;
+            total += f64::from(mean) * targets.ids.len() as f64;
+            count += targets.ids.len();
+        }
+        let items: Vec<EvalItem> =
+            collated.indices.iter().filter_map(|index| EvalItem::of(&dataset.records()[*index])).collect();
+        let answers =
+            answering.answer(model, &items).map_err(|error| TrainError::Answering(Box::new(error)))?;
+        examined.extend(items.into_iter().zip(answers).map(|(item, answer)| Examined { item, answer }));
+        progress(examined.len());
+    }
+    Ok(EvalReport { loss: total / f64::from(count.max(1) as u32), examined })
+}

@@ -1,0 +1,386 @@
+//! A run from its config to its last weights.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::prelude::*;
+use burn::tensor::DType;
+use glm4v_data::{Dataset, DatasetOptions, LoadedBatch, Overlong, Prefetch, Registry, Sampler, SamplerState};
+use glm4v_model::{Glm4v, Precision, initialize};
+use glm4v_processor::Processor;
+use glm4v_weights::{ModelFolder, StagedFolder, WeightsError, save_model, write_file};
+
+use crate::TrainError;
+use crate::adamw::{AdamW, AdamWConfig};
+use crate::checkpoint::{Checkpoints, OPTIMIZER, TrainerState};
+use crate::config::{Init, OverlongChoice, RunConfig};
+use crate::eval::{Answering, EvalReport, evaluate};
+use crate::gradients::NamedGradients;
+use crate::learn::freeze;
+use crate::loss::{Targets, loss};
+use crate::metrics::{EvalSummary, Metrics, StepReport};
+use crate::schedule::Schedule;
+
+/// Hears what a run does, to show it to people.
+pub trait Observer {
+    /// A run is about to begin, or to go on after `state.step` steps.
+    fn started(&mut self, plan: &Plan);
+    /// A step is done.
+    fn stepped(&mut self, report: &StepReport);
+    /// Records were left out as too long.
+    fn dropped(&mut self, records: usize);
+    /// An examination goes on: answers so far, of how many.
+    fn examining(&mut self, done: usize, of: usize);
+    /// An examination is over.
+    fn examined(&mut self, summary: &EvalSummary);
+    /// A folder with weights appeared.
+    fn saved(&mut self, folder: &Path);
+}
+
+/// What a run is going to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Steps done before.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub steps: usize,
+    /// Parameters of the network.
+    pub parameters: usize,
+    /// Parameters that learn.
+    pub learning: usize,
+    /// Records to learn from.
+    pub train_records: usize,
+    /// Records to be examined on.
+    pub eval_records: usize,
+}
+
+/// What a run leaves.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The last examination, if the config names a data set for it.
+    pub report: Option<EvalReport>,
+    /// Folder with the final weights.
+    pub folder: PathBuf,
+}
+
+/// A run, ready to start or to go on.
+#[derive(Debug)]
+pub struct Session {
+    config: RunConfig,
+    precision: Precision,
+    model: Option<Glm4v>,
+    optimizer: AdamW,
+    schedule: Schedule,
+    train: Arc<Dataset>,
+    eval: Option<Dataset>,
+    sampler: Sampler,
+    sampler_state: Option<SamplerState>,
+    step: usize,
+    learning: usize,
+}
+
+/// The model is away only while the optimizer rebuilds it.
+const PRESENT: &str = "the model is there between two steps";
+
+impl Session {
+    /// Reads data and weights, and claims the run folder.
+    ///
+    /// With `resume`, the run goes on from its newest checkpoint; without, the run folder must not hold a run.
+    ///
+    /// # Errors
+    ///
+    /// When anything that the config names cannot be used; nothing is written then but the run folder.
+    pub fn open(
+        config: RunConfig,
+        device: &Device,
+        precision: Precision,
+        resume: bool,
+    ) -> Result<Self, TrainError> {
+        let checkpoint = find_checkpoint(&config, resume)?;
+        let origin = ModelFolder::open(&config.model.folder)?;
+        let processor = Arc::new(Processor::load(&config.model.folder)?);
+        let registry = Registry::load(&config.data.folder)?;
+        let train = Arc::new(dataset(&config, &registry, &config.data.train, &processor)?);
+        let eval = (!config.data.eval.is_empty())
+            .then(|| dataset(&config, &registry, &config.data.eval, &processor))
+            .transpose()?;
+        let mut sampler = sampler(&config, train.len())?;
+        let settings = AdamWConfig {
+            betas: config.optim.betas,
+            eps: config.optim.eps,
+            weight_decay: config.optim.weight_decay,
+        };
+        claim(&config.run.folder)?;
+
+        let device = device.clone().autodiff();
+        let (mut step, mut sampler_state) = (0, None);
+        let (model, optimizer) = match &checkpoint {
+            Some(folder) => {
+                let state = Checkpoints::state(folder)?;
+                step = state.step;
+                sampler_state = state.sampler;
+                if let Some(state) = state.sampler {
+                    sampler.restore(state)?;
+                }
+                let model = ModelFolder::open(folder)?.load(&device, precision)?;
+                let plain = device.clone().inner();
+                (model, AdamW::load(settings, &folder.join(OPTIMIZER), &plain)?)
+            }
+            None => {
+                let model = match config.model.init {
+                    Init::Weights => origin.load(&device, precision)?,
+                    Init::Fresh => {
+                        initialize(origin.config().init(&device), config.run.seed, precision.dtype())
+                    }
+                };
+                (model, AdamW::new(settings))
+            }
+        };
+        let (model, learning) = freeze(model, config.model.learn);
+        if learning == 0 {
+            return Err(TrainError::NothingLearns);
+        }
+        let steps = match config.schedule.steps {
+            0 => (config.schedule.epochs * sampler.batches_per_epoch() as f64).ceil() as usize,
+            steps => steps,
+        };
+        let schedule = Schedule {
+            kind: config.schedule.kind,
+            lr: config.optim.lr,
+            warmup_steps: config.schedule.warmup_steps,
+            steps,
+        };
+        write_file(&config.run.folder.join("config.toml"), config.to_toml().as_bytes())?;
+        Ok(Self {
+            config,
+            precision,
+            model: Some(model),
+            optimizer,
+            schedule,
+            train,
+            eval,
+            sampler,
+            sampler_state,
+            step,
+            learning,
+        })
+    }
+
+    fn model(&self) -> &Glm4v {
+        self.model.as_ref().expect(PRESENT)
+    }
+
+    /// What is going to happen.
+    pub fn plan(&self) -> Plan {
+        Plan {
+            step: self.step,
+            steps: self.schedule.steps,
+            parameters: self.model().num_params(),
+            learning: self.learning,
+            train_records: self.train.len(),
+            eval_records: self.eval.as_ref().map_or(0, Dataset::len),
+        }
+    }
+
+    /// Trains to the end, examines, and writes the final model folder.
+    ///
+    /// When `stop` turns true the step under way is finished, a checkpoint written, and
+    /// [`TrainError::Interrupted`] returned.
+    ///
+    /// # Errors
+    ///
+    /// When a record cannot be used, a number is not finite, or nothing can be written.
+    pub fn run<A: Answering>(
+        mut self,
+        answering: &mut A,
+        observer: &mut impl Observer,
+        stop: &AtomicBool,
+    ) -> Result<Outcome, TrainError> {
+        observer.started(&self.plan());
+        let mut metrics = Metrics::open(&self.config.run.folder.join("metrics.jsonl"), self.step)?;
+        let mut batches = Prefetch::new(self.train.clone(), self.sampler.clone(), self.config.data.workers)?;
+        let mut report = None;
+        while self.step < self.schedule.steps {
+            let loaded = batches
+                .next()
+                .ok_or(TrainError::OrderEnds { found: self.step, needed: self.schedule.steps })??;
+            let done = self.learn(loaded, observer)?;
+            metrics.write(&done)?;
+            observer.stepped(&done);
+            let last = self.step == self.schedule.steps;
+            let due = |every: usize| every > 0 && self.step.is_multiple_of(every);
+            if stop.load(Ordering::Relaxed) && !last {
+                let folder = self.save()?;
+                observer.saved(&folder);
+                return Err(TrainError::Interrupted { step: self.step, folder });
+            }
+            if due(self.config.run.eval_every) || last {
+                report = self.examine(answering, observer, &mut metrics)?;
+            }
+            if due(self.config.run.save_every) && !last {
+                observer.saved(&self.save()?);
+            }
+        }
+        drop(batches);
+        if report.is_none() {
+            report = self.examine(answering, observer, &mut metrics)?; // resumed after the last step
+        }
+        let folder = self.finish()?;
+        observer.saved(&folder);
+        Ok(Outcome { report, folder })
+    }
+
+    /// One step: forward, backward, clip, move.
+    fn learn(&mut self, loaded: LoadedBatch, observer: &mut impl Observer) -> Result<StepReport, TrainError> {
+        let start = Instant::now();
+        if !loaded.dropped.is_empty() {
+            observer.dropped(loaded.dropped.len());
+        }
+        let targets = Targets::of(&loaded.batch);
+        let loss = loss(self.model(), &loaded.batch, &targets)?;
+        let gradients = NamedGradients::take(self.model(), loss.backward());
+        let norm = gradients.norm().ok_or(TrainError::NothingLearns)?;
+        // One read for both: each makes the device wait.
+        let numbers = Tensor::cat(vec![loss.inner(), norm.inner()], 0).cast(DType::F32).try_into_data();
+        let numbers = numbers.map_err(|error| TrainError::Device(format!("{error:?}")))?;
+        let numbers: Vec<f32> =
+            numbers.try_to_vec().map_err(|error| TrainError::Device(format!("{error:?}")))?;
+        let (loss, grad_norm) = (f64::from(numbers[0]), f64::from(numbers[1]));
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(TrainError::NotFinite {
+                step: self.step + 1,
+                loss,
+                grad_norm,
+                lr: self.schedule.rate(self.step),
+            });
+        }
+        let lr = self.schedule.rate(self.step);
+        let scale = match self.config.optim.clip_norm {
+            0.0 => 1.0,
+            most => (most / (grad_norm + 1e-6)).min(1.0), // torch's clip_grad_norm_
+        };
+        // Taken out, so that old and new weights need not both be whole in memory.
+        let model = self.model.take().expect(PRESENT);
+        self.model = Some(self.optimizer.step(model, gradients, lr, scale));
+        self.step += 1;
+        self.sampler_state = Some(loaded.state);
+        let tokens = loaded.batch.tokens();
+        Ok(StepReport {
+            step: self.step,
+            epoch: loaded.epochs,
+            loss,
+            grad_norm,
+            lr,
+            tokens,
+            tokens_per_second: tokens as f64 / start.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn examine<A: Answering>(
+        &self,
+        answering: &mut A,
+        observer: &mut impl Observer,
+        metrics: &mut Metrics,
+    ) -> Result<Option<EvalReport>, TrainError> {
+        let Some(eval) = &self.eval else { return Ok(None) };
+        let model = self.model().valid();
+        let report = evaluate(&model, eval, self.config.run.eval_batch_size, answering, |done| {
+            observer.examining(done, eval.len());
+        })?;
+        let summary = EvalSummary {
+            step: self.step,
+            eval_loss: report.loss,
+            exact_match: report.exact_match(),
+            samples: report.examined.len(),
+        };
+        metrics.write(&summary)?;
+        observer.examined(&summary);
+        Ok(Some(report))
+    }
+
+    fn save(&self) -> Result<PathBuf, WeightsError> {
+        let state = TrainerState {
+            step: self.step,
+            steps: self.schedule.steps,
+            sampler: self.sampler_state,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        Checkpoints::of(&self.config.run.folder).save(
+            self.model(),
+            &self.config.model.folder,
+            self.precision,
+            &self.optimizer,
+            &state,
+            self.config.run.keep,
+        )
+    }
+
+    fn finish(&self) -> Result<PathBuf, WeightsError> {
+        let folder = self.config.run.folder.join("final");
+        let staged = StagedFolder::new(&folder)?;
+        save_model(self.model(), &self.config.model.folder, staged.path(), self.precision)?;
+        staged.publish()?;
+        Ok(folder)
+    }
+}
+
+/// The newest checkpoint if the run is to go on; an error if a run would be overwritten.
+fn find_checkpoint(config: &RunConfig, resume: bool) -> Result<Option<PathBuf>, TrainError> {
+    let folder = &config.run.folder;
+    let newest = Checkpoints::of(folder).list()?.pop().map(|(_, path)| path);
+    match (resume, newest) {
+        (true, None) => Err(TrainError::NoCheckpoint { folder: folder.clone() }),
+        (true, newest) => Ok(newest),
+        (false, newest) if newest.is_some() || folder.join("metrics.jsonl").exists() => {
+            Err(TrainError::RunExists { folder: folder.clone() })
+        }
+        (false, _) => Ok(None),
+    }
+}
+
+/// Makes the run folder and shows that it can be written to, before hours are spent.
+fn claim(folder: &Path) -> Result<(), TrainError> {
+    fs::create_dir_all(folder)
+        .map_err(|source| TrainError::RunFolder { folder: folder.to_owned(), source })?;
+    let probe = folder.join(format!(".{}.probe", std::process::id()));
+    fs::write(&probe, "")
+        .and_then(|()| fs::remove_file(&probe))
+        .map_err(|source| TrainError::RunFolder { folder: folder.to_owned(), source })
+}
+
+fn dataset(
+    config: &RunConfig,
+    registry: &Registry,
+    name: &str,
+    processor: &Arc<Processor>,
+) -> Result<Dataset, TrainError> {
+    let records = registry.find(name)?.read(None)?;
+    let options = DatasetOptions {
+        max_length: (config.data.max_length > 0).then_some(config.data.max_length),
+        overlong: match config.data.overlong {
+            OverlongChoice::Error => Overlong::Error,
+            OverlongChoice::Drop => Overlong::Drop,
+        },
+        ..DatasetOptions::default()
+    };
+    Ok(Dataset::new(records, processor.clone(), options))
+}
+
+fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {
+    let path = &config.data.order;
+    if path.as_os_str().is_empty() {
+        return Ok(Sampler::shuffled(records, config.data.batch_size, config.run.seed)?);
+    }
+    let text = fs::read_to_string(path).map_err(|source| WeightsError::Io {
+        path: path.clone(),
+        action: "read",
+        source,
+    })?;
+    let batches =
+        serde_json::from_str(&text).map_err(|source| TrainError::State { path: path.clone(), source })?;
+    Ok(Sampler::fixed(batches, records)?)
+}
