@@ -283,7 +283,9 @@ fn five_steps_of_adamw_are_those_of_torch_with_and_without_clipping() {
         for (name, found) in parameters(&model) {
             let norm = found.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
             let expected = norms[&name]["l2"].as_f64().unwrap();
-            assert!((norm / expected - 1.0).abs() < 1e-3, "{name} after step 5: norm {norm}, not {expected}");
+            // The noise in a key's bias, see above, has moved it by up to five steps.
+            let tolerance = if name.ends_with("k_proj.bias") { 1e-2 } else { 1e-3 };
+            assert!((norm / expected - 1.0).abs() < tolerance, "{name} after step 5: norm {norm}, not {expected}");
         }
     }
 }

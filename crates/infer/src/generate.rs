@@ -21,6 +21,17 @@ pub enum GenerateError {
         /// Row of the batch.
         row: usize,
     },
+    /// No room for an answer.
+    #[error(
+        "the prompt takes {tokens} tokens, the model's longest sequence is {longest} (max_position_embeddings); \
+         shorten the prompt or make its pictures smaller"
+    )]
+    PromptTooLong {
+        /// Tokens of the longest row.
+        tokens: usize,
+        /// Tokens that the model was made for.
+        longest: usize,
+    },
     /// The weights are broken, or a type overflowed.
     #[error(
         "row {row}, new token {token}: the model's scores are not numbers; the weights may be broken, or try --dtype f32"
@@ -56,7 +67,7 @@ pub struct Generated {
     pub finish: Finish,
 }
 
-/// Continues every row of a left-padded batch.
+/// Continues every row of a left-padded batch, up to the most tokens of `config` or the model's longest sequence.
 ///
 /// `on_token` sees each new token of each row and may end that row; pass `|_, _| ControlFlow::Continue(())` to let
 /// all run.
@@ -71,16 +82,24 @@ pub fn generate(
     mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>, GenerateError> {
     let [rows, width] = batch.shape;
+    let longest = model.config.text.max_position_embeddings;
+    if rows > 0 && width == 0 {
+        return Err(FusionError::EmptyRow { row: 0 }.into());
+    }
+    if width >= longest {
+        return Err(GenerateError::PromptTooLong { tokens: width, longest });
+    }
+    // The cache is allocated whole: no more than the model could use, whatever was asked for.
+    let max_new_tokens = config.max_new_tokens.min(longest - width);
     if let Some(row) = (0..rows).find(|row| !batch.attention_mask[(row + 1) * width - 1]) {
         return Err(GenerateError::RightPadded { row });
     }
     let mut probe = Probe::off();
-    let mut cache = model.cache(rows, width + config.max_new_tokens);
+    let mut cache = model.cache(rows, width + max_new_tokens);
     let input = model.embed(batch, &mut probe)?;
     let deltas = input.positions.deltas.clone();
-    let hidden = model.decode(input, Some(&mut cache), &mut probe); // [B, S, D]
-    let size = hidden.dims()[2];
-    let mut scores = model.head(hidden.narrow(1, width - 1, 1).reshape([rows, size])); // [B, V]
+    let last: Vec<usize> = (1..=rows).map(|row| row * width - 1).collect();
+    let mut scores = model.head(model.decode_at(input, &last, Some(&mut cache), &mut probe)); // [B, V]
 
     let mut history: Vec<Vec<u32>> = (0..rows)
         .map(|row| {
@@ -93,7 +112,7 @@ pub fn generate(
     let mut samplers: Vec<Sampler> =
         (0..rows).map(|row| Sampler::new(config.sampling, config.seed, row)).collect();
     let mut ended: Vec<Option<Finish>> = vec![None; rows];
-    for token in 0..config.max_new_tokens {
+    for token in 0..max_new_tokens {
         let values = read(scores)?;
         let vocabulary = values.len() / rows;
         for row in (0..rows).filter(|row| ended[*row].is_none()).collect::<Vec<_>>() {
@@ -107,7 +126,7 @@ pub fn generate(
                 ended[row] = Some(Finish::Stop);
             }
         }
-        if ended.iter().all(Option::is_some) || token + 1 == config.max_new_tokens {
+        if ended.iter().all(Option::is_some) || token + 1 == max_new_tokens {
             break;
         }
         // Rows that have ended go on with their last token; nobody looks at what they produce.

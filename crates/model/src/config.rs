@@ -321,6 +321,12 @@ impl RawText {
         )?;
         check_activation(self.hidden_act.as_deref(), "text_config.hidden_act")?;
         let head_dim = hidden_size / heads;
+        check(
+            head_dim.is_multiple_of(2),
+            "text_config.num_attention_heads",
+            heads,
+            format!("a number that leaves heads of an even width of text_config.hidden_size, {hidden_size}"),
+        )?;
         let vocab_size = size(self.vocab_size, "text_config.vocab_size", MAX_VOCAB)?;
         if let Some(pad) = self.pad_token_id {
             check(

@@ -135,6 +135,24 @@ impl Glm4v {
         self.model.language_model.forward(input.embeds, &input.positions, &input.real, cache, probe)
     }
 
+    /// Runs the text decoder for the hidden states of chosen positions alone.
+    ///
+    /// `slots` are indices into the `[B, S]` positions, row-major.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `[N, D]`, after the last norm
+    pub fn decode_at(
+        &self,
+        input: TextInput,
+        slots: &[usize],
+        cache: Option<&mut Cache>,
+        probe: &mut Probe,
+    ) -> Tensor<2> {
+        let TextInput { embeds, positions, real } = input;
+        self.model.language_model.forward_at(embeds, &positions, &real, slots, cache, probe)
+    }
+
     /// Scores of the next token for hidden states.
     ///
     /// # Shapes
@@ -181,11 +199,7 @@ impl Glm4v {
     pub fn forward_at(&self, batch: &Batch, slots: &[usize]) -> Result<Tensor<2>, FusionError> {
         let mut probe = Probe::off();
         let input = self.embed(batch, &mut probe)?;
-        let hidden = self.decode(input, None, &mut probe);
-        let [rows, width, size] = hidden.dims();
-        let index: Vec<i32> = slots.iter().map(|slot| *slot as i32).collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [slots.len()]), &hidden.device());
-        Ok(self.head(hidden.reshape([rows * width, size]).select(0, index)))
+        Ok(self.head(self.decode_at(input, slots, None, &mut probe)))
     }
 
     /// Scores of the token after `ids`, one new token a row, decoded after a prompt.
@@ -203,7 +217,7 @@ impl Glm4v {
             positions,
             real: vec![true; rows],
         };
-        let hidden = self.decode(input, Some(cache), &mut Probe::off());
-        self.head(hidden.squeeze_dim::<2>(1))
+        let slots: Vec<usize> = (0..rows).collect();
+        self.head(self.decode_at(input, &slots, Some(cache), &mut Probe::off()))
     }
 }

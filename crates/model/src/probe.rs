@@ -25,6 +25,11 @@ impl Probe {
         Self { kept: Some(Vec::new()), ..Self::default() }
     }
 
+    /// Whether anything is kept.
+    pub fn is_on(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// What was kept, in the order in which it was computed. A name met again, as when the vision tower runs for
     /// images and for videos, carries `#2`.
     pub fn into_kept(self) -> Vec<(String, TensorData)> {

@@ -3,8 +3,7 @@
 //! Tables are computed on the host in f32, step by step as transformers does. The graphics backends promise little
 //! about the accuracy of their cosine for large angles, and the tables are small.
 //!
-//! Dimensions: `B` rows, `S` sequence length, `H` heads, `Dh` width of a head, `R` rotated dimensions of it,
-//! `P` patches.
+//! Dimensions: `B` rows, `S` sequence length, `H` heads, `Dh` width of a head, `P` patches.
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
@@ -13,12 +12,15 @@ use crate::batch::Grid;
 use crate::config::{TextRopeConfig, VISION_ROPE_THETA};
 use crate::positions::Positions;
 
-/// Cosines and sines by which a sequence is rotated.
+/// Cosines and sines by which a sequence is rotated, one value for each dimension of a head.
+///
+/// A rotation turns pairs of dimensions `(a, b)` into `(a cos - b sin, b cos + a sin)`. With the sign of the sine in the
+/// table and the partners of a pair swapped, that is `x · cos + swapped · sin`: two products and a sum of whole tensors.
 #[derive(Debug, Clone)]
 pub struct RotaryTable<const D: usize> {
-    /// Cosine of each angle.
+    /// Cosines; 1 where a dimension is not rotated.
     pub cos: Tensor<D>,
-    /// Sine of each angle.
+    /// Sines, negative for the first of a pair; 0 where a dimension is not rotated.
     pub sin: Tensor<D>,
 }
 
@@ -28,60 +30,75 @@ fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
 }
 
 impl RotaryTable<4> {
-    /// Table of the text decoder: frequency `k` follows the axis that `mrope_section` gives it.
+    /// Table of the text decoder: frequency `k` turns dimensions `2k` and `2k + 1` and follows the axis that
+    /// `mrope_section` gives it.
     ///
-    /// Cosines and sines are rounded to `dtype`, the type of the activations, before use, as the reference does.
+    /// Values are rounded to `dtype`, the type of the activations, before use, as the reference does.
     ///
     /// # Shapes
     ///
-    /// - output: `[B, S, 1, R / 2]`, one value a rotated pair
-    pub fn text(config: &TextRopeConfig, positions: &Positions, device: &Device, dtype: DType) -> Self {
+    /// - output: `[B, S, 1, Dh]`
+    pub fn text(
+        config: &TextRopeConfig,
+        head_dim: usize,
+        positions: &Positions,
+        device: &Device,
+        dtype: DType,
+    ) -> Self {
         let frequencies = inverse_frequencies(config.rope_theta, config.rotary_dim);
         let axis_of: Vec<usize> =
             (0..3).flat_map(|axis| std::iter::repeat_n(axis, config.mrope_section[axis])).collect();
         let [rows, width] = positions.shape;
-        let mut angles = Vec::with_capacity(rows * width * frequencies.len());
+        let mut cos = vec![1.0; rows * width * head_dim];
+        let mut sin = vec![0.0; rows * width * head_dim];
         for slot in 0..rows * width {
-            for (frequency, &axis) in frequencies.iter().zip(&axis_of) {
-                angles.push(positions.axes[axis][slot] as f32 * frequency);
+            for (k, (frequency, &axis)) in frequencies.iter().zip(&axis_of).enumerate() {
+                let angle = positions.axes[axis][slot] as f32 * frequency;
+                let first = slot * head_dim + 2 * k;
+                cos[first..first + 2].fill(angle.cos());
+                sin[first..first + 2].copy_from_slice(&[-angle.sin(), angle.sin()]);
             }
         }
-        Self::from_angles(&angles, [rows, width, 1, frequencies.len()], device, dtype)
+        Self::from_values(cos, sin, [rows, width, 1, head_dim], device, dtype)
     }
 }
 
 impl RotaryTable<3> {
-    /// Table of the vision tower: the first half of the pairs follows the patch's row, the second its column.
+    /// Table of the vision tower: dimension `k` is paired with `k + Dh / 2`; the first half of the pairs follows the
+    /// patch's row, the second its column.
     ///
     /// Always f32: the tower rotates in f32 whatever the type of its weights.
     ///
     /// # Shapes
     ///
-    /// - output: `[P, 1, Dh / 2]`, patches in block order, the frames of a grid one after another
+    /// - output: `[P, 1, Dh]`, patches in block order, the frames of a grid one after another
     pub fn vision(head_dim: usize, merge: usize, grids: &[Grid], device: &Device) -> Self {
         let frequencies = inverse_frequencies(VISION_ROPE_THETA, head_dim / 2);
-        let mut angles = Vec::new();
-        let mut patches = 0;
+        let patches: usize = grids.iter().map(Grid::patches).sum();
+        let mut cos = Vec::with_capacity(patches * head_dim);
+        let mut sin = Vec::with_capacity(patches * head_dim);
         for grid in grids {
             for _ in 0..grid.t {
                 for (row, column) in block_order(grid.h, grid.w, merge) {
-                    angles.extend(frequencies.iter().map(|f| row as f32 * f));
-                    angles.extend(frequencies.iter().map(|f| column as f32 * f));
+                    for sign in [-1.0, 1.0] {
+                        for position in [row, column] {
+                            let angles = frequencies.iter().map(|f| position as f32 * f);
+                            cos.extend(angles.clone().map(f32::cos));
+                            sin.extend(angles.map(|angle| sign * angle.sin()));
+                        }
+                    }
                 }
             }
-            patches += grid.patches();
         }
-        Self::from_angles(&angles, [patches, 1, 2 * frequencies.len()], device, DType::F32)
+        Self::from_values(cos, sin, [patches, 1, head_dim], device, DType::F32)
     }
 }
 
 impl<const D: usize> RotaryTable<D> {
-    fn from_angles(angles: &[f32], shape: [usize; D], device: &Device, dtype: DType) -> Self {
-        let table = |function: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
-            Tensor::<D>::from_data(TensorData::new(values, shape), (device, DType::F32)).cast(dtype)
-        };
-        Self { cos: table(f32::cos), sin: table(f32::sin) }
+    fn from_values(cos: Vec<f32>, sin: Vec<f32>, shape: [usize; D], device: &Device, dtype: DType) -> Self {
+        let table =
+            |values| Tensor::<D>::from_data(TensorData::new(values, shape), (device, DType::F32)).cast(dtype);
+        Self { cos: table(cos), sin: table(sin) }
     }
 }
 
@@ -96,49 +113,35 @@ pub(crate) fn block_order(h: usize, w: usize, merge: usize) -> impl Iterator<Ite
     })
 }
 
-/// Rotates neighbouring pairs (`2k`, `2k + 1`) of the first `R` dimensions; the rest passes through.
+/// Rotates neighbouring pairs (`2k`, `2k + 1`).
 ///
 /// # Shapes
 ///
-/// - x: `[B, S, H, Dh]`
-/// - table: `[B, S, 1, R / 2]`
-/// - output: `[B, S, H, Dh]`
+/// - x, output: `[B, S, H, Dh]`
+/// - table: `[B, S, 1, Dh]`
 pub(crate) fn rotate_pairs(x: Tensor<4>, table: &RotaryTable<4>) -> Tensor<4> {
     let [rows, width, heads, head_dim] = x.dims();
-    let pairs = table.cos.dims()[3];
-    let cos = table.cos.clone().unsqueeze_dim::<5>(4); // [B, S, 1, R/2, 1]
-    let sin = table.sin.clone().unsqueeze_dim::<5>(4);
-    let turned = x.clone().narrow(3, 0, 2 * pairs).reshape([rows, width, heads, pairs, 2]);
-    let even = turned.clone().narrow(4, 0, 1); // [B, S, H, R/2, 1]
-    let odd = turned.narrow(4, 1, 1);
-    let turned =
-        Tensor::cat(vec![even.clone() * cos.clone() - odd.clone() * sin.clone(), odd * cos + even * sin], 4)
-            .reshape([rows, width, heads, 2 * pairs]);
-    if 2 * pairs == head_dim {
-        return turned;
-    }
-    Tensor::cat(vec![turned, x.narrow(3, 2 * pairs, head_dim - 2 * pairs)], 3)
+    let swapped = x
+        .clone()
+        .reshape([rows, width, heads, head_dim / 2, 2])
+        .flip([4])
+        .reshape([rows, width, heads, head_dim]);
+    x * table.cos.clone() + swapped * table.sin.clone()
 }
 
 /// Rotates the pairs (`k`, `k + Dh / 2`) of whole heads in f32 and returns the type of `x`.
 ///
 /// # Shapes
 ///
-/// - x: `[P, H, Dh]`
-/// - table: `[P, 1, Dh / 2]`
-/// - output: `[P, H, Dh]`
+/// - x, output: `[P, H, Dh]`
+/// - table: `[P, 1, Dh]`
 pub(crate) fn rotate_halves(x: Tensor<3>, table: &RotaryTable<3>) -> Tensor<3> {
     let dtype = x.dtype();
-    let half = x.dims()[2] / 2;
+    let [patches, heads, head_dim] = x.dims();
     let x = x.cast(DType::F32);
-    let first = x.clone().narrow(2, 0, half); // [P, H, Dh/2]
-    let second = x.narrow(2, half, half);
-    let (cos, sin) = (table.cos.clone(), table.sin.clone());
-    Tensor::cat(
-        vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin],
-        2,
-    )
-    .cast(dtype)
+    let swapped =
+        x.clone().reshape([patches, heads, 2, head_dim / 2]).flip([2]).reshape([patches, heads, head_dim]);
+    (x * table.cos.clone() + swapped * table.sin.clone()).cast(dtype)
 }
 
 #[cfg(all(test, feature = "cpu"))]
@@ -153,7 +156,7 @@ mod tests {
             axes: [positions.to_vec(), positions.to_vec(), positions.to_vec()],
             deltas: vec![0],
         };
-        RotaryTable::text(&config, &positions, &Device::flex(), DType::F32)
+        RotaryTable::text(&config, 10, &positions, &Device::flex(), DType::F32)
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::adamw::AdamW;
 
 /// Name of the optimizer's file.
 pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
+/// Name of the folder with a run's checkpoints.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const TRAINER: &str = "trainer.json";
 
 /// What is neither weights nor optimizer.
@@ -39,7 +41,7 @@ pub struct Checkpoints {
 impl Checkpoints {
     /// Those of a run folder.
     pub fn of(run: &Path) -> Self {
-        Self { folder: run.join("checkpoints") }
+        Self { folder: run.join(CHECKPOINTS) }
     }
 
     /// Checkpoints by step, oldest first.

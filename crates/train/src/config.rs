@@ -266,7 +266,8 @@ impl RunConfig {
     fn parse(path: &Path, text: &str, settings: &[String]) -> Result<Self, RunConfigError> {
         let problem = |error: toml::de::Error| RunConfigError::Toml {
             path: path.to_owned(),
-            problem: error.to_string().trim_end().to_owned(),
+            // Without a text to show, only the place follows on a line of its own.
+            problem: error.to_string().trim_end().replace("\nin `", " in `"),
         };
         let mut table: Table = text.parse().map_err(problem)?;
         for setting in settings {
@@ -316,10 +317,10 @@ impl RunConfig {
         need(clip.is_finite() && clip >= 0.0, "optim.clip_norm", clip.to_string(), "0 (off) or more")?;
         let epochs = self.schedule.epochs;
         need(
-            self.schedule.steps > 0 || positive(epochs),
+            self.schedule.steps > 0 || (positive(epochs) && epochs <= 1e6),
             "schedule.epochs",
             epochs.to_string(),
-            "more than 0",
+            "more than 0, at most a million",
         )?;
         let run = &self.run;
         need(!run.folder.as_os_str().is_empty(), "run.folder", quoted(&run.folder), "the path of a folder")?;
@@ -425,6 +426,8 @@ mod tests {
         let error = read(&TEXT.replace("1e-3", "\"fast\""), &[]).unwrap_err();
 
         assert!(error.contains("line 6") && error.contains("fast"), "{error}");
+        let error = read(TEXT, &["model.learn.text=ful"]).unwrap_err();
+        assert_eq!(error, "x.toml: unknown variant `ful`, expected `full` or `frozen` in `model.learn.text`");
     }
 
     #[test]

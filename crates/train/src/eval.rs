@@ -1,6 +1,7 @@
 //! Examination: loss, and answers generated for real.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use glm4v_data::{Dataset, EvalItem};
 use glm4v_model::Glm4v;
@@ -67,7 +68,8 @@ impl EvalReport {
     }
 }
 
-/// Examines a model, without gradients, on a whole data set, `batch_size` records at a time.
+/// Examines a model, without gradients, on a whole data set, `batch_size` records at a time; none once `stop` is true,
+/// since answers that were cut short say nothing about the model.
 ///
 /// # Errors
 ///
@@ -77,10 +79,11 @@ pub fn evaluate<A: Answering>(
     dataset: &Dataset,
     batch_size: usize,
     answering: &mut A,
+    stop: &AtomicBool,
     mut progress: impl FnMut(usize),
-) -> Result<EvalReport, TrainError> {
+) -> Result<Option<EvalReport>, TrainError> {
     let indices: Vec<usize> = (0..dataset.len()).collect();
-    let (mut total, mut count) = (0.0, 0);
+    let (mut total, mut count) = (0.0, 0usize);
     let mut examined = Vec::with_capacity(indices.len());
     for part in indices.chunks(batch_size) {
         let collated = dataset.batch(part)?;
@@ -95,8 +98,11 @@ pub fn evaluate<A: Answering>(
             collated.indices.iter().filter_map(|index| EvalItem::of(&dataset.records()[*index])).collect();
         let answers =
             answering.answer(model, &items).map_err(|error| TrainError::Answering(Box::new(error)))?;
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         examined.extend(items.into_iter().zip(answers).map(|(item, answer)| Examined { item, answer }));
         progress(examined.len());
     }
-    Ok(EvalReport { loss: total / f64::from(count.max(1) as u32), examined })
+    Ok(Some(EvalReport { loss: total / count.max(1) as f64, examined }))
 }

@@ -29,7 +29,7 @@ pub use metrics::{EvalSummary, Metrics, StepReport};
 pub use schedule::{Schedule, ScheduleKind};
 pub use session::{Observer, Outcome, Plan, Session};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use glm4v_data::{LoadError, ReadError, RegistryError, SampleError, SamplerError};
 use glm4v_model::FusionError;
@@ -81,23 +81,37 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// The run folder holds a run already.
-    #[error("{}: holds a run already; --resume goes on with it, --set run.folder=PATH starts another", folder.display())]
+    #[error("{}: holds {}", folder.display(), remains.in_the_way())]
     RunExists {
         /// The folder.
         folder: PathBuf,
+        /// What is in it.
+        remains: Remains,
     },
     /// There is nothing to go on from.
-    #[error("{}: no checkpoint to resume from; start the run without --resume", folder.display())]
+    #[error("{}: no checkpoint to resume from; {}", folder.display(), remains.instead_of_resuming())]
     NoCheckpoint {
         /// The run folder.
         folder: PathBuf,
+        /// What is in it.
+        remains: Remains,
     },
     /// Every part is frozen.
     #[error("model.learn freezes every part; needed: at least one of vision, merger, text = \"full\"")]
     NothingLearns,
+    /// `data.order` cannot be drawn.
+    #[error("{}: {source}", path.display())]
+    Order {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SamplerError,
+    },
     /// `data.order` has too few batches.
-    #[error("data.order has {found} batches; needed: one for each of the {needed} steps")]
+    #[error("{}: data.order has {found} batches; needed: one for each of the {needed} steps", path.display())]
     OrderEnds {
+        /// The file.
+        path: PathBuf,
         /// Batches in the file.
         found: usize,
         /// Steps of the run.
@@ -106,8 +120,7 @@ pub enum TrainError {
     /// Training went astray.
     #[error(
         "step {step}: loss is {loss}, gradient norm {grad_norm}, at a learning rate of {lr:.3e}; nothing was saved of \
-         this step. Try a lower optim.lr or a longer schedule.warmup_steps, and go on from the last checkpoint with \
-         --resume"
+         this step. Try a lower optim.lr or a longer schedule.warmup_steps, and {}", begin_again(checkpoint.as_deref())
     )]
     NotFinite {
         /// The step.
@@ -118,6 +131,8 @@ pub enum TrainError {
         grad_norm: f64,
         /// Its learning rate.
         lr: f64,
+        /// The newest checkpoint.
+        checkpoint: Option<PathBuf>,
     },
     /// The user stopped the run.
     #[error("stopped after step {step}; everything is in {}, and --resume goes on from there", folder.display())]
@@ -133,4 +148,47 @@ pub enum TrainError {
     /// The device failed.
     #[error("the device failed while computing: {0}")]
     Device(String),
+}
+
+/// What an earlier run left in its folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remains {
+    /// Nothing that would be lost.
+    Nothing,
+    /// Metrics of a run that ended before its first checkpoint.
+    Metrics,
+    /// A model, but no checkpoint.
+    Final,
+    /// Checkpoints.
+    Checkpoints,
+}
+
+impl Remains {
+    fn in_the_way(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Metrics => {
+                "a run that ended before its first checkpoint; remove the folder, or --set run.folder=PATH starts another"
+            }
+            Self::Final => "a finished run; --set run.folder=PATH starts another",
+            Self::Checkpoints => {
+                "a run already; --resume goes on with it, --set run.folder=PATH starts another"
+            }
+        }
+    }
+
+    fn instead_of_resuming(self) -> &'static str {
+        match self {
+            Self::Nothing | Self::Checkpoints => "start the run without --resume",
+            Self::Metrics => "the run ended before its first; remove the folder and start without --resume",
+            Self::Final => "the run is finished, its model is in final",
+        }
+    }
+}
+
+fn begin_again(checkpoint: Option<&Path>) -> String {
+    match checkpoint {
+        Some(folder) => format!("go on from {} with --resume", folder.display()),
+        None => "start again; there is no checkpoint yet (run.save_every)".to_owned(),
+    }
 }

@@ -9,14 +9,14 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::DType;
-use glm4v_data::{Dataset, DatasetOptions, LoadedBatch, Overlong, Prefetch, Registry, Sampler, SamplerState};
+use glm4v_data::{Dataset, DatasetOptions, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler, SamplerState};
 use glm4v_model::{Glm4v, Precision, initialize};
 use glm4v_processor::Processor;
-use glm4v_weights::{ModelFolder, StagedFolder, WeightsError, save_model, write_file};
+use glm4v_weights::{ModelFolder, StagedFolder, WeightsError, remove_leftovers, save_model, write_file};
 
-use crate::TrainError;
+use crate::{Remains, TrainError};
 use crate::adamw::{AdamW, AdamWConfig};
-use crate::checkpoint::{Checkpoints, OPTIMIZER, TrainerState};
+use crate::checkpoint::{CHECKPOINTS, Checkpoints, OPTIMIZER, TrainerState};
 use crate::config::{Init, OverlongChoice, RunConfig};
 use crate::eval::{Answering, EvalReport, evaluate};
 use crate::gradients::NamedGradients;
@@ -83,6 +83,9 @@ pub struct Session {
     learning: usize,
 }
 
+const METRICS: &str = "metrics.jsonl";
+const FINAL: &str = "final";
+
 /// The model is away only while the optimizer rebuilds it.
 const PRESENT: &str = "the model is there between two steps";
 
@@ -114,6 +117,14 @@ impl Session {
             eps: config.optim.eps,
             weight_decay: config.optim.weight_decay,
         };
+        let steps = match config.schedule.steps {
+            0 => (config.schedule.epochs * sampler.batches_per_epoch() as f64).ceil() as usize,
+            steps => steps,
+        };
+        let found = sampler.batches_per_epoch();
+        if sampler.state().order == Order::Fixed && found < steps {
+            return Err(TrainError::OrderEnds { path: config.data.order, found, needed: steps });
+        }
         claim(&config.run.folder)?;
 
         let device = device.clone().autodiff();
@@ -144,10 +155,6 @@ impl Session {
         if learning == 0 {
             return Err(TrainError::NothingLearns);
         }
-        let steps = match config.schedule.steps {
-            0 => (config.schedule.epochs * sampler.batches_per_epoch() as f64).ceil() as usize,
-            steps => steps,
-        };
         let schedule = Schedule {
             kind: config.schedule.kind,
             lr: config.optim.lr,
@@ -201,37 +208,40 @@ impl Session {
         stop: &AtomicBool,
     ) -> Result<Outcome, TrainError> {
         observer.started(&self.plan());
-        let mut metrics = Metrics::open(&self.config.run.folder.join("metrics.jsonl"), self.step)?;
+        let mut metrics = Metrics::open(&self.config.run.folder.join(METRICS), self.step)?;
         let mut batches = Prefetch::new(self.train.clone(), self.sampler.clone(), self.config.data.workers)?;
-        let mut report = None;
         while self.step < self.schedule.steps {
-            let loaded = batches
-                .next()
-                .ok_or(TrainError::OrderEnds { found: self.step, needed: self.schedule.steps })??;
+            let loaded = batches.next().expect("the order has a batch for every step")?;
             let done = self.learn(loaded, observer)?;
             metrics.write(&done)?;
             observer.stepped(&done);
             let last = self.step == self.schedule.steps;
             let due = |every: usize| every > 0 && self.step.is_multiple_of(every);
-            if stop.load(Ordering::Relaxed) && !last {
-                let folder = self.save()?;
-                observer.saved(&folder);
-                return Err(TrainError::Interrupted { step: self.step, folder });
+            if !stop.load(Ordering::Relaxed) && due(self.config.run.eval_every) && !last {
+                self.examine(answering, observer, &mut metrics, stop)?;
             }
-            if due(self.config.run.eval_every) || last {
-                report = self.examine(answering, observer, &mut metrics)?;
+            if stop.load(Ordering::Relaxed) {
+                return Err(self.interrupt(observer)?);
             }
             if due(self.config.run.save_every) && !last {
                 observer.saved(&self.save()?);
             }
         }
         drop(batches);
-        if report.is_none() {
-            report = self.examine(answering, observer, &mut metrics)?; // resumed after the last step
+        let report = self.examine(answering, observer, &mut metrics, stop)?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(self.interrupt(observer)?);
         }
         let folder = self.finish()?;
         observer.saved(&folder);
         Ok(Outcome { report, folder })
+    }
+
+    /// Saves everything for a later `--resume`.
+    fn interrupt(&self, observer: &mut impl Observer) -> Result<TrainError, TrainError> {
+        let folder = self.save()?;
+        observer.saved(&folder);
+        Ok(TrainError::Interrupted { step: self.step, folder })
     }
 
     /// One step: forward, backward, clip, move.
@@ -251,12 +261,9 @@ impl Session {
             numbers.try_to_vec().map_err(|error| TrainError::Device(format!("{error:?}")))?;
         let (loss, grad_norm) = (f64::from(numbers[0]), f64::from(numbers[1]));
         if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(TrainError::NotFinite {
-                step: self.step + 1,
-                loss,
-                grad_norm,
-                lr: self.schedule.rate(self.step),
-            });
+            let checkpoint = Checkpoints::of(&self.config.run.folder).list()?.pop().map(|(_, path)| path);
+            let (step, lr) = (self.step + 1, self.schedule.rate(self.step));
+            return Err(TrainError::NotFinite { step, loss, grad_norm, lr, checkpoint });
         }
         let lr = self.schedule.rate(self.step);
         let scale = match self.config.optim.clip_norm {
@@ -280,17 +287,19 @@ impl Session {
         })
     }
 
+    /// None without a data set for it, and when `stop` turns true.
     fn examine<A: Answering>(
         &self,
         answering: &mut A,
         observer: &mut impl Observer,
         metrics: &mut Metrics,
+        stop: &AtomicBool,
     ) -> Result<Option<EvalReport>, TrainError> {
         let Some(eval) = &self.eval else { return Ok(None) };
         let model = self.model().valid();
-        let report = evaluate(&model, eval, self.config.run.eval_batch_size, answering, |done| {
-            observer.examining(done, eval.len());
-        })?;
+        let size = self.config.run.eval_batch_size;
+        let progress = |done| observer.examining(done, eval.len());
+        let Some(report) = evaluate(&model, eval, size, answering, stop, progress)? else { return Ok(None) };
         let summary = EvalSummary {
             step: self.step,
             eval_loss: report.loss,
@@ -320,7 +329,7 @@ impl Session {
     }
 
     fn finish(&self) -> Result<PathBuf, WeightsError> {
-        let folder = self.config.run.folder.join("final");
+        let folder = self.config.run.folder.join(FINAL);
         let staged = StagedFolder::new(&folder)?;
         save_model(self.model(), &self.config.model.folder, staged.path(), self.precision)?;
         staged.publish()?;
@@ -330,15 +339,20 @@ impl Session {
 
 /// The newest checkpoint if the run is to go on; an error if a run would be overwritten.
 fn find_checkpoint(config: &RunConfig, resume: bool) -> Result<Option<PathBuf>, TrainError> {
-    let folder = &config.run.folder;
-    let newest = Checkpoints::of(folder).list()?.pop().map(|(_, path)| path);
-    match (resume, newest) {
-        (true, None) => Err(TrainError::NoCheckpoint { folder: folder.clone() }),
-        (true, newest) => Ok(newest),
-        (false, newest) if newest.is_some() || folder.join("metrics.jsonl").exists() => {
-            Err(TrainError::RunExists { folder: folder.clone() })
-        }
-        (false, _) => Ok(None),
+    let folder = config.run.folder.clone();
+    let newest = Checkpoints::of(&folder).list()?.pop().map(|(_, path)| path);
+    let holds_steps = fs::metadata(folder.join(METRICS)).is_ok_and(|file| file.len() > 0);
+    let remains = match newest {
+        Some(_) => Remains::Checkpoints,
+        None if folder.join(FINAL).exists() => Remains::Final,
+        None if holds_steps => Remains::Metrics,
+        None => Remains::Nothing,
+    };
+    match (resume, remains) {
+        (true, Remains::Checkpoints) => Ok(newest),
+        (true, remains) => Err(TrainError::NoCheckpoint { folder, remains }),
+        (false, Remains::Nothing) => Ok(None),
+        (false, remains) => Err(TrainError::RunExists { folder, remains }),
     }
 }
 
@@ -349,7 +363,10 @@ fn claim(folder: &Path) -> Result<(), TrainError> {
     let probe = folder.join(format!(".{}.probe", std::process::id()));
     fs::write(&probe, "")
         .and_then(|()| fs::remove_file(&probe))
-        .map_err(|source| TrainError::RunFolder { folder: folder.to_owned(), source })
+        .map_err(|source| TrainError::RunFolder { folder: folder.to_owned(), source })?;
+    remove_leftovers(folder);
+    remove_leftovers(&folder.join(CHECKPOINTS));
+    Ok(())
 }
 
 fn dataset(
@@ -382,5 +399,5 @@ fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {
     })?;
     let batches =
         serde_json::from_str(&text).map_err(|source| TrainError::State { path: path.clone(), source })?;
-    Ok(Sampler::fixed(batches, records)?)
+    Sampler::fixed(batches, records).map_err(|source| TrainError::Order { path: path.clone(), source })
 }

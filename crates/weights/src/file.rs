@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
@@ -10,6 +10,7 @@ use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 
+use crate::publish::staged;
 use crate::{WeightsError, convert};
 
 /// A safetensors file, mapped into memory: a tensor's bytes are read when it is asked for.
@@ -136,13 +137,29 @@ pub(crate) fn write_views<V: View>(
 ) -> Result<(), WeightsError> {
     let mut all = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     all.extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    let staged = staged(path);
+    let written = write_staged(path, &staged, tensors, all);
+    if written.is_err() {
+        let _ = fs::remove_file(&staged);
+    }
+    written
+}
+
+fn write_staged<V: View>(
+    path: &Path,
+    staged: &Path,
+    tensors: impl IntoIterator<Item = (String, V)>,
+    metadata: HashMap<String, String>,
+) -> Result<(), WeightsError> {
     // The writer's temporary file is private to the user: give the result the permissions of an ordinary file.
-    let ordinary = File::create(path).and_then(|file| file.metadata()).map_err(WeightsError::write(path))?;
-    safetensors::serialize_to_file(tensors, Some(all), path).map_err(|error| match error {
+    let ordinary = File::create(staged).and_then(|file| file.metadata()).map_err(WeightsError::write(path))?;
+    safetensors::serialize_to_file(tensors, Some(metadata), staged).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => WeightsError::write(path)(source),
         source => WeightsError::Format { path: path.to_owned(), source },
     })?;
-    std::fs::set_permissions(path, ordinary.permissions()).map_err(WeightsError::write(path))
+    fs::set_permissions(staged, ordinary.permissions())
+        .and_then(|()| fs::rename(staged, path))
+        .map_err(WeightsError::write(path))
 }
 
 /// A tensor on the host, as the writer wants it.
@@ -193,6 +210,19 @@ mod tests {
         assert_eq!(file.float("a", DType::F32).unwrap(), tensor);
         assert_eq!(file.float("a", DType::BF16).unwrap().dtype(), DType::BF16);
         assert!(file.integers("a").unwrap_err().to_string().contains("has type F32"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_leaves_nothing_and_harms_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        std::fs::create_dir(&path).unwrap(); // no file can take its place
+
+        let error = write_tensors(&path, vec![("a".into(), TensorData::new(vec![1.0f32], [1]))], &[]);
+
+        assert!(error.unwrap_err().to_string().contains("t.safetensors: cannot write"));
+        assert!(path.is_dir());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod save;
 pub use convert::floats;
 pub use file::{TensorFile, write_tensors};
 pub use folder::ModelFolder;
-pub use publish::{StagedFolder, write_file};
+pub use publish::{StagedFolder, remove_leftovers, write_file};
 pub use save::save_model;
 
 use std::path::PathBuf;

@@ -6,15 +6,35 @@ use std::path::{Path, PathBuf};
 
 use crate::WeightsError;
 
+/// Ends the name of whatever is not whole yet.
+const PARTIAL: &str = ".partial";
+
+/// Where something is made that will be `target`: beside it, so that a rename is all that is left to do.
+pub(crate) fn staged(target: &Path) -> PathBuf {
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    parent.join(format!(".{name}.{}{PARTIAL}", std::process::id()))
+}
+
+/// Removes what a program that was killed while writing left in `folder`; nobody else may be writing there.
+pub fn remove_leftovers(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(PARTIAL) {
+            // What cannot be removed is no harm.
+            let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
+        }
+    }
+}
+
 /// Writes a file beside its place and moves it there.
 ///
 /// # Errors
 ///
 /// When the system refuses; what was there before is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), WeightsError> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let staged = parent.join(format!(".{name}.{}.partial", std::process::id()));
+    let staged = staged(path);
     let written = fs::File::create(&staged)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&staged, path));
@@ -39,10 +59,7 @@ impl StagedFolder {
     ///
     /// When the system refuses.
     pub fn new(target: &Path) -> Result<Self, WeightsError> {
-        let parent =
-            target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let staged = parent.join(format!(".{name}.{}.partial", std::process::id()));
+        let staged = staged(target);
         let _ = fs::remove_dir_all(&staged);
         fs::create_dir_all(&staged).map_err(WeightsError::write(&staged))?;
         Ok(Self { staged, target: target.to_owned() })
@@ -90,6 +107,20 @@ mod tests {
         drop(staged);
 
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_program_left_is_removed_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("final");
+        std::mem::forget(StagedFolder::new(&target).unwrap()); // as if killed
+        fs::write(parent.path().join(".metrics.jsonl.7.partial"), "").unwrap();
+        fs::write(parent.path().join("notes.partial"), "").unwrap();
+
+        remove_leftovers(parent.path());
+
+        let left: Vec<_> = fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["notes.partial"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use glm4v_data::{Dataset, DatasetOptions, Registry};
 use glm4v_infer::{GenerationConfig, Sampling};
 use glm4v_processor::Processor;
@@ -30,11 +31,11 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let stop = interrupt::listen("stopping")?;
     let mut answering = Greedy { processor: &processor, config, stop };
     let mut progress = Progress::new(global.quiet);
-    let report = evaluate(&model, &dataset, args.batch_size, &mut answering, |done| {
+    let report = evaluate(&model, &dataset, args.batch_size, &mut answering, stop, |done| {
         glm4v_train::Observer::examining(&mut progress, done, dataset.len());
     })?;
     drop(progress);
-    anyhow::ensure!(!stop.load(std::sync::atomic::Ordering::Relaxed), "stopped; no result");
+    let report = report.context("stopped; no result")?;
 
     let right = report.right();
     if args.json {

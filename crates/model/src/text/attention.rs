@@ -50,7 +50,7 @@ impl TextAttention {
     /// # Shapes
     ///
     /// - x, output: `[B, S, D]`
-    /// - rotary: `[B, S, 1, R / 2]`
+    /// - rotary: `[B, S, 1, Dh]`
     pub(crate) fn forward(
         &self,
         x: Tensor<3>,

@@ -51,8 +51,25 @@ impl TextLayer {
     /// # Shapes
     ///
     /// - x, output: `[B, S, D]`
-    /// - rotary: `[B, S, 1, R / 2]`
+    /// - rotary: `[B, S, 1, Dh]`
     pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        rotary: &RotaryTable<4>,
+        mask: &CausalMask,
+        cache: Option<&mut LayerCache>,
+        probe: &mut Probe,
+    ) -> Tensor<3> {
+        let x = self.mix(x, rotary, mask, cache, probe);
+        self.feed(x, probe)
+    }
+
+    /// The first half: attention, which looks at other positions.
+    ///
+    /// # Shapes
+    ///
+    /// As [`forward`](Self::forward).
+    pub(crate) fn mix(
         &self,
         x: Tensor<3>,
         rotary: &RotaryTable<4>,
@@ -66,7 +83,15 @@ impl TextLayer {
         probe.keep_inside("self_attn", &mixed);
         let mixed = self.post_self_attn_layernorm.forward(mixed);
         probe.keep_inside("post_self_attn_layernorm", &mixed);
-        let x = x + mixed;
+        x + mixed
+    }
+
+    /// The second half: feed-forward, each position on its own.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, S, D]`
+    pub(crate) fn feed(&self, x: Tensor<3>, probe: &mut Probe) -> Tensor<3> {
         let normal = self.post_attention_layernorm.forward(x.clone());
         probe.keep_inside("post_attention_layernorm", &normal);
         let fed = self.mlp.forward(normal, probe);

@@ -84,6 +84,39 @@ impl TextModel {
         embeds: Tensor<3>,
         positions: &Positions,
         real: &[bool],
+        cache: Option<&mut Cache>,
+        probe: &mut Probe,
+    ) -> Tensor<3> {
+        self.run(embeds, positions, real, None, cache, probe)
+    }
+
+    /// As [`forward`](Self::forward), but gives the hidden states of chosen positions alone, and leaves out whatever
+    /// only the others would need: the second half of the last layer, and the last norm.
+    ///
+    /// `slots` are indices into the `[B, S]` positions, row-major.
+    ///
+    /// # Shapes
+    ///
+    /// - embeds: `[B, S, D]`
+    /// - output: `[N, D]`, one row a slot
+    pub fn forward_at(
+        &self,
+        embeds: Tensor<3>,
+        positions: &Positions,
+        real: &[bool],
+        slots: &[usize],
+        cache: Option<&mut Cache>,
+        probe: &mut Probe,
+    ) -> Tensor<2> {
+        self.run(embeds, positions, real, Some(slots), cache, probe).squeeze_dim(0)
+    }
+
+    fn run(
+        &self,
+        embeds: Tensor<3>,
+        positions: &Positions,
+        real: &[bool],
+        slots: Option<&[usize]>,
         mut cache: Option<&mut Cache>,
         probe: &mut Probe,
     ) -> Tensor<3> {
@@ -93,21 +126,30 @@ impl TextModel {
             Some(cache) => cache.extend(real),
             None => real.to_vec(),
         };
-        let groups = self.layers.first().map_or(1, |layer| {
-            layer.self_attn.q_proj.weight.dims()[0] / layer.self_attn.k_proj.weight.dims()[0]
-        });
+        let first = &self.layers.first().expect("a config has at least one layer").self_attn;
+        let groups = first.q_proj.weight.dims()[0] / first.k_proj.weight.dims()[0];
+        let head_dim = first.head_dim;
         let tracked = embeds.is_autodiff();
         let mask = CausalMask::new(&real, [rows, real.len() / rows], width, groups, tracked, &device);
-        let rotary = RotaryTable::text(&self.rope, positions, &device, embeds.dtype());
+        let rotary = RotaryTable::text(&self.rope, head_dim, positions, &device, embeds.dtype());
         probe.enter("text");
         probe.keep("inputs_embeds", &embeds);
-        probe.keep("rotary.cos", &each_twice(&rotary.cos));
-        probe.keep("rotary.sin", &each_twice(&rotary.sin));
+        if probe.is_on() {
+            let rotated = |table: Tensor<3>| table.narrow(2, 0, self.rope.rotary_dim); // [B, S, R]
+            probe.keep("rotary.cos", &rotated(rotary.cos.clone().squeeze_dim(2)));
+            probe.keep("rotary.sin", &rotated(unsigned_sines(&rotary.sin)));
+        }
         let mut x = embeds;
         for (index, layer) in self.layers.iter().enumerate() {
             probe.enter_block("layers", index);
             let cache = cache.as_deref_mut().map(|cache| &mut cache.layers[index]);
-            x = layer.forward(x, &rotary, &mask, cache, probe);
+            x = match slots {
+                Some(slots) if index + 1 == self.layers.len() => {
+                    let mixed = layer.mix(x, &rotary, &mask, cache, probe);
+                    layer.feed(pick(mixed, slots), probe)
+                }
+                _ => layer.forward(x, &rotary, &mask, cache, probe),
+            };
             probe.output(&x);
             probe.leave();
         }
@@ -118,12 +160,17 @@ impl TextModel {
     }
 }
 
-/// A rotary table as the reference keeps it: one value a rotated dimension, pair after pair, `[B, S, R]`.
-fn each_twice(table: &Tensor<4>) -> Tensor<3> {
-    let [rows, width, _, pairs] = table.dims();
-    table.clone().reshape([rows, width, pairs, 1]).expand([rows, width, pairs, 2]).reshape([
-        rows,
-        width,
-        2 * pairs,
-    ])
+/// The states of chosen positions, as one row: `[B, S, D]` to `[1, N, D]`.
+fn pick(states: Tensor<3>, slots: &[usize]) -> Tensor<3> {
+    let [rows, width, size] = states.dims();
+    let index: Vec<i32> = slots.iter().map(|slot| *slot as i32).collect();
+    let index = Tensor::<1, Int>::from_data(TensorData::new(index, [slots.len()]), &states.device());
+    states.reshape([1, rows * width, size]).select(1, index)
+}
+
+/// The sines as the reference keeps them, `[B, S, Dh]`: our table has the sign of the rotation in it.
+fn unsigned_sines(table: &Tensor<4>) -> Tensor<3> {
+    let [rows, width, _, head_dim] = table.dims();
+    let pairs = table.clone().reshape([rows, width, head_dim / 2, 2]);
+    pairs.narrow(3, 1, 1).expand([rows, width, head_dim / 2, 2]).reshape([rows, width, head_dim])
 }

@@ -59,7 +59,7 @@ impl VisionAttention {
     /// # Shapes
     ///
     /// - x, output: `[P, D]`
-    /// - rotary: `[P, 1, Dh / 2]`
+    /// - rotary: `[P, 1, Dh]`
     pub(crate) fn forward(
         &self,
         x: Tensor<2>,

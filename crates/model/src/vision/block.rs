@@ -56,7 +56,7 @@ impl VisionBlock {
     /// # Shapes
     ///
     /// - x, output: `[P, D]`
-    /// - rotary: `[P, 1, Dh / 2]`
+    /// - rotary: `[P, 1, Dh]`
     pub(crate) fn forward(
         &self,
         x: Tensor<2>,

@@ -81,8 +81,10 @@ impl VisionTower {
         let [_, hidden] = x.dims();
         let head_dim = self.blocks.first().map_or(4, |block| hidden / block.attn.num_heads);
         let rotary = RotaryTable::vision(head_dim, self.spatial_merge_size, &patches.grids, &device);
-        probe.keep("rotary.cos", &both_halves(&rotary.cos));
-        probe.keep("rotary.sin", &both_halves(&rotary.sin));
+        if probe.is_on() {
+            probe.keep("rotary.cos", &rotary.cos.clone().squeeze_dim::<2>(1));
+            probe.keep("rotary.sin", &unsigned_sines(&rotary.sin));
+        }
         let mut x = self.embeddings.forward(x, &patches.grids);
         probe.keep("embeddings", &x);
         let runs = FrameRun::of(&patches.grids);
@@ -102,8 +104,10 @@ impl VisionTower {
     }
 }
 
-/// A rotary table as the reference keeps it: one value a dimension, `[P, Dh]`.
-fn both_halves(table: &Tensor<3>) -> Tensor<2> {
+/// The sines as the reference keeps them, `[P, Dh]`: our table has the sign of the rotation in it.
+fn unsigned_sines(table: &Tensor<3>) -> Tensor<2> {
     let table = table.clone().squeeze_dim::<2>(1);
-    Tensor::cat(vec![table.clone(), table], 1)
+    let half = table.dims()[1] / 2;
+    let positive = table.narrow(1, half, half);
+    Tensor::cat(vec![positive.clone(), positive], 1)
 }
