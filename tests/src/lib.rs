@@ -139,3 +139,12 @@ pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
     let length: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
     (difference / length.max(f64::MIN_POSITIVE)).sqrt()
 }
+
+/// The built `glm4v`, which lies beside the tests' own folder.
+pub fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own file");
+    let folder = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
+    let binary = folder.join(format!("glm4v{}", std::env::consts::EXE_SUFFIX));
+    assert!(binary.exists(), "{}: build the binary first: cargo build --release --workspace", binary.display());
+    binary
+}

@@ -74,7 +74,7 @@ pub(crate) struct Prompt {
     #[arg(long, value_name = "TEXT", conflicts_with = "messages")]
     pub(crate) prompt: Option<String>,
     /// A picture for the question: a path or a data: URL; may be repeated
-    #[arg(long = "image", value_name = "FILE", requires = "prompt")]
+    #[arg(long = "image", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]
     pub(crate) images: Vec<String>,
     /// A conversation: a json file of [{"role", "content"}, …]
     #[arg(long, value_name = "FILE")]
@@ -83,6 +83,7 @@ pub(crate) struct Prompt {
 
 /// Answer a prompt about pictures.
 #[derive(Debug, ClapArgs)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Generate {
     /// Model folder
     #[arg(long, value_name = "DIR")]

@@ -25,7 +25,7 @@ pub(crate) fn open(global: &Global) -> anyhow::Result<(Device, Precision)> {
     let precision = precision(global);
     precision.check(global.backend.resolve(), &device)?;
     if global.verbose > 0 {
-        eprintln!("backend {}, dtype {precision}", global.backend.resolve());
+        say!("backend {}, dtype {precision}", global.backend.resolve());
     }
     Ok((device, precision))
 }

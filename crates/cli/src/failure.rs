@@ -36,7 +36,7 @@ pub(crate) fn report_panics() {
             .or_else(|| payload.downcast_ref::<String>().cloned())
             .unwrap_or_default();
         let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
-        eprintln!(
+        say!(
             "error: glm4v hit a fault of its own: {text}{}; please report it with the command that led to it",
             place.unwrap_or_default()
         );

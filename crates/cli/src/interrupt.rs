@@ -11,7 +11,7 @@ pub(crate) fn listen(what_happens: &'static str) -> anyhow::Result<&'static Atom
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(1);
         }
-        eprintln!("\n{what_happens}; Ctrl-C again ends at once");
+        say!("\n{what_happens}; Ctrl-C again ends at once");
     })?;
     Ok(&STOP)
 }

@@ -1,5 +1,12 @@
 //! The `glm4v` command: parse, call, print.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the program that talks to people")]
+
+/// `eprintln!` that does not mind when nobody listens: a run must not end because `2>&1 | head` has seen enough.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
 
 mod answering;
 mod args;
@@ -9,6 +16,7 @@ mod failure;
 mod interrupt;
 mod progress;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -28,7 +36,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", failure::chain(&error));
+            say!("error: {}", failure::chain(&error));
             ExitCode::FAILURE
         }
     }
@@ -61,6 +69,8 @@ fn init_log(verbose: u8, quiet: bool) {
             tracing_subscriber::EnvFilter::try_from_env("GLM4V_LOG").unwrap_or_else(|_| filter.into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false) // that is said with eprintln!
         .without_time()
         .with_target(false)
         .init();

@@ -189,6 +189,6 @@ impl Remains {
 fn begin_again(checkpoint: Option<&Path>) -> String {
     match checkpoint {
         Some(folder) => format!("go on from {} with --resume", folder.display()),
-        None => "start again; there is no checkpoint yet (run.save_every)".to_owned(),
+        None => "start again in another run.folder, as there is no checkpoint yet".to_owned(),
     }
 }

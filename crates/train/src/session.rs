@@ -211,7 +211,13 @@ impl Session {
         let mut metrics = Metrics::open(&self.config.run.folder.join(METRICS), self.step)?;
         let mut batches = Prefetch::new(self.train.clone(), self.sampler.clone(), self.config.data.workers)?;
         while self.step < self.schedule.steps {
-            let loaded = batches.next().expect("the order has a batch for every step")?;
+            // A given order may still end early: batches whose records were all dropped make no step.
+            let ended = || TrainError::OrderEnds {
+                path: self.config.data.order.clone(),
+                found: self.step,
+                needed: self.schedule.steps,
+            };
+            let loaded = batches.next().ok_or_else(ended)??;
             let done = self.learn(loaded, observer)?;
             metrics.write(&done)?;
             observer.stepped(&done);

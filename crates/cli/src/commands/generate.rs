@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use anyhow::Context;
 use glm4v_infer::{Finish, GenerationConfig, Sampling, TextStream, generate as run, prompt_sample};
 use glm4v_model::{Batch, PaddingSide};
 use glm4v_processor::{Content, ImageSource, Message, Part, Processor, RenderOptions};
@@ -56,7 +57,7 @@ pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
     })?;
     let seconds = start.elapsed().as_secs_f64();
     if let Some(error) = failed {
-        return Err(error.into());
+        return Err(error).context("cannot write to stdout");
     }
     let answer = answers.remove(0);
     if answer.finish != Finish::Caller {
@@ -79,10 +80,13 @@ pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
     } else {
         print_line(&text[shown..])?;
         if finish == "length" && !global.quiet {
-            eprintln!("cut at --max-new-tokens {}", args.max_new_tokens);
+            match answer.ids.len() {
+                count if count < args.max_new_tokens => say!("cut at the model's longest sequence"),
+                count => say!("cut at --max-new-tokens {count}"),
+            }
         }
         if global.verbose > 0 {
-            eprintln!("{} prompt tokens, {} new in {seconds:.2} s", batch.tokens(), answer.ids.len());
+            say!("{} prompt tokens, {} new in {seconds:.2} s", batch.tokens(), answer.ids.len());
         }
     }
     anyhow::ensure!(!interrupted, "stopped before the answer was complete");

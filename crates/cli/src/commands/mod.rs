@@ -17,17 +17,32 @@ pub(crate) use train::train;
 use std::io::{Write, stdout};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use glm4v_processor::{Message, parse_messages};
+
+/// Who may speak in a conversation.
+const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "observation"];
 
 /// Writes a line to stdout; a reader that went away is an error, not a panic.
 fn print_line(line: &str) -> anyhow::Result<()> {
-    Ok(writeln!(stdout().lock(), "{line}")?)
+    writeln!(stdout().lock(), "{line}").context("cannot write to stdout")
 }
 
 /// Reads a conversation; paths in it are relative to the file.
 fn read_messages(path: &Path) -> anyhow::Result<Vec<Message>> {
     let json = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    parse_messages(&json, folder).with_context(|| path.display().to_string())
+    let messages = parse_messages(&json, folder).with_context(|| path.display().to_string())?;
+    ensure!(!messages.is_empty(), "{}: holds no messages; needed: at least one of the user", path.display());
+    for (index, message) in messages.iter().enumerate() {
+        // Chat templates pass over a role that they do not know without a word.
+        ensure!(
+            ROLES.contains(&message.role.as_str()),
+            "{}: message {index}: unknown role \"{}\"; known are {}",
+            path.display(),
+            message.role,
+            ROLES.join(", ")
+        );
+    }
+    Ok(messages)
 }

@@ -1,7 +1,9 @@
 //! `glm4v trace`
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
+use anyhow::ensure;
 use burn::tensor::TensorData;
 use glm4v_infer::{GenerationConfig, generate, prompt_sample};
 use glm4v_model::{Batch, PaddingSide, Positions, Precision, Probe};
@@ -13,6 +15,7 @@ use crate::args::{Global, Trace};
 use crate::device;
 
 pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
+    check_target(&args.out)?;
     let (device, precision) = device::open(global)?;
     let folder = ModelFolder::open(&args.model)?;
     let processor = Processor::load(&args.model)?;
@@ -41,6 +44,16 @@ pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
     let count = tensors.len();
     write_tensors(&args.out, tensors, &[])?;
     print_line(&format!("{}: {count} tensors, {} tokens", args.out.display(), batch.shape[1]))
+}
+
+/// Refuses before anything is computed what could not be written after it.
+fn check_target(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "--out {}: no folder {}; make it first", path.display(), folder.display());
+    // The file is moved into place, and would replace a device such as /dev/null.
+    let in_the_way = std::fs::metadata(path).is_ok_and(|there| !there.is_file());
+    ensure!(!in_the_way, "--out {}: is not a file; needed: the path of a file to make", path.display());
+    Ok(())
 }
 
 /// What went in, as the reference shapes it.
