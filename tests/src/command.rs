@@ -8,20 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{backend, repository};
-
-/// The program beside the test that runs: `<target>/<profile>/glm4v`.
-///
-/// # Panics
-///
-/// When it is not there: Cargo builds the programs of the packages that it tests, and nothing else.
-pub fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows where it is");
-    let profile = test.parent().and_then(Path::parent).expect("tests lie in <target>/<profile>/deps");
-    let binary = profile.join(format!("glm4v{}", std::env::consts::EXE_SUFFIX));
-    assert!(binary.exists(), "{}: build the binary first: cargo build --release", binary.display());
-    binary
-}
+use crate::{backend, binary, repository};
 
 /// The program, quiet and on the backend of the suites, in the root of the repository.
 pub fn command() -> Command {

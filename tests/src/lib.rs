@@ -2,6 +2,14 @@
 //!
 //! The cases in `fixtures/golden` are a selection; `GLM4V_GOLDEN=/path/to/golden` runs the suites on a whole set.
 
+mod command;
+
+pub use command::{
+    Said, command, fresh_model, glm4v, holds_nothing_half_written, losses, metrics, train, wait_for, walk,
+};
+#[cfg(unix)]
+pub use command::{interrupt, press_ctrl_c};
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
@@ -145,6 +153,10 @@ pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own file");
     let folder = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
     let binary = folder.join(format!("glm4v{}", std::env::consts::EXE_SUFFIX));
-    assert!(binary.exists(), "{}: build the binary first: cargo build --release --workspace", binary.display());
+    assert!(
+        binary.exists(),
+        "{}: build the binary first: cargo build --release --workspace",
+        binary.display()
+    );
     binary
 }

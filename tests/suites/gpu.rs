@@ -2,6 +2,7 @@
 //!
 //!     GLM4V_TEST_BACKEND=wgpu cargo test --release --workspace --features wgpu --test gpu -- --ignored --test-threads 1
 //!     GLM4V_TEST_BACKEND=cuda cargo test --release --workspace --features cuda --test gpu -- --ignored --test-threads 1
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::ops::ControlFlow;
 use std::process::Command;
@@ -94,7 +95,8 @@ fn a_short_run_learns_and_its_model_answers() {
     glm4v(&["train", config].into_iter().chain(settings).collect::<Vec<_>>());
     let model = run.join("final");
     let picture = "datasets/digits/images/0005.png";
-    let question = ["--image", picture, "--prompt", "What digit is this?", "--max-new-tokens", "4", "--greedy"];
+    let question =
+        ["--image", picture, "--prompt", "What digit is this?", "--max-new-tokens", "4", "--greedy"];
     glm4v(&[&["generate", "--model", model.to_str().unwrap()], &question[..]].concat());
 
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();

@@ -134,6 +134,9 @@ pub(crate) struct Eval {
     /// Folder with dataset_info.json
     #[arg(long, default_value = "datasets", value_name = "DIR")]
     pub(crate) data_folder: PathBuf,
+    /// Folder in which pictures are looked for first [default: relative to their file]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) media_folder: Option<PathBuf>,
     /// Records answered at once
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub(crate) batch_size: usize,

@@ -161,7 +161,6 @@ impl Dataset {
             }
         }
         let pad = self.processor.tokenizer().special().end_of_text;
-        let samples: Vec<Sample> = samples.into_iter().map(Arc::unwrap_or_clone).collect();
         let batch = (!samples.is_empty()).then(|| Batch::collate(&samples, pad, PaddingSide::Right));
         Ok(Collated { batch, indices: kept, dropped })
     }

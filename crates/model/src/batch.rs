@@ -4,6 +4,8 @@
 //!
 //! Dimensions: `B` rows, `S` sequence length, `P` patches of all images together, `C·T·ph·pw` values a patch.
 
+use std::borrow::Borrow;
+
 /// Sizes of one image or video in patches: frames (temporal patches), rows, columns.
 ///
 /// Rows and columns are multiples of the merge size; an image has one frame.
@@ -131,7 +133,8 @@ pub struct Batch {
 
 impl Batch {
     /// Pads `samples` with `pad_token_id` to the longest of them and joins their patches.
-    pub fn collate(samples: &[Sample], pad_token_id: u32, side: PaddingSide) -> Self {
+    pub fn collate<S: Borrow<Sample>>(samples: &[S], pad_token_id: u32, side: PaddingSide) -> Self {
+        let samples: Vec<&Sample> = samples.iter().map(Borrow::borrow).collect();
         let width = samples.iter().map(|s| s.input_ids.len()).max().unwrap_or(0);
         let size = samples.len() * width;
         let mut batch = Self {

@@ -114,7 +114,7 @@ impl Glm4v {
         let amid = |slot: usize| {
             batch.input_ids[slot] == pad
                 && batch.attention_mask[slot]
-                && (slot + 1) % width != 0
+                && !(slot + 1).is_multiple_of(width)
                 && batch.attention_mask[slot + 1]
         };
         if !embeds.is_autodiff() || !(0..rows * width).any(amid) {
@@ -219,5 +219,139 @@ impl Glm4v {
         };
         let slots: Vec<usize> = (0..rows).collect();
         self.head(self.decode_at(input, &slots, Some(cache), &mut Probe::off()))
+    }
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+    use crate::batch::{PaddingSide, Sample};
+    use crate::init::initialize;
+    use burn::tensor::Tolerance;
+
+    const IMAGE: u32 = 44;
+
+    fn model() -> Glm4v {
+        // Larger than usual, so that every path matters.
+        let mut config = Glm4vConfig::tiny();
+        config.text.initializer_range = 0.2;
+        config.vision.initializer_range = 0.2;
+        initialize(config.init(&Device::flex()), 1, DType::F32)
+    }
+
+    /// A prompt of text around one picture of `h` x `w` patches.
+    fn prompt(before: &[u32], [h, w]: [usize; 2], after: &[u32], brightness: f32) -> Sample {
+        let tokens = h * w / 4;
+        let ids = [before, &vec![IMAGE; tokens], after].concat();
+        let mut kinds = vec![0; ids.len()];
+        kinds[before.len()..before.len() + tokens].fill(1);
+        let values = (0..h * w * 96).map(|i| ((i * 7 % 31) as f32 / 31.0 - 0.5) * brightness).collect();
+        Sample::from_parts(ids, &kinds, vec![], (values, &[[1, h, w]]), (vec![], &[]))
+    }
+
+    fn pair() -> [Sample; 2] {
+        [prompt(&[1, 2, 3], [4, 2], &[4, 5, 6, 7], 1.0), prompt(&[9], [2, 2], &[8], 2.0)]
+    }
+
+    fn close(a: Tensor<2>, b: Tensor<2>) {
+        a.into_data().assert_approx_eq::<f32>(&b.into_data(), Tolerance::absolute(1e-4));
+    }
+
+    fn last_logits(model: &Glm4v, sample: &Sample) -> Tensor<2> {
+        let batch = Batch::collate(std::slice::from_ref(sample), 0, PaddingSide::Left);
+        model.forward_at(&batch, &[batch.shape[1] - 1]).unwrap()
+    }
+
+    #[test]
+    fn a_row_is_the_same_alone_and_in_a_batch_whatever_the_padding() {
+        let (model, pair) = (model(), pair());
+
+        for side in [PaddingSide::Left, PaddingSide::Right] {
+            let batch = Batch::collate(&pair, 0, side);
+            let width = batch.shape[1];
+            for (row, sample) in pair.iter().enumerate() {
+                let length = sample.input_ids.len();
+                let last = row * width + if side == PaddingSide::Left { width } else { length } - 1;
+                close(model.forward_at(&batch, &[last]).unwrap(), last_logits(&model, sample));
+            }
+        }
+    }
+
+    #[test]
+    fn scores_at_chosen_positions_are_those_of_the_whole_sequence() {
+        let model = model();
+        let batch = Batch::collate(&pair(), 0, PaddingSide::Right);
+        let [rows, width] = batch.shape;
+        let slots = [2, width + 1, 0];
+
+        let whole = model.forward(&batch).unwrap().reshape([rows * width, 50]);
+
+        let picked = slots.iter().map(|slot| whole.clone().narrow(0, *slot, 1)).collect();
+        close(model.forward_at(&batch, &slots).unwrap(), Tensor::cat(picked, 0));
+    }
+
+    #[test]
+    fn cached_decoding_equals_the_whole_sequence() {
+        let (model, mut pair) = (model(), pair());
+        let batch = Batch::collate(&pair, 0, PaddingSide::Left);
+        let mut cache = model.cache(2, batch.shape[1] + 3);
+        let mut probe = Probe::off();
+        let input = model.embed(&batch, &mut probe).unwrap();
+        let deltas = input.positions.deltas.clone();
+        model.decode(input, Some(&mut cache), &mut probe);
+
+        for next in [[10, 11], [12, 13], [14, 15]] {
+            let step = model.step(&next, &deltas, &mut cache);
+            for (row, sample) in pair.iter_mut().enumerate() {
+                sample.input_ids.push(next[row]);
+                sample.kinds.push(Default::default());
+                close(step.clone().narrow(0, row, 1), last_logits(&model, sample));
+            }
+        }
+    }
+
+    #[test]
+    fn every_patch_reaches_the_answer_and_only_its_own() {
+        let model = model();
+        let scores = |pair: &[Sample; 2], row: usize| {
+            let batch = Batch::collate(pair, 0, PaddingSide::Left);
+            let scores = model.forward_at(&batch, &[(row + 1) * batch.shape[1] - 1]).unwrap();
+            scores.into_data().try_to_vec::<f32>().unwrap()
+        };
+        let before = pair();
+        for patch in 0..8 {
+            let mut changed = pair();
+            changed[0].images.values[patch * 96..][..96].fill(1.5);
+
+            let moved = |row| {
+                let (a, b) = (scores(&before, row), scores(&changed, row));
+                a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+            };
+            assert!(moved(0) > 1e-4, "patch {patch} moves its own row by {}", moved(0));
+            assert!(moved(1) < 1e-5, "patch {patch} moves the other row by {}", moved(1));
+        }
+    }
+
+    #[test]
+    fn a_prompt_with_another_number_of_placeholders_is_refused_with_both_counts() {
+        let mut sample = prompt(&[1], [4, 2], &[2], 1.0);
+        sample.input_ids.push(IMAGE);
+        sample.kinds.push(crate::TokenKind::Image);
+
+        let error = model().forward(&Batch::collate(&[sample], 0, PaddingSide::Left)).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "the prompts have 3 image placeholders, but the images of the batch take 2 tokens"
+        );
+    }
+
+    #[test]
+    fn a_token_beyond_the_vocabulary_is_refused() {
+        let sample = prompt(&[1, 50], [2, 2], &[2], 1.0);
+
+        let error = model().forward(&Batch::collate(&[sample], 0, PaddingSide::Left)).unwrap_err();
+
+        assert_eq!(error.to_string(), "row 0, token 1: id 50, but the vocabulary has 50 entries");
     }
 }

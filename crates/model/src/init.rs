@@ -114,3 +114,46 @@ impl Normal {
         }
     }
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+    use crate::Glm4vConfig;
+
+    fn table(seed: u64) -> Vec<f32> {
+        let model = initialize(Glm4vConfig::tiny().init(&Device::flex()), seed, DType::F32);
+        model.model.language_model.embed_tokens.weight.val().into_data().try_to_vec().unwrap()
+    }
+
+    #[test]
+    fn the_seed_alone_decides() {
+        assert_eq!(table(3), table(3));
+        assert_ne!(table(3), table(4));
+    }
+
+    #[test]
+    fn values_are_normal_with_the_config_s_deviation() {
+        let values = &table(0)[48..]; // without the padding token's row
+        let count = values.len() as f32;
+        let mean = values.iter().sum::<f32>() / count;
+        let deviation = (values.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / count).sqrt();
+        let beyond_two = values.iter().filter(|x| x.abs() > 0.04).count() as f32 / count;
+
+        assert!(mean.abs() < 0.002 && (deviation - 0.02).abs() < 0.001, "{mean} {deviation}");
+        assert!((0.03..0.06).contains(&beyond_two), "{beyond_two}"); // 4.6 % of a normal distribution
+    }
+
+    #[test]
+    fn norms_are_one_biases_and_the_padding_token_zero() {
+        let model = initialize(Glm4vConfig::tiny().init(&Device::flex()), 0, DType::F32).model;
+        let all = |values: Tensor<1>, wanted: f32| {
+            values.into_data().try_to_vec::<f32>().unwrap().iter().all(|value| *value == wanted)
+        };
+
+        assert!(all(model.language_model.layers[1].post_mlp_layernorm.weight.val(), 1.0));
+        assert!(all(model.visual.blocks[0].norm2.weight.val(), 1.0));
+        assert!(all(model.visual.merger.post_projection_norm.weight.val(), 1.0));
+        assert!(all(model.visual.merger.post_projection_norm.bias.val(), 0.0));
+        assert!(all(model.language_model.embed_tokens.weight.val().narrow(0, 0, 1).reshape([48]), 0.0));
+    }
+}

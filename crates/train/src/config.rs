@@ -79,6 +79,8 @@ pub enum How {
 pub struct DataSection {
     /// Folder with `dataset_info.json`.
     pub folder: PathBuf,
+    /// Folder in which pictures are looked for first; relative to their file if empty.
+    pub media_folder: PathBuf,
     /// Data set to learn: `NAME`, `NAME:SPLIT`, or the path of a file.
     pub train: String,
     /// Data set to be examined on; none if empty.
@@ -111,6 +113,7 @@ impl Default for DataSection {
     fn default() -> Self {
         Self {
             folder: "datasets".into(),
+            media_folder: PathBuf::new(),
             train: String::new(),
             eval: String::new(),
             batch_size: 8,
@@ -402,7 +405,7 @@ mod tests {
             read(TEXT, &["optm.lr=1"]).unwrap_err(),
             "x.toml: unknown key \"optm\"; did you mean \"optim\"?"
         );
-        assert!(read(TEXT, &["run.something_else=1"]).unwrap_err().contains("known here: folder, seed"));
+        assert!(read(TEXT, &["run.something_else=1"]).unwrap_err().contains("known here: eval_batch_size, "));
     }
 
     #[test]

@@ -9,12 +9,13 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::DType;
-use glm4v_data::{Dataset, DatasetOptions, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler, SamplerState};
+use glm4v_data::{
+    Dataset, DatasetOptions, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler, SamplerState,
+};
 use glm4v_model::{Glm4v, Precision, initialize};
 use glm4v_processor::Processor;
 use glm4v_weights::{ModelFolder, StagedFolder, WeightsError, remove_leftovers, save_model, write_file};
 
-use crate::{Remains, TrainError};
 use crate::adamw::{AdamW, AdamWConfig};
 use crate::checkpoint::{CHECKPOINTS, Checkpoints, OPTIMIZER, TrainerState};
 use crate::config::{Init, OverlongChoice, RunConfig};
@@ -24,6 +25,7 @@ use crate::learn::freeze;
 use crate::loss::{Targets, loss};
 use crate::metrics::{EvalSummary, Metrics, StepReport};
 use crate::schedule::Schedule;
+use crate::{Remains, TrainError};
 
 /// Hears what a run does, to show it to people.
 pub trait Observer {
@@ -381,7 +383,8 @@ fn dataset(
     name: &str,
     processor: &Arc<Processor>,
 ) -> Result<Dataset, TrainError> {
-    let records = registry.find(name)?.read(None)?;
+    let media = &config.data.media_folder;
+    let records = registry.find(name)?.read((!media.as_os_str().is_empty()).then_some(media))?;
     let options = DatasetOptions {
         max_length: (config.data.max_length > 0).then_some(config.data.max_length),
         overlong: match config.data.overlong {

@@ -152,7 +152,8 @@ fn write_staged<V: View>(
     metadata: HashMap<String, String>,
 ) -> Result<(), WeightsError> {
     // The writer's temporary file is private to the user: give the result the permissions of an ordinary file.
-    let ordinary = File::create(staged).and_then(|file| file.metadata()).map_err(WeightsError::write(path))?;
+    let ordinary =
+        File::create(staged).and_then(|file| file.metadata()).map_err(WeightsError::write(path))?;
     safetensors::serialize_to_file(tensors, Some(metadata), staged).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => WeightsError::write(path)(source),
         source => WeightsError::Format { path: path.to_owned(), source },

@@ -119,7 +119,8 @@ mod tests {
 
         remove_leftovers(parent.path());
 
-        let left: Vec<_> = fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["notes.partial"]);
     }
 

@@ -23,7 +23,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let (device, precision) = device::open(global)?;
     let folder = ModelFolder::open(&args.model)?;
     let processor = Arc::new(Processor::load(&args.model)?);
-    let records = Registry::load(&args.data_folder)?.find(&args.data)?.read(None)?;
+    let records = Registry::load(&args.data_folder)?.find(&args.data)?.read(args.media_folder.as_deref())?;
     let dataset = Dataset::new(records, processor.clone(), DatasetOptions::default());
     let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
     config.sampling = Sampling::greedy();

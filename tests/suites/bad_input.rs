@@ -1,0 +1,846 @@
+//! What the program makes of bad input: exit code 1 (2 for wrong usage), one error that names the place and the remedy,
+//! no panic, and nothing half-written.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, TensorData};
+use glm4v_tests::{Said, command, fresh_model, glm4v, golden, holds_nothing_half_written, repository, train};
+use glm4v_weights::{TensorFile, write_tensors};
+use serde_json::{Value, json};
+use tempfile::{TempDir, tempdir};
+
+/// The published folder of the golden cases: whole, and never written to.
+fn checkpoint() -> PathBuf {
+    golden().join("checkpoints/glm4v")
+}
+
+/// A copy of the checkpoint with one file changed or, for `None`, missing.
+fn spoiled(file: &str, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) -> TempDir {
+    let folder = tempdir().unwrap();
+    for entry in fs::read_dir(checkpoint()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let path = folder.path().join(file);
+    match change(fs::read(&path).unwrap()) {
+        Some(bytes) => fs::write(&path, bytes).unwrap(),
+        None => fs::remove_file(&path).unwrap(),
+    }
+    folder
+}
+
+/// A copy of the checkpoint with its tensors changed.
+fn with_tensors(change: impl FnOnce(&mut BTreeMap<String, TensorData>)) -> TempDir {
+    let folder = spoiled("config.json", Some);
+    let path = folder.path().join("model.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let names = file.names().unwrap().into_iter();
+    let mut tensors = names.map(|name| (name.clone(), file.float(&name, DType::F32).unwrap())).collect();
+    change(&mut tensors);
+    write_tensors(&path, tensors.into_iter().collect(), &[]).unwrap();
+    folder
+}
+
+fn generate(model: &Path, args: &[&str]) -> Said {
+    Said::by(command().arg("generate").arg("--model").arg(model).args(["--max-new-tokens", "2"]).args(args))
+}
+
+fn trace(messages: &Path, out: &Path) -> Said {
+    let paths = [("--model", checkpoint()), ("--messages", messages.into()), ("--out", out.into())];
+    let mut command = command();
+    command.arg("trace");
+    for (flag, path) in paths {
+        command.arg(flag).arg(path);
+    }
+    Said::by(&mut command)
+}
+
+fn digit() -> PathBuf {
+    repository().join("datasets/digits/images/0000.png").canonicalize().unwrap()
+}
+
+/// A conversation about a picture, with an answer.
+fn record(image: &str, answer: &str) -> Value {
+    json!({"messages": [
+        {"role": "user", "content": [{"type": "image", "path": image}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": answer}]})
+}
+
+/// A data file of 17 lines, all of them good but the last.
+fn sixteen_good_and(folder: &Path, last: &str) -> PathBuf {
+    let path = folder.join("data.jsonl");
+    let good = record(digit().to_str().unwrap(), "zero").to_string();
+    fs::write(&path, format!("{}{last}\n", format!("{good}\n").repeat(16))).unwrap();
+    path
+}
+
+/// Trains one step on all 17 records.
+fn train_on(folder: &Path, data: &Path, settings: &[&str]) -> Said {
+    let data = format!("data.train={}", data.display());
+    let all = [&[data.as_str(), "data.batch_size=17", "schedule.steps=1"], settings].concat();
+    Said::by(&mut train(&folder.join("run"), &all))
+}
+
+/// A picture file of 24-bit pixels with an honest or a lying header.
+fn bmp(width: u32, height: u32, bytes: usize) -> Vec<u8> {
+    let mut file = b"BM".to_vec();
+    for word in [bytes as u32, 0, 54, 40, width, height, 0x18_0001, 0, 0, 0, 0, 0, 0] {
+        file.extend_from_slice(&word.to_le_bytes());
+    }
+    file.resize(bytes, 0x50);
+    file
+}
+
+/// Pictures that cannot be used: file name, bytes (none: no such file), and what is said of it.
+fn bad_pictures() -> Vec<(&'static str, Option<Vec<u8>>, &'static [&'static str])> {
+    let whole = fs::read(digit()).unwrap();
+    let middle = whole.len() / 2;
+    let mut damaged = whole.clone();
+    damaged[middle] ^= 0xff;
+    vec![
+        ("damaged.png", Some(damaged), &["damaged.png: damaged or unsupported png"]),
+        (
+            "truncated.png",
+            Some(whole[..middle].to_vec()),
+            &["truncated.png: ends early, the file is cut off"],
+        ),
+        ("empty.png", Some(vec![]), &["empty.png: is empty"]),
+        ("text.png", Some(b"not a picture".to_vec()), &["text.png: not a picture; png, jpeg"]),
+        (
+            "bomb.bmp",
+            Some(bmp(20_000, 20_000, 1024)),
+            &["bomb.bmp: announces 20000x20000 pixels", "16384 a side"],
+        ),
+        ("long.bmp", Some(bmp(402, 2, 54 + 2 * 1208)), &["aspect ratio must be smaller than 200, got 201"]),
+        ("missing.png", None, &["missing.png: cannot be read: No such file"]),
+    ]
+}
+
+#[test]
+fn a_picture_that_cannot_be_used_is_named_by_generate() {
+    for (name, bytes, words) in bad_pictures() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join(name);
+        bytes.iter().for_each(|bytes| fs::write(&path, bytes).unwrap());
+
+        let said = generate(&checkpoint(), &["--prompt", "What?", "--image", path.to_str().unwrap()]);
+
+        said.refused(&[words, &["image 0 of the conversation"]].concat());
+    }
+}
+
+#[test]
+fn a_picture_that_cannot_be_used_is_named_by_training_with_the_line_of_its_record() {
+    for (name, bytes, words) in bad_pictures() {
+        let folder = tempdir().unwrap();
+        bytes.iter().for_each(|bytes| fs::write(folder.path().join(name), bytes).unwrap());
+        let data = sixteen_good_and(folder.path(), &record(name, "x").to_string());
+
+        let said = train_on(folder.path(), &data, &[]);
+
+        said.refused(&[words, &["data.jsonl: line 17"]].concat());
+        holds_nothing_half_written(folder.path());
+    }
+}
+
+#[test]
+fn a_picture_is_not_a_folder_and_comes_from_no_network() {
+    for (image, words) in [
+        ("datasets", "datasets: is a folder, needed an image file"),
+        ("https://example.org/a.png", "network is off; use a local path or a data: URL"),
+        ("data:image/png,abc", "needed data:<type>;base64,<data>"),
+    ] {
+        generate(&checkpoint(), &["--prompt", "What?", "--image", image]).refused(&[words]);
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_learned_from_is_named_with_its_line() {
+    let turns = |turns: Value| json!({ "messages": turns }).to_string();
+    let user = json!({"role": "user", "content": "What?"});
+    let two = json!({"images": [digit()], "messages": [
+        {"role": "user", "content": "<image><image>Which is larger?"}, {"role": "assistant", "content": "both"}]});
+    for (line, words) in [
+        (two.to_string(), &["found 2 <image>", "1 in \"images\"", "one entry for each place"][..]),
+        (turns(json!([user, {"role": "assistant", "content": ""}])), &["message 1: the answer is empty"]),
+        (r#"{"messages": [{"role": "user", "#.into(), &["not valid json", "a record stands on one line"]),
+        ("[1, 2]".into(), &["the record is a list, needed an object"]),
+        (json!({"text": "x"}).to_string(), &["has no \"messages\"", "its keys are text"]),
+        (turns(json!([user])), &["has no turn of the assistant"]),
+        (
+            turns(json!([user, {"role": "assistant", "content": "x", "loss": false}])),
+            &["masks everything", "\"loss\": false"],
+        ),
+        (
+            turns(json!([user, {"role": "assistant", "content": "x"}, user])),
+            &["message 2: the last message must be the assistant's"],
+        ),
+        (
+            turns(json!([user, {"role": "wizard", "content": "x"}])),
+            &["unknown role \"wizard\"; known are user"],
+        ),
+        (
+            turns(json!([{"role": "user", "content": "<|image|>?"}, {"role": "assistant", "content": "x"}])),
+            &["its text spells <|image|>", "remove it"],
+        ),
+    ] {
+        let folder = tempdir().unwrap();
+        let data = sixteen_good_and(folder.path(), &line);
+
+        let said = train_on(folder.path(), &data, &[]);
+
+        said.refused(&[words, &["data.jsonl: line 17: "]].concat());
+        holds_nothing_half_written(folder.path());
+    }
+}
+
+#[test]
+fn a_data_set_that_makes_no_batches_is_refused() {
+    let folder = tempdir().unwrap();
+    let empty = folder.path().join("empty.jsonl");
+    fs::write(&empty, "").unwrap();
+    let data = sixteen_good_and(folder.path(), &record(digit().to_str().unwrap(), "x").to_string());
+
+    train_on(folder.path(), &empty, &[]).refused(&["empty.jsonl: holds no records"]);
+    train_on(folder.path(), &data, &["data.batch_size=18"])
+        .refused(&["data set has 17 records", "lower the batch size to 17"]);
+    train_on(folder.path(), &data, &["data.max_length=5"])
+        .refused(&["data.jsonl: line ", "max_length is 5; raise it"]);
+    train_on(folder.path(), &data, &["data.max_length=5", "data.overlong=drop"])
+        .refused(&["records in a row as longer than max_length"]);
+    holds_nothing_half_written(folder.path());
+}
+
+#[test]
+fn a_data_set_that_is_not_known_is_answered_with_the_nearest() {
+    let folder = tempdir().unwrap();
+    for (name, words) in [
+        ("digit:train", &["no data set \"digit\"", "did you mean \"digits\"?"][..]),
+        ("digits:tran", &["no split \"tran\"", "did you mean \"train\"?"]),
+        ("digits", &["has the splits train, test; name one, as in \"digits:train\""]),
+    ] {
+        let data = Path::new(name);
+
+        train_on(folder.path(), data, &[]).refused(words);
+        let model = checkpoint();
+        let args = ["eval", "--model", model.to_str().unwrap(), "--data", name];
+        glm4v(args).refused(words);
+    }
+    assert!(!folder.path().join("run").exists());
+}
+
+#[test]
+fn a_config_that_makes_no_run_is_refused_with_its_key() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("x.toml");
+    let good = "[model]\nfolder = \"configs/models/digits\"\n[data]\ntrain = \"digits:train\"\n[optim]\n";
+    for (more, setting, words) in [
+        (
+            "wieght_decay = 1",
+            "run.seed=0",
+            "x.toml: unknown key \"optim.wieght_decay\"; did you mean \"weight_decay\"?",
+        ),
+        ("", "optm.lr=1", "unknown key \"optm\"; did you mean \"optim\"?"),
+        ("", "optim.lr=0", "x.toml: optim.lr is 0; needed: a positive number"),
+        ("", "optim.lr=fast", "expected f64 in `optim.lr`"),
+        (
+            "",
+            "model.learn.text=ful",
+            "unknown variant `ful`, expected `full` or `frozen` in `model.learn.text`",
+        ),
+        ("", "optim", "--set optim: needed: section.key=value"),
+        ("", "schedule.epochs=1e300", "schedule.epochs is"),
+        ("= 3", "run.seed=0", "x.toml: TOML parse error at line 6"),
+    ] {
+        fs::write(&path, format!("{good}{more}")).unwrap();
+        let mut command = command();
+
+        let said = Said::by(command.arg("train").arg(&path).args(["--set", setting]));
+
+        said.refused(&[words]);
+    }
+    Said::by(command().arg("train").arg(folder.path().join("y.toml"))).refused(&["y.toml: cannot read"]);
+    Said::by(command().arg("train").arg(folder.path())).refused(&["cannot read: Is a directory"]);
+}
+
+#[test]
+fn a_run_in_which_nothing_learns_is_refused() {
+    let folder = tempdir().unwrap();
+    let frozen = ["vision", "merger", "text"].map(|part| format!("model.learn.{part}=frozen"));
+
+    let said = Said::by(&mut train(folder.path(), &frozen.each_ref().map(String::as_str)));
+
+    said.refused(&["model.learn freezes every part", "\"full\""]);
+}
+
+#[test]
+fn a_batch_order_that_cannot_be_drawn_is_refused_before_the_first_step() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("order.json");
+    let run = folder.path().join("run");
+    let order = format!("data.order={}", path.display());
+    for (text, words) in [
+        ("[[1, 2], [3, -4]]", "order.json: invalid value: integer `-4`"),
+        ("[[1, 2], [3, 5000]]", "order.json: batch 1: record 5000 does not exist, the data set has 1437"),
+        ("[[1, 2], []]", "order.json: batch size is 0"),
+        ("[[1, 2], [3, 5]]", "order.json: data.order has 2 batches; needed: one for each of the 3 steps"),
+    ] {
+        fs::write(&path, text).unwrap();
+
+        Said::by(&mut train(&run, &[&order, "schedule.steps=3"])).refused(&[words]);
+
+        assert!(!run.exists(), "{text}");
+    }
+}
+
+#[test]
+fn a_model_folder_that_lacks_a_file_says_which() {
+    for (file, words) in [
+        ("tokenizer.json", "has no tokenizer.json; copy it from the published checkpoint"),
+        ("chat_template.jinja", "has no chat_template.jinja; copy it"),
+        ("preprocessor_config.json", "has no preprocessor_config.json; copy it"),
+        (
+            "config.json",
+            "config.json is missing; needed: a folder as published on the hub, or made by glm4v init",
+        ),
+        (
+            "model.safetensors",
+            "model.safetensors is missing; needed: a checkpoint with weights; glm4v init makes",
+        ),
+    ] {
+        let model = spoiled(file, |_| None);
+        let place = model.path().to_str().unwrap();
+
+        generate(model.path(), &["--prompt", "hi"]).refused(&[place, words]);
+        glm4v(["eval", "--model", place, "--data", "digits:test"]).refused(&[place, words]);
+    }
+    generate(Path::new("no/such/model"), &["--prompt", "hi"])
+        .refused(&["no/such/model: no such folder; needed: a model folder with config.json"]);
+}
+
+#[test]
+fn a_model_folder_with_a_broken_file_says_which() {
+    let half = |bytes: Vec<u8>| Some(bytes[..bytes.len() / 2].to_vec());
+    let nothing = |_: Vec<u8>| Some(vec![]);
+    for (model, words) in [
+        (
+            spoiled("model.safetensors", half),
+            &["model.safetensors: not a whole safetensors file", "download it again"][..],
+        ),
+        (spoiled("model.safetensors", nothing), &["model.safetensors: not a whole safetensors file"]),
+        (spoiled("tokenizer.json", half), &["tokenizer.json: not a tokenizer"]),
+        (spoiled("config.json", half), &["config.json: EOF"]),
+        (spoiled("preprocessor_config.json", half), &["preprocessor_config.json, line", "not valid json"]),
+        (spoiled("generation_config.json", half), &["generation_config.json: EOF"]),
+        (
+            spoiled("chat_template.jinja", |_| Some(b"{% for %}".to_vec())),
+            &["chat template, line 1: syntax error"],
+        ),
+        (spoiled("chat_template.jinja", nothing), &["row 0 of the batch has no tokens"]),
+    ] {
+        generate(model.path(), &["--prompt", "hi"]).refused(words);
+    }
+}
+
+#[test]
+fn a_config_json_that_describes_no_network_says_which_key() {
+    for (from, to, words) in [
+        (
+            "\"num_attention_heads\": 4",
+            "\"num_attention_heads\": 5",
+            "\"text_config.num_attention_heads\" is 5; needed: a divisor",
+        ),
+        (
+            "\"hidden_act\": \"silu\"",
+            "\"hidden_act\": \"gelu\"",
+            "\"text_config.hidden_act\" is \"gelu\"; needed: \"silu\"",
+        ),
+        (
+            "\"model_type\": \"glm4v\"",
+            "\"model_type\": \"llama\"",
+            "\"model_type\" is \"llama\"; needed: \"glm4v\"",
+        ),
+        (
+            "\"patch_size\": 14",
+            "\"patch_size\": 0",
+            "\"vision_config.patch_size\" is 0; needed: an integer from 1",
+        ),
+        (
+            "\"vocab_size\": 1200",
+            "\"vocab_size\": 99999999999",
+            "\"text_config.vocab_size\" is 99999999999; needed",
+        ),
+        (
+            "\"mrope_section\"",
+            "\"mrope_sections\"",
+            "\"text_config.rope_parameters.mrope_section\" is missing; needed",
+        ),
+        ("\"vocab_size\": 1200", "\"vocab_size\": -1", "config.json: invalid value: integer `-1`"),
+    ] {
+        let model = spoiled("config.json", |bytes| {
+            let text = String::from_utf8(bytes).unwrap();
+            assert!(text.contains(from), "{from}");
+            Some(text.replace(from, to).into_bytes())
+        });
+
+        generate(model.path(), &["--prompt", "hi"]).refused(&[model.path().to_str().unwrap(), words]);
+    }
+}
+
+#[test]
+fn pictures_cut_for_another_network_are_refused() {
+    let model = spoiled("preprocessor_config.json", |bytes| {
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains("\"patch_size\": 14"));
+        Some(text.replace("\"patch_size\": 14", "\"patch_size\": 16").into_bytes())
+    });
+
+    let said = generate(model.path(), &["--prompt", "What?", "--image", digit().to_str().unwrap()]);
+
+    said.refused(&["image values: found", "but the grids call for"]);
+}
+
+#[test]
+fn tensors_that_are_missing_or_have_another_shape_are_listed() {
+    let model = with_tensors(|tensors| {
+        tensors.remove("lm_head.weight").unwrap();
+        let norm = tensors.get_mut("model.language_model.norm.weight").unwrap();
+        *norm = TensorData::new(vec![1.0f32; 3], [3]);
+    });
+
+    let said = generate(model.path(), &["--prompt", "hi"]);
+
+    said.refused(&[
+        "1 tensors are missing: lm_head.weight",
+        "1 tensors have another shape: model.language_model.norm.weight is [3], config.json needs [",
+    ]);
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_noticed_by_every_command() {
+    let model = with_tensors(|tensors| {
+        let norm = tensors.get_mut("model.language_model.norm.weight").unwrap();
+        *norm = TensorData::new(vec![f32::NAN; norm.shape()[0]], norm.shape().clone());
+    });
+    let folder = tempdir().unwrap();
+    let place = model.path().to_str().unwrap();
+    let from = format!("model.folder={place}");
+
+    generate(model.path(), &["--prompt", "hi"]).refused(&["scores are not numbers", "--dtype f32"]);
+    glm4v(["eval", "--model", place, "--data", "digits:test"])
+        .refused(&["cannot generate answers", "scores are not numbers"]);
+    Said::by(&mut train(&folder.path().join("run"), &[&from, "model.init=weights"])).refused(&[
+        "step 1: loss is NaN",
+        "Try a lower optim.lr",
+        "no checkpoint yet",
+    ]);
+    holds_nothing_half_written(folder.path());
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_ends_the_run_at_its_step_and_points_to_the_checkpoint() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let astray = ["optim.lr=1e30", "optim.clip_norm=0", "schedule.steps=9"];
+
+    let without = Said::by(&mut train(&run, &astray));
+    let again = Said::by(&mut train(&run, &astray));
+    let resumed = Said::by(train(&run, &astray).arg("--resume"));
+    let other = folder.path().join("other");
+    let with = Said::by(&mut train(&other, &[&astray[..], &["run.save_every=1"]].concat()));
+
+    without.refused(&["step 2: loss is NaN", "lr", "start again in another run.folder"]);
+    again.refused(&["ended before its first checkpoint; remove the folder, or --set run.folder=PATH"]);
+    resumed.refused(&["no checkpoint to resume from", "remove the folder and start without --resume"]);
+    with.refused(&["step 2: loss is NaN", "go on from", "checkpoints/step-1 with --resume"]);
+    assert_eq!(glm4v_tests::losses(&run).len(), 1, "the step that failed is not among the metrics");
+    holds_nothing_half_written(folder.path());
+}
+
+#[test]
+fn a_run_that_fails_before_its_first_step_can_be_started_again() {
+    let folder = tempdir().unwrap();
+    let bad = sixteen_good_and(folder.path(), &record("gone.png", "x").to_string());
+
+    train_on(folder.path(), &bad, &[]).refused(&["gone.png"]);
+    let good = sixteen_good_and(folder.path(), &record(digit().to_str().unwrap(), "x").to_string());
+
+    train_on(folder.path(), &good, &[]).success();
+}
+
+#[test]
+fn a_run_folder_that_cannot_be_written_is_refused_before_the_first_step() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+
+    // Below a file, since a test that runs as root may write into any folder.
+    let said = Said::by(&mut train(&file.join("run"), &[]));
+
+    said.refused(&["file/run: cannot write the run folder", "--set run.folder=PATH"]);
+    assert_eq!(fs::read_to_string(file).unwrap(), "");
+}
+
+#[test]
+fn a_run_folder_that_holds_a_run_is_not_overwritten() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let short = ["schedule.steps=2", "run.save_every=1"];
+    Said::by(&mut train(&run, &["schedule.steps=2"])).success();
+    let before = fs::read(run.join("metrics.jsonl")).unwrap();
+
+    Said::by(&mut train(&run, &short))
+        .refused(&["holds a finished run; --set run.folder=PATH starts another"]);
+    Said::by(train(&run, &short).arg("--resume")).refused(&["the run is finished, its model is in final"]);
+    let other = folder.path().join("other");
+    Said::by(&mut train(&other, &short)).success();
+    Said::by(&mut train(&other, &short)).refused(&["holds a run already; --resume goes on with it"]);
+
+    assert_eq!(fs::read(run.join("metrics.jsonl")).unwrap(), before);
+}
+
+#[test]
+fn there_is_nothing_to_resume_in_an_empty_folder() {
+    let folder = tempdir().unwrap();
+
+    Said::by(train(folder.path(), &[]).arg("--resume"))
+        .refused(&["no checkpoint to resume from; start the run without --resume"]);
+
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_resumed_run_must_have_the_data_and_seed_of_the_first() {
+    let folder = tempdir().unwrap();
+    Said::by(&mut train(folder.path(), &["schedule.steps=2", "run.save_every=1"])).success();
+
+    let resume = |setting| Said::by(train(folder.path(), &["schedule.steps=3", setting]).arg("--resume"));
+
+    resume("run.seed=1").refused(&["saved sampler has seed 0, this run has 1"]);
+    resume("data.train=digits:test").refused(&["saved sampler has records 1437, this run has 360"]);
+}
+
+#[test]
+fn what_a_killed_run_left_half_written_is_removed_by_the_next() {
+    let folder = tempdir().unwrap();
+    let half = folder.path().join("checkpoints/.step-500.17.partial");
+    fs::create_dir_all(&half).unwrap();
+    fs::write(half.join("model.safetensors"), "half").unwrap();
+
+    Said::by(&mut train(folder.path(), &["schedule.steps=1"])).success();
+
+    assert!(!half.exists());
+}
+
+#[test]
+fn a_backend_that_is_not_there_says_how_to_get_it() {
+    let model = checkpoint();
+    let ask = |flags: &[&str]| {
+        let mut command = std::process::Command::new(glm4v_tests::binary());
+        command.args(flags).args(["generate", "--prompt", "hi", "--max-new-tokens", "1", "--model"]);
+        Said::by(command.arg(&model))
+    };
+
+    ask(&["--backend", "rocm"]).misused(&["backend \"rocm\" is unknown; needed: auto, cpu, wgpu, cuda"]);
+    ask(&["--dtype", "f8"]).misused(&["dtype \"f8\" is unknown; needed: f32, bf16 or f16"]);
+    for name in ["cuda", "wgpu"] {
+        let said = ask(&["--backend", name]);
+        // A build with the backend runs, or says that there is no device.
+        if !said.stderr.contains("finds no device") && said.code != Some(0) {
+            said.refused(&[name, "is not compiled into this binary", "cargo build --release --features gpu"]);
+        }
+    }
+}
+
+#[test]
+fn sampling_that_makes_no_sense_is_refused() {
+    for (flag, value, words) in [
+        ("--top-p", "7", "top_p is 7; needed: more than 0, at most 1"),
+        ("--temperature", "-1", "temperature is -1; needed: 0 (greedy) or more"),
+        ("--min-p", "2", "min_p is 2; needed: 0 to 1"),
+        ("--repetition-penalty", "0", "repetition_penalty is 0; needed: more than 0"),
+    ] {
+        generate(&checkpoint(), &["--prompt", "hi", flag, value]).refused(&[words]);
+    }
+    let none = ["generate", "--prompt", "hi", "--max-new-tokens", "0", "--model"];
+    Said::by(command().args(none).arg(checkpoint())).refused(&["max_new_tokens is 0; needed: at least 1"]);
+}
+
+#[test]
+fn an_answer_longer_than_any_memory_ends_at_the_longest_sequence_of_the_model() {
+    let model = spoiled("config.json", |bytes| {
+        let mut config: Value = serde_json::from_slice(&bytes).unwrap();
+        config["text_config"]["max_position_embeddings"] = 64.into();
+        Some(config.to_string().into_bytes())
+    });
+    let ask = |prompt: &str, most: &str| {
+        let mut command = command();
+        command.args(["generate", "--greedy", "--json", "--max-new-tokens", most, "--prompt", prompt]);
+        Said::by(command.arg("--model").arg(model.path()))
+    };
+
+    let endless = ask("hi", "18446744073709551615").success();
+    let crowded = ask(&"digit ".repeat(64), "1");
+
+    let answer: Value = serde_json::from_str(&endless.stdout).unwrap();
+    let tokens = |key: &str| answer[key].as_u64().unwrap();
+    assert!(tokens("prompt_tokens") + tokens("completion_tokens") <= 64, "{answer}");
+    crowded.refused(&["the prompt takes ", "longest sequence is 64", "shorten the prompt"]);
+}
+
+#[test]
+fn a_prompt_that_spells_the_placeholder_is_refused() {
+    let image = digit();
+    let image = image.to_str().unwrap();
+
+    generate(&checkpoint(), &["--prompt", "<|image|> what?"])
+        .refused(&["has 1 <|image|> placeholders, but 0 images were given", "message 0 spells"]);
+    generate(&checkpoint(), &["--prompt", "<|image|> what?", "--image", image])
+        .refused(&["has 2 <|image|> placeholders, but 1 images were given", "message 0 spells"]);
+}
+
+#[test]
+fn a_conversation_that_is_not_understood_is_refused_with_its_place() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("messages.json");
+    for (text, words) in [
+        ("[{\"role\": \"user\", \"content\": [}]", &["line 1, column 31: not valid json"][..]),
+        ("", &["not valid json"]),
+        ("[]", &["holds no messages; needed: at least one"]),
+        ("{\"role\": \"user\"}", &["found an object, needed a list of objects"]),
+        ("[{\"role\": \"user\", \"content\": 5}]", &["message 0: \"content\" is a number, needed a string"]),
+        (
+            "[{\"role\": \"wizard\", \"content\": \"x\"}]",
+            &["message 0: unknown role \"wizard\"; known are system"],
+        ),
+        (
+            "[{\"role\": \"user\", \"content\": [{\"type\": \"audio\"}]}]",
+            &["message 0, part 0: unknown type \"audio\""],
+        ),
+    ] {
+        fs::write(&path, text).unwrap();
+
+        let said = generate(&checkpoint(), &["--messages", path.to_str().unwrap()]);
+
+        said.refused(&[words, &["messages.json: "]].concat());
+        trace(&path, &folder.path().join("out.safetensors")).refused(words);
+    }
+    fs::write(&path, r#"[{"role": "user", "content": [{"type": "image", "path": "gone.png"}]}]"#).unwrap();
+    generate(&checkpoint(), &["--messages", path.to_str().unwrap()])
+        .refused(&["image 0", "gone.png: cannot be read: No such file"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the conversation is there");
+}
+
+#[test]
+fn a_trace_that_could_not_be_written_is_refused_before_it_is_computed() {
+    let folder = tempdir().unwrap();
+    let messages = folder.path().join("messages.json");
+    fs::write(&messages, r#"[{"role": "user", "content": "hi"}]"#).unwrap();
+
+    trace(&messages, &folder.path().join("no/such/out.safetensors")).refused(&[
+        "--out ",
+        "no/such/out.safetensors: no folder",
+        "make it first",
+    ]);
+    trace(&messages, folder.path()).refused(&["is not a file; needed: the path of a file"]);
+
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn init_does_not_write_into_a_folder_that_exists() {
+    let folder = tempdir().unwrap();
+    let model = fresh_model(folder.path());
+    let before = fs::read(model.join("model.safetensors")).unwrap();
+    let args = ["init", "--config", "configs/models/digits", "--seed", "7", "--out", model.to_str().unwrap()];
+
+    glm4v(args).refused(&["model: exists already; choose another --out"]);
+
+    assert_eq!(fs::read(model.join("model.safetensors")).unwrap(), before);
+    holds_nothing_half_written(folder.path());
+}
+
+#[test]
+fn wrong_usage_is_told_apart_by_its_exit_code() {
+    glm4v(["generate", "--prompt", "hi"]).misused(&["--model <DIR>"]);
+    glm4v(["generate", "--model", "x"]).misused(&["--prompt <TEXT>"]);
+    glm4v(["generate", "--model", "x", "--image", "a.png"]).misused(&["--prompt <TEXT>"]);
+    glm4v(["generate", "--model", "x", "--messages", "m.json", "--image", "a.png"])
+        .misused(&["'--messages <FILE>' cannot be used with '--image <FILE>'"]);
+    glm4v(["generate", "--model", "x", "--prompt", "hi", "--greedy", "--temperature", "1"])
+        .misused(&["cannot be used with"]);
+    glm4v(["eval", "--model", "x", "--data", "y", "--batch-size", "0"]).misused(&["needed: at least 1"]);
+    glm4v(["trian"]).misused(&["'trian'", "train"]);
+    glm4v(["--threads", "0", "info"]).misused(&["0 is not in 1..=1024"]);
+}
+
+/// What needs signals, pipes and odd paths as Unix has them.
+#[cfg(unix)]
+mod unix {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::{Command, Stdio};
+
+    use glm4v_tests::{interrupt, losses, metrics, press_ctrl_c, wait_for};
+
+    use super::*;
+
+    #[test]
+    fn ctrl_c_leaves_a_whole_checkpoint_that_resume_goes_on_from() {
+        let folder = tempdir().unwrap();
+
+        let said = interrupt(&mut train(folder.path(), &["schedule.steps=5000"]), folder.path(), 3);
+
+        // The word that Ctrl-C was heard comes first, whatever --quiet says.
+        let told = said.stderr.trim_start().strip_prefix("stopping after this step and writing a checkpoint");
+        let (_, error) = told.expect(&said.stderr).split_once('\n').unwrap();
+        let error = Said { stderr: error.to_owned(), ..said };
+        let steps = losses(folder.path()).len();
+        error.refused(&[&format!("stopped after step {steps}"), "--resume goes on from there"]);
+        let checkpoint = folder.path().join(format!("checkpoints/step-{steps}"));
+        for file in
+            ["config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json"]
+        {
+            assert!(checkpoint.join(file).exists(), "{file}");
+        }
+        holds_nothing_half_written(folder.path());
+
+        let end = format!("schedule.steps={}", steps + 2);
+        Said::by(train(folder.path(), &[&end]).arg("--resume")).success();
+
+        assert_eq!(losses(folder.path()).len(), steps + 2);
+        generate(&folder.path().join("final"), &["--prompt", "hi"]).success();
+    }
+
+    #[test]
+    fn an_examination_that_ctrl_c_cuts_short_is_not_reported() {
+        let folder = tempdir().unwrap();
+        let long = ["data.eval=digits:train", "schedule.steps=2", "run.eval_batch_size=4"];
+
+        let said = interrupt(&mut train(folder.path(), &long), folder.path(), 2);
+
+        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""));
+        assert!(said.stderr.contains("stopped after step 2"), "{said:?}");
+        assert_eq!(metrics(folder.path()).len(), 2, "two steps and no examination");
+        holds_nothing_half_written(folder.path());
+
+        let short = ["data.eval=digits:test", "schedule.steps=2"];
+        Said::by(train(folder.path(), &short).arg("--resume")).success();
+
+        assert_eq!(metrics(folder.path())[2]["samples"], 360);
+    }
+
+    #[test]
+    fn ctrl_c_ends_an_answer_and_an_examination() {
+        let folder = tempdir().unwrap();
+        let model = fresh_model(folder.path());
+        let place = model.to_str().unwrap();
+        let endless =
+            ["generate", "--model", place, "--prompt", "hi", "--greedy", "--max-new-tokens", "4000"];
+        let long = ["eval", "--model", place, "--data", "digits:train", "--batch-size", "4"];
+        for (args, words) in
+            [(&endless[..], "stopped before the answer was complete"), (&long, "stopped; no result")]
+        {
+            let child = command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            // Before it listens, the signal would end it as it ends any program.
+            let caught = || fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+            wait_for(|| caught().lines().any(|line| catches_interrupt(line)));
+            press_ctrl_c(&child);
+
+            let said = Said::from(child.wait_with_output().unwrap());
+
+            assert_eq!(said.code, Some(1), "{said:?}");
+            assert!(said.stderr.contains(words), "{said:?}");
+        }
+    }
+
+    /// The line of caught signals, with that of Ctrl-C (2) among them.
+    fn catches_interrupt(line: &str) -> bool {
+        let mask = line.strip_prefix("SigCgt:").and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_some_and(|mask| mask & 2 != 0)
+    }
+
+    #[test]
+    fn a_disk_that_is_full_leaves_nothing_half_written() {
+        let folder = tempdir().unwrap();
+        let (run, out) = (folder.path().join("run"), folder.path().join("out.safetensors"));
+        let messages = folder.path().join("messages.json");
+        fs::write(&messages, r#"[{"role": "user", "content": "hi"}]"#).unwrap();
+        fs::write(&out, "old").unwrap();
+        // Files of at most 64 blocks stand for a disk that is full; without the trap the signal would end the program.
+        let limited = |command: &Command| {
+            let mut limited = Command::new("sh");
+            limited.current_dir(repository()).args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""]);
+            limited.arg(command.get_program()).args(command.get_args());
+            Said::by(&mut limited)
+        };
+
+        let saved = limited(&train(&run, &["schedule.steps=2", "run.save_every=1"]));
+        let finished = limited(&train(&folder.path().join("other"), &["schedule.steps=1"]));
+        let mut trace = command();
+        trace
+            .arg("trace")
+            .arg("--model")
+            .arg(checkpoint())
+            .arg("--messages")
+            .arg(&messages)
+            .arg("--out")
+            .arg(&out);
+        let traced = limited(trace.arg("--activations"));
+
+        saved.refused(&["checkpoints/", "model.safetensors: cannot write: File too large"]);
+        finished.refused(&["model.safetensors: cannot write: File too large"]);
+        traced.refused(&["out.safetensors: cannot write: File too large"]);
+        assert_eq!(fs::read_to_string(&out).unwrap(), "old", "what was there before is untouched");
+        holds_nothing_half_written(folder.path());
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_ends_no_run_and_is_no_error() {
+        let folder = tempdir().unwrap();
+        let mut info = command().arg("info").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(info.stdout.take());
+        let run = folder.path().join("run");
+        let mut loud = train(&run, &["schedule.steps=3", "data.max_length=99"]);
+        let mut training = loud.arg("-v").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(training.stderr.take());
+
+        let info = Said::from(info.wait_with_output().unwrap());
+        let training = Said::from(training.wait_with_output().unwrap());
+
+        assert_eq!((info.code, info.stderr.as_str()), (Some(0), ""));
+        assert_eq!(training.code, Some(0), "{training:?}");
+        assert!(run.join("final").exists());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_result_that_cannot_be_written_is_an_error() {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+
+        let said = command().arg("info").stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+
+        Said::from(said.wait_with_output().unwrap()).refused(&["cannot write to stdout: No space left"]);
+    }
+
+    #[test]
+    fn paths_need_not_be_utf_8_but_texts_must() {
+        let folder = tempdir().unwrap();
+        let odd = folder.path().join(OsStr::from_bytes(b"mod\xffel"));
+        let odd_text = OsStr::from_bytes(b"h\xff");
+
+        let missing = Said::by(command().args(["generate", "--prompt", "hi", "--model"]).arg(&odd));
+        let text = Said::by(command().args(["generate", "--model", "x", "--prompt"]).arg(odd_text));
+        let config = Said::by(command().arg("train").arg(&odd));
+        let made = Said::by(command().args(["init", "--config", "configs/models/digits", "--out"]).arg(&odd));
+        let answered = generate(&odd, &["--prompt", "hi"]);
+
+        missing.refused(&["no such folder"]);
+        text.misused(&["invalid UTF-8"]);
+        config.refused(&["cannot read"]);
+        made.success();
+        answered.success();
+    }
+}
