@@ -131,7 +131,8 @@ fn differentiable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, added: Option<Tensor
     weights.cast(dtype).matmul(v)
 }
 
-#[cfg(all(test, feature = "cpu"))]
+#[cfg(test)]
+#[cfg(feature = "cpu")]
 mod tests {
     use super::*;
     use burn::tensor::{Distribution, Tolerance};

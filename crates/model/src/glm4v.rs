@@ -222,7 +222,8 @@ impl Glm4v {
     }
 }
 
-#[cfg(all(test, feature = "cpu"))]
+#[cfg(test)]
+#[cfg(feature = "cpu")]
 mod tests {
     use super::*;
     use crate::batch::{PaddingSide, Sample};

@@ -144,7 +144,8 @@ pub(crate) fn rotate_halves(x: Tensor<3>, table: &RotaryTable<3>) -> Tensor<3> {
     (x * table.cos.clone() + swapped * table.sin.clone()).cast(dtype)
 }
 
-#[cfg(all(test, feature = "cpu"))]
+#[cfg(test)]
+#[cfg(feature = "cpu")]
 mod tests {
     use super::*;
     use burn::tensor::{Distribution, Tolerance};

@@ -162,7 +162,8 @@ fn bicubic_weights(size: usize, side: usize) -> Vec<f32> {
     weights
 }
 
-#[cfg(all(test, feature = "cpu"))]
+#[cfg(test)]
+#[cfg(feature = "cpu")]
 mod tests {
     use super::*;
 
