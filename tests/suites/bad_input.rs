@@ -679,11 +679,9 @@ fn wrong_usage_is_told_apart_by_its_exit_code() {
 /// What needs signals, pipes and odd paths as Unix has them.
 #[cfg(unix)]
 mod unix {
-    use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt;
     use std::process::{Command, Stdio};
 
-    use glm4v_tests::{interrupt, losses, metrics, press_ctrl_c, wait_for};
+    use glm4v_tests::{interrupt, losses, metrics};
 
     use super::*;
 
@@ -732,8 +730,11 @@ mod unix {
         assert_eq!(metrics(folder.path())[2]["samples"], 360);
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn ctrl_c_ends_an_answer_and_an_examination() {
+        use glm4v_tests::{press_ctrl_c, wait_for};
+
         let folder = tempdir().unwrap();
         let model = fresh_model(folder.path());
         let place = model.to_str().unwrap();
@@ -757,6 +758,7 @@ mod unix {
     }
 
     /// The line of caught signals, with that of Ctrl-C (2) among them.
+    #[cfg(target_os = "linux")]
     fn catches_interrupt(line: &str) -> bool {
         let mask = line.strip_prefix("SigCgt:").and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
         mask.is_some_and(|mask| mask & 2 != 0)
@@ -825,8 +827,12 @@ mod unix {
         Said::from(said.wait_with_output().unwrap()).refused(&["cannot write to stdout: No space left"]);
     }
 
+    #[cfg(target_os = "linux")] // other systems' folders take no such names
     #[test]
     fn paths_need_not_be_utf_8_but_texts_must() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
         let folder = tempdir().unwrap();
         let odd = folder.path().join(OsStr::from_bytes(b"mod\xffel"));
         let odd_text = OsStr::from_bytes(b"h\xff");

@@ -1,1 +1,307 @@
-//! x
+//! Runs from start to end with the built binary: what is learned, that a stopped run goes on as if it had not been, what
+//! frozen means, and that the commands agree with each other about the same model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use glm4v_processor::Processor;
+use glm4v_tests::{Said, command, fresh_model, glm4v, losses, metrics, repository, train, walk};
+use glm4v_weights::{ModelFolder, TensorFile};
+use serde_json::{Value, json};
+use tempfile::tempdir;
+
+/// Trains into `folder` to the end.
+fn trained(folder: &Path, settings: &[&str]) {
+    Said::by(&mut train(folder, settings)).success();
+}
+
+fn weights(run: &Path) -> Vec<u8> {
+    fs::read(run.join("final/model.safetensors")).unwrap()
+}
+
+fn mean(losses: &[f64]) -> f64 {
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
+
+/// A run without what depends on the time of the day.
+fn numbers(run: &Path) -> Vec<Value> {
+    let mut metrics = metrics(run);
+    for entry in metrics.iter_mut().filter_map(Value::as_object_mut) {
+        entry.remove("tokens_per_second");
+    }
+    metrics
+}
+
+#[test]
+fn the_loss_falls_to_less_than_half_in_sixty_steps() {
+    let run = tempdir().unwrap();
+
+    trained(run.path(), &["schedule.steps=60", "data.batch_size=16"]);
+
+    let losses = losses(run.path());
+    assert_eq!(losses.len(), 60);
+    // Fresh scores are nearly even: the logarithm of 1200 words. Told apart are then 10 words and one end.
+    assert!((losses[0] - 1200f64.ln()).abs() < 0.2, "{}", losses[0]);
+    let (first, last) = (mean(&losses[..5]), mean(&losses[55..]));
+    assert!(last < 0.5 * first, "loss {first} -> {last}");
+}
+
+#[test]
+fn a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped() {
+    for dtype in ["f32", "bf16"] {
+        let folder = tempdir().unwrap();
+        let (straight, resumed) = (folder.path().join("straight"), folder.path().join("resumed"));
+        let settings = ["schedule.steps=12", "run.save_every=6", "schedule.warmup_steps=3"];
+        let run = |folder: &Path, more: &[&str]| {
+            Said::by(train(folder, &settings).args(["--dtype", dtype]).args(more)).success();
+        };
+        run(&straight, &[]);
+        copy(&straight.join("checkpoints/step-6"), &resumed.join("checkpoints/step-6"));
+
+        run(&resumed, &["--resume"]);
+
+        assert_eq!(numbers(&resumed), numbers(&straight)[6..], "{dtype}");
+        assert!(weights(&resumed) == weights(&straight), "{dtype}: the last weights differ");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_stopped_by_ctrl_c_and_resumed_is_the_run_that_never_stopped() {
+    let folder = tempdir().unwrap();
+    let (straight, stopped) = (folder.path().join("straight"), folder.path().join("stopped"));
+    let settings = ["schedule.steps=150", "data.workers=2"];
+    trained(&straight, &settings);
+
+    let said = glm4v_tests::interrupt(&mut train(&stopped, &settings), &stopped, 5);
+    let before = losses(&stopped).len();
+    Said::by(train(&stopped, &settings).arg("--resume")).success();
+
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!((5..150).contains(&before), "stopped after {before}");
+    assert_eq!(numbers(&stopped), numbers(&straight));
+    assert!(weights(&stopped) == weights(&straight), "the last weights differ");
+}
+
+#[test]
+fn the_seed_decides_every_number_and_the_threads_decide_none() {
+    let folder = tempdir().unwrap();
+    let run = |name: &str, seed: &str, flags: &[&str]| {
+        let run = folder.path().join(name);
+        Said::by(train(&run, &["schedule.steps=8", seed]).args(flags)).success();
+        run
+    };
+    let first = run("first", "run.seed=3", &["--threads", "1"]);
+    let again = run("again", "run.seed=3", &["--threads", "1"]);
+    let wide = run("wide", "run.seed=3", &["--threads", "2"]);
+    let other = run("other", "run.seed=4", &["--threads", "1"]);
+
+    for same in [&again, &wide] {
+        assert_eq!(numbers(same), numbers(&first), "{}", same.display());
+        assert!(weights(same) == weights(&first), "{}", same.display());
+    }
+    for (a, b) in losses(&first).into_iter().zip(losses(&other)) {
+        assert_ne!(a, b);
+    }
+}
+
+#[test]
+fn frozen_parts_keep_every_bit_and_the_others_move() {
+    let folder = tempdir().unwrap();
+    let model = fresh_model(folder.path());
+    let before = TensorFile::open(&model.join("model.safetensors")).unwrap();
+    let start = format!("model.folder={}", model.display());
+    for frozen in [&["vision"][..], &["merger"], &["text"], &["vision", "text"]] {
+        let run = folder.path().join(frozen.concat());
+        let learn: Vec<String> = frozen.iter().map(|part| format!("model.learn.{part}=frozen")).collect();
+        let mut settings = vec!["schedule.steps=3", "model.init=weights", &start];
+        settings.extend(learn.iter().map(String::as_str));
+
+        trained(&run, &settings);
+
+        let after = TensorFile::open(&run.join("final/model.safetensors")).unwrap();
+        let names = before.names().unwrap();
+        assert_eq!(after.names().unwrap(), names);
+        for name in names {
+            let values = |file: &TensorFile| file.float(&name, DType::F32).unwrap();
+            let kept = values(&before) == values(&after);
+            assert_eq!(kept, frozen.contains(&part(&name)), "{name} with {frozen:?} frozen");
+        }
+    }
+}
+
+/// The part of `model.learn` that a tensor belongs to.
+fn part(name: &str) -> &'static str {
+    match name.strip_prefix("model.visual.") {
+        Some(rest) if rest.starts_with("merger.") || rest.starts_with("downsample.") => "merger",
+        Some(_) => "vision",
+        None => "text",
+    }
+}
+
+#[test]
+fn fresh_weights_are_those_of_a_fresh_run_and_another_seed_makes_others() {
+    let folder = tempdir().unwrap();
+    let model = fresh_model(folder.path());
+    let other = folder.path().join("other");
+    let from = ["init", "--config", "configs/models/digits", "--seed", "1", "--out", other.to_str().unwrap()];
+    glm4v(from).success();
+    let start = format!("model.folder={}", model.display());
+    let (loaded, fresh) = (folder.path().join("loaded"), folder.path().join("fresh"));
+
+    trained(&loaded, &["schedule.steps=2", "model.init=weights", &start]);
+    trained(&fresh, &["schedule.steps=2", "model.init=fresh"]);
+
+    assert_eq!(numbers(&loaded), numbers(&fresh));
+    let bytes = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(bytes(&model) != bytes(&other));
+}
+
+#[test]
+fn the_final_folder_is_a_whole_model_and_a_run_can_start_from_it() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    trained(&run, &["schedule.steps=2"]);
+    let last = run.join("final");
+
+    let names: Vec<_> = walk(&last).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+    for file in walk(&repository().join("configs/models/digits")) {
+        assert!(names.contains(&file.file_name().unwrap().to_owned()), "{} is missing", file.display());
+    }
+    let text = fs::read_to_string(run.join("config.toml")).unwrap();
+    assert!(
+        text.contains("steps = 2") && text.contains("weight_decay = 0.01"),
+        "every key is written: {text}"
+    );
+    let start = format!("model.folder={}", last.display());
+    let next = folder.path().join("next");
+    trained(&next, &["schedule.steps=1", "model.init=weights", &start]);
+    assert!(losses(&next)[0] < losses(&run)[0]);
+}
+
+#[test]
+fn trace_writes_what_is_documented_and_generates_what_generate_says() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    trained(&run, &["schedule.steps=40", "optim.lr=4e-3"]);
+    let model = run.join("final");
+    let messages = conversation(folder.path());
+    let out = folder.path().join("trace.safetensors");
+    let shared = |name: &'static str| {
+        let mut command = command();
+        command.arg(name).arg("--model").arg(&model).arg("--messages").arg(&messages);
+        command.args(["--max-new-tokens", "7"]);
+        command
+    };
+
+    Said::by(shared("trace").arg("--activations").arg("--out").arg(&out)).success();
+    let said = Said::by(shared("generate").args(["--greedy", "--json"])).success();
+
+    let file = TensorFile::open(&out).unwrap();
+    let shape = |name: &str| file.shape(name).unwrap().unwrap_or_else(|| panic!("{name} is missing"));
+    let [_, tokens] = shape("input_ids")[..] else { panic!("input_ids is [1, S]") };
+    let config = ModelFolder::open(&model).unwrap().config().clone();
+    assert_eq!(shape("input_ids"), [1, tokens]);
+    assert_eq!(shape("attention_mask"), [1, tokens]);
+    assert_eq!(shape("position_ids"), [3, 1, tokens]);
+    assert_eq!(shape("rope_deltas"), [1, 1]);
+    assert_eq!(shape("logits"), [1, tokens, config.text.vocab_size]);
+    assert!(file.names().unwrap().iter().filter(|name| name.starts_with("mid.")).count() > 10);
+    let (generated, _) = file.integers("generated").unwrap();
+    assert!((1..=7).contains(&generated.len()));
+
+    // The first token is the most probable one of the whole pass.
+    let logits = file.float("logits", DType::F32).unwrap();
+    let last = &logits.as_slice::<f32>().unwrap()[(tokens - 1) * config.text.vocab_size..];
+    let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+    assert_eq!(generated[0], best as i64);
+
+    let answer: Value = serde_json::from_str(&said.stdout).unwrap();
+    let ids: Vec<u32> = generated.iter().map(|id| *id as u32).collect();
+    let processor = Processor::load(&model).unwrap();
+    assert_eq!(answer["text"], json!(processor.tokenizer().decode(&ids, true)));
+    assert_eq!(answer["completion_tokens"], json!(ids.len()));
+    assert_eq!(answer["prompt_tokens"], json!(tokens));
+    let stopped = config.text.eos_token_id.contains(ids.last().unwrap());
+    assert_eq!(answer["finish_reason"], json!(if stopped { "stop" } else { "length" }));
+}
+
+/// A question about a picture, in a file of its own.
+fn conversation(folder: &Path) -> PathBuf {
+    let path = folder.join("messages.json");
+    let image = repository().join("datasets/digits/images/0003.png").canonicalize().unwrap();
+    let content = json!([{"type": "image", "path": image}, {"type": "text", "text": "What digit is this?"}]);
+    fs::write(&path, json!([{"role": "user", "content": content}]).to_string()).unwrap();
+    path
+}
+
+#[test]
+fn the_prompt_on_the_command_line_is_the_same_conversation() {
+    let folder = tempdir().unwrap();
+    let model = fresh_model(folder.path());
+    let messages = conversation(folder.path());
+    let ask = |args: &[&str]| {
+        let mut command = command();
+        command.args(["generate", "--max-new-tokens", "5", "--greedy"]).args(args).arg("--model").arg(&model);
+        Said::by(&mut command).success().stdout
+    };
+
+    let spelled = ask(&["--image", "datasets/digits/images/0003.png", "--prompt", "What digit is this?"]);
+
+    assert_eq!(spelled, ask(&["--messages", messages.to_str().unwrap()]));
+}
+
+#[test]
+fn eval_of_the_final_folder_is_the_last_examination_of_the_run() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let exam = ["data.eval=digits:test", "run.eval_every=100", "run.eval_batch_size=60", "run.eval_tokens=8"];
+    let settings = ["schedule.steps=150", "data.batch_size=32", "optim.lr=2e-3"];
+
+    let said = Said::by(&mut train(&run, &[&exam[..], &settings].concat())).success();
+    let model = run.join("final");
+    let args = ["eval", "--data", "digits:test", "--batch-size", "60", "--max-new-tokens", "8", "--json"];
+    let eval = Said::by(command().args(args).arg("--model").arg(&model)).success();
+
+    let metrics = metrics(&run);
+    let exams: Vec<&Value> = metrics.iter().filter(|entry| entry["samples"].is_u64()).collect();
+    assert_eq!(exams.iter().map(|exam| exam["step"].as_u64().unwrap()).collect::<Vec<_>>(), [100, 150]);
+    let totals: Value = serde_json::from_str(eval.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(eval.stdout.lines().count(), 361, "one line a record, and the totals");
+    assert_eq!(totals["exact_match"], exams[1]["exact_match"]);
+    assert_eq!(totals["loss"], exams[1]["eval_loss"]);
+    assert_eq!(totals["samples"], json!(360));
+    let right = totals["right"].as_u64().unwrap();
+    assert!((1..360).contains(&right), "{right} right: too few or too many to tell answers apart");
+    assert!(said.stdout.contains(&format!("exact match: {right} of 360")), "{}", said.stdout);
+}
+
+#[test]
+fn a_stored_order_from_stored_weights_gives_the_same_run_whatever_the_seed() {
+    let folder = tempdir().unwrap();
+    let model = fresh_model(folder.path());
+    let order = folder.path().join("order.json");
+    fs::write(&order, "[[5, 1, 9, 700], [3, 3, 2, 4], [1436, 0, 8, 6]]").unwrap();
+    let start = format!("model.folder={}", model.display());
+    let order = format!("data.order={}", order.display());
+    let settings = ["model.init=weights", &start, &order, "schedule.steps=3"];
+    let run = |name: &str, seed: &str| {
+        let run = folder.path().join(name);
+        trained(&run, &[&settings[..], &[seed]].concat());
+        run
+    };
+
+    let (one, two) = (run("one", "run.seed=1"), run("two", "run.seed=2"));
+
+    assert_eq!(numbers(&one), numbers(&two));
+    assert!(weights(&one) == weights(&two));
+    assert_eq!(metrics(&one)[2]["epoch"], json!(12.0 / 1437.0));
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for path in walk(from) {
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}

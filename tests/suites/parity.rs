@@ -157,8 +157,8 @@ fn positions_of_random_layouts_are_those_of_transformers() {
         let positions = Positions::of(&batch, 2).unwrap();
 
         let expected: Vec<Vec<Vec<i64>>> = serde_json::from_value(case["position_ids"].clone()).unwrap();
-        for axis in 0..3 {
-            assert_eq!(positions.axes[axis], expected[axis].concat(), "case {index}, axis {axis}");
+        for (axis, (found, expected)) in positions.axes.iter().zip(&expected).enumerate() {
+            assert_eq!(*found, expected.concat(), "case {index}, axis {axis}");
         }
         assert_eq!(positions.deltas, flat("rope_deltas"), "case {index}");
     }

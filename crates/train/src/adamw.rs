@@ -147,7 +147,8 @@ impl ModuleMapper for Update<'_> {
         let second = state.second * beta2 + gradient.clone() * gradient * (1.0 - beta2);
         let root = second.clone().sqrt() * (1.0 / (1.0 - beta2.powf(step)).sqrt()) + eps;
         let change = first.clone() / root * (self.lr / (1.0 - beta1.powf(step)));
-        let weight = state.master.unwrap_or(value) * (1.0 - self.lr * weight_decay) - change;
+        let weight =
+            state.master.unwrap_or_else(|| value.cast(DType::F32)) * (1.0 - self.lr * weight_decay) - change;
         self.optimizer
             .moments
             .insert(name, Moments { first, second, master: (dtype != DType::F32).then(|| weight.clone()) });

@@ -87,7 +87,7 @@ pub struct DataSection {
     pub eval: String,
     /// Records a step.
     pub batch_size: usize,
-    /// Most tokens of a record, pictures included; 0 allows any number. No record is ever cut.
+    /// Most tokens of a record, pictures included; 0 allows what the model was made for. No record is ever cut.
     pub max_length: usize,
     /// What happens to longer records.
     pub overlong: OverlongChoice,

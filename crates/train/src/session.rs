@@ -109,10 +109,10 @@ impl Session {
         let origin = ModelFolder::open(&config.model.folder)?;
         let processor = Arc::new(Processor::load(&config.model.folder)?);
         let registry = Registry::load(&config.data.folder)?;
-        let train = Arc::new(dataset(&config, &registry, &config.data.train, &processor)?);
-        let eval = (!config.data.eval.is_empty())
-            .then(|| dataset(&config, &registry, &config.data.eval, &processor))
-            .transpose()?;
+        let longest = origin.config().text.max_position_embeddings;
+        let open = |name: &str| dataset(&config, &registry, name, &processor, longest);
+        let train = Arc::new(open(&config.data.train)?);
+        let eval = (!config.data.eval.is_empty()).then(|| open(&config.data.eval)).transpose()?;
         let mut sampler = sampler(&config, train.len())?;
         let settings = AdamWConfig {
             betas: config.optim.betas,
@@ -382,11 +382,15 @@ fn dataset(
     registry: &Registry,
     name: &str,
     processor: &Arc<Processor>,
+    longest: usize,
 ) -> Result<Dataset, TrainError> {
     let media = &config.data.media_folder;
     let records = registry.find(name)?.read((!media.as_os_str().is_empty()).then_some(media))?;
     let options = DatasetOptions {
-        max_length: (config.data.max_length > 0).then_some(config.data.max_length),
+        max_length: Some(match config.data.max_length {
+            0 => longest,
+            most => most.min(longest),
+        }),
         overlong: match config.data.overlong {
             OverlongChoice::Error => Overlong::Error,
             OverlongChoice::Drop => Overlong::Drop,
