@@ -9,10 +9,10 @@ use std::path::Path;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use glm4v_infer::{GenerationConfig, generate};
-use glm4v_model::{Glm4v, Positions, Precision, Probe};
+use glm4v_model::{Glm4v, NamedVisitor, Positions, Precision, Probe, visit_named};
 use glm4v_tests::{Case, backend, golden, max_difference, relative_l2, values_of};
 use glm4v_train::{AdamW, AdamWConfig, NamedGradients, Schedule, ScheduleKind, Targets, cross_entropy, loss};
 use glm4v_weights::ModelFolder;
@@ -220,21 +220,15 @@ fn the_loss_at_taught_positions_is_that_of_the_whole_sequence() {
 
 /// Parameters of a network on the host, by name.
 fn parameters(model: &Glm4v) -> BTreeMap<String, Vec<f32>> {
-    struct Reader(Vec<String>, BTreeMap<String, Vec<f32>>);
-    impl ModuleVisitor for Reader {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.1.insert(self.0.join("."), param.val().into_data().try_to_vec().unwrap());
+    struct Reader(BTreeMap<String, Vec<f32>>);
+    impl NamedVisitor for Reader {
+        fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+            self.0.insert(name.to_owned(), param.val().into_data().try_to_vec().unwrap());
         }
     }
-    let mut reader = Reader(Vec::new(), BTreeMap::new());
-    model.visit(&mut reader);
-    reader.1
+    let mut reader = Reader(BTreeMap::new());
+    visit_named(model, &mut reader);
+    reader.0
 }
 
 #[test]

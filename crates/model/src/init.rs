@@ -4,28 +4,27 @@
 //! vector zero (transformers, `PreTrainedModel._init_weights`). Values depend on the seed and the parameter's name
 //! alone: the same on every backend, whatever the number of threads.
 
-use burn::module::{ModuleMapper, Param};
+use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use crate::glm4v::Glm4v;
+use crate::named::{NamedMapper, map_named};
 
 /// Fills every parameter with fresh values of `dtype`.
 pub fn initialize(model: Glm4v, seed: u64, dtype: DType) -> Glm4v {
     let config = model.config.clone();
     let mut filler = Filler {
-        path: Vec::new(),
         seed,
         dtype,
         text_range: config.text.initializer_range,
         vision_range: config.vision.initializer_range,
         pad: config.text.pad_token_id,
     };
-    model.map(&mut filler)
+    map_named(model, &mut filler)
 }
 
 struct Filler {
-    path: Vec<String>,
     seed: u64,
     dtype: DType,
     text_range: f64,
@@ -33,46 +32,24 @@ struct Filler {
     pad: Option<u32>,
 }
 
-impl ModuleMapper for Filler {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let name = self.path.join(".");
+impl NamedMapper for Filler {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let shape = param.lazy_shape();
         let mut values = vec![0.0f32; shape.num_elements()];
         if name.ends_with("norm.weight") || name.ends_with("norm1.weight") || name.ends_with("norm2.weight") {
             values.fill(1.0);
         } else if !name.ends_with("bias") {
             let range = if name.starts_with("model.visual") { self.vision_range } else { self.text_range };
-            Normal::new(self.seed, &name).fill(&mut values, range);
+            Normal::new(self.seed, name).fill(&mut values, range);
         }
         if let (true, Some(pad)) = (name.ends_with("embed_tokens.weight"), self.pad) {
             let width = shape[1];
             values[pad as usize * width..][..width].fill(0.0);
         }
         let device = param.lazy_device();
-        let dtype = self.dtype;
-        param.transform(move |_| {
-            Tensor::<D>::from_data(TensorData::new(values, shape), (&device, DType::F32)).cast(dtype)
-        })
-    }
-}
-
-/// Replaces a parameter's value without computing the old one.
-trait Transform<const D: usize> {
-    fn transform(self, value: impl FnOnce(()) -> Tensor<D>) -> Self;
-}
-
-impl<const D: usize> Transform<D> for Param<Tensor<D>> {
-    fn transform(self, value: impl FnOnce(()) -> Tensor<D>) -> Self {
-        let id = self.id;
-        self.transform_for_load(value(()), id)
+        let value = Tensor::<D>::from_data(TensorData::new(values, shape), (&device, DType::F32));
+        let id = param.id;
+        param.transform_for_load(value.cast(self.dtype), id)
     }
 }
 

@@ -9,10 +9,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use glm4v_model::Glm4v;
+use glm4v_model::{Glm4v, NamedMapper, map_named};
 use glm4v_weights::{TensorFile, WeightsError, write_tensors};
 
 use crate::gradients::NamedGradients;
@@ -55,8 +55,8 @@ impl AdamW {
     /// clipped.
     pub fn step(&mut self, model: Glm4v, gradients: NamedGradients, lr: f64, scale: f64) -> Glm4v {
         self.step += 1;
-        let mut update = Update { path: Vec::new(), optimizer: self, gradients, lr, scale };
-        model.map(&mut update)
+        let mut update = Update { optimizer: self, gradients, lr, scale };
+        map_named(model, &mut update)
     }
 
     /// Writes the state to a safetensors file.
@@ -108,25 +108,15 @@ impl AdamW {
 }
 
 struct Update<'a> {
-    path: Vec<String>,
     optimizer: &'a mut AdamW,
     gradients: NamedGradients,
     lr: f64,
     scale: f64,
 }
 
-impl ModuleMapper for Update<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let name = self.path.join(".");
-        let Some(gradient) = self.gradients.remove(&name) else {
+impl NamedMapper for Update<'_> {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(gradient) = self.gradients.remove(name) else {
             return param;
         };
         let (id, value, mapper) = param.consume();
@@ -138,7 +128,7 @@ impl ModuleMapper for Update<'_> {
 
         let gradient = gradient.cast(DType::F32);
         let gradient = if self.scale == 1.0 { gradient } else { gradient * self.scale };
-        let state = self.optimizer.moments.remove(&name).unwrap_or_else(|| Moments {
+        let state = self.optimizer.moments.remove(name).unwrap_or_else(|| Moments {
             first: Tensor::zeros([size], (&value.device(), DType::F32)),
             second: Tensor::zeros([size], (&value.device(), DType::F32)),
             master: (dtype != DType::F32).then(|| value.clone().cast(DType::F32)),
@@ -149,9 +139,10 @@ impl ModuleMapper for Update<'_> {
         let change = first.clone() / root * (self.lr / (1.0 - beta1.powf(step)));
         let weight =
             state.master.unwrap_or_else(|| value.cast(DType::F32)) * (1.0 - self.lr * weight_decay) - change;
-        self.optimizer
-            .moments
-            .insert(name, Moments { first, second, master: (dtype != DType::F32).then(|| weight.clone()) });
+        self.optimizer.moments.insert(
+            name.to_owned(),
+            Moments { first, second, master: (dtype != DType::F32).then(|| weight.clone()) },
+        );
         let weight = weight.cast(dtype).reshape(shape);
         Param::from_mapped_value(id, Tensor::from_inner(weight).require_grad(), mapper)
     }

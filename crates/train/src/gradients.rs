@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, Gradients};
-use glm4v_model::Glm4v;
+use glm4v_model::{Glm4v, NamedVisitor, visit_named};
 
 /// Gradients of a network's trainable parameters, flattened, by name.
 #[derive(Debug, Default)]
@@ -16,8 +16,8 @@ pub struct NamedGradients {
 impl NamedGradients {
     /// Takes the gradients of `model` out of a backward pass.
     pub fn take(model: &Glm4v, gradients: Gradients) -> Self {
-        let mut taker = Taker { path: Vec::new(), gradients, by_name: BTreeMap::new() };
-        model.visit(&mut taker);
+        let mut taker = Taker { gradients, by_name: BTreeMap::new() };
+        visit_named(model, &mut taker);
         Self { by_name: taker.by_name }
     }
 
@@ -48,24 +48,15 @@ impl NamedGradients {
 }
 
 struct Taker {
-    path: Vec<String>,
     gradients: Gradients,
     by_name: BTreeMap<String, Tensor<1>>,
 }
 
-impl ModuleVisitor for Taker {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+impl NamedVisitor for Taker {
+    fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad_remove(&mut self.gradients) {
             let size = gradient.shape().num_elements();
-            self.by_name.insert(self.path.join("."), gradient.reshape([size]));
+            self.by_name.insert(name.to_owned(), gradient.reshape([size]));
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::DType;
-use glm4v_model::{Glm4v, Precision};
+use glm4v_model::{Glm4v, NamedMapper, Precision, map_named};
 
 use crate::{ModelFolder, TensorFile, WeightsError, list_names};
 
@@ -29,12 +29,11 @@ impl ModelFolder {
             files: &files,
             place,
             dtype: precision.dtype(),
-            path: Vec::new(),
             missing: Vec::new(),
             misshapen: Vec::new(),
             failed: None,
         };
-        let model = self.config().init(device).map(&mut loader);
+        let model = map_named(self.config().init(device), &mut loader);
         if let Some(error) = loader.failed {
             return Err(error);
         }
@@ -66,33 +65,23 @@ struct Loader<'a> {
     /// Which file has a tensor; emptied as tensors are used.
     place: HashMap<String, usize>,
     dtype: DType,
-    path: Vec<String>,
     missing: Vec<String>,
     misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
     failed: Option<WeightsError>,
 }
 
-impl ModuleMapper for Loader<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let name = self.path.join(".");
-        let Some(index) = self.place.remove(&name) else {
-            self.missing.push(name);
+impl NamedMapper for Loader<'_> {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(index) = self.place.remove(name) else {
+            self.missing.push(name.to_owned());
             return param;
         };
         let file = &self.files[index];
         let needed = param.lazy_shape().to_vec();
-        match file.shape(&name) {
+        match file.shape(name) {
             Ok(Some(found)) if found == needed => {}
             Ok(found) => {
-                self.misshapen.push((name, found.unwrap_or_default(), needed));
+                self.misshapen.push((name.to_owned(), found.unwrap_or_default(), needed));
                 return param;
             }
             Err(error) => {
@@ -100,7 +89,7 @@ impl ModuleMapper for Loader<'_> {
                 return param;
             }
         }
-        match file.float(&name, self.dtype) {
+        match file.float(name, self.dtype) {
             Ok(data) => {
                 let (id, device) = (param.id, param.lazy_device());
                 param.transform_for_load(Tensor::from_data(data, (&device, self.dtype)), id)

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::DType;
-use glm4v_model::{Glm4v, Precision};
+use glm4v_model::{Glm4v, NamedVisitor, Precision, visit_named};
 use safetensors::{Dtype, View};
 use serde_json::Value;
 
@@ -30,8 +30,8 @@ pub fn save_model(
 ) -> Result<(), WeightsError> {
     copy_side_files(origin, folder)?;
     write_config(origin, folder, precision)?;
-    let mut collector = Collector { path: Vec::new(), tensors: Vec::new(), dtype: precision.dtype() };
-    model.visit(&mut collector);
+    let mut collector = Collector { tensors: Vec::new(), dtype: precision.dtype() };
+    visit_named(model, &mut collector);
     write_views(&folder.join("model.safetensors"), collector.tensors, &[])
 }
 
@@ -80,24 +80,15 @@ fn write_config(origin: &Path, folder: &Path, precision: Precision) -> Result<()
 
 /// Lists a network's tensors by name.
 struct Collector {
-    path: Vec<String>,
     tensors: Vec<(String, OnDevice)>,
     dtype: DType,
 }
 
-impl ModuleVisitor for Collector {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+impl NamedVisitor for Collector {
+    fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         let value = param.val();
         self.tensors.push((
-            self.path.join("."),
+            name.to_owned(),
             OnDevice {
                 shape: value.dims().to_vec(),
                 dtype: self.dtype,
