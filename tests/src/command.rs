@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -133,30 +133,30 @@ pub fn losses(run: &Path) -> Vec<f64> {
 /// Starts a run and presses Ctrl-C once `steps` of it are in its metrics.
 #[cfg(unix)]
 pub fn interrupt(command: &mut Command, run: &Path, steps: usize) -> Said {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
-    wait_for(|| losses_so_far(run) >= steps);
-    press_ctrl_c(&child);
-    Said::from(child.wait_with_output().expect("the binary ends"))
+    // Lines that end; one may be in the making.
+    let lines = || fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default().matches('\n').count();
+    interrupt_when(command, |_| lines() >= steps)
 }
 
-/// Sends what a terminal sends for Ctrl-C.
+/// Starts a command and presses Ctrl-C once something is so of its process.
+///
+/// # Panics
+///
+/// When the program ends before, or a minute passes.
 #[cfg(unix)]
-pub fn press_ctrl_c(child: &Child) {
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
-    assert!(sent.success(), "the program was over before Ctrl-C");
-}
-
-/// Lines that end; one may be in the making.
-#[cfg(unix)]
-fn losses_so_far(run: &Path) -> usize {
-    fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default().matches('\n').count()
-}
-
-/// Waits until something is so, for a minute at most.
-pub fn wait_for(mut so: impl FnMut() -> bool) {
+pub fn interrupt_when(command: &mut Command, mut so: impl FnMut(u32) -> bool) -> Said {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
     let start = Instant::now();
-    while !so() {
-        assert!(start.elapsed() < Duration::from_secs(60), "waited a minute in vain");
+    while !so(child.id()) {
+        let ended = child.try_wait().expect("the binary can be asked");
+        assert!(ended.is_none(), "the program was over before Ctrl-C: {ended:?}");
+        if start.elapsed() > Duration::from_secs(60) {
+            child.kill().expect("the binary can be ended");
+            panic!("waited a minute in vain");
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success(), "the program was over before Ctrl-C");
+    Said::from(child.wait_with_output().expect("the binary ends"))
 }

@@ -5,10 +5,10 @@
 mod command;
 
 pub use command::{
-    Said, command, fresh_model, glm4v, holds_nothing_half_written, losses, metrics, train, wait_for, walk,
+    Said, command, fresh_model, glm4v, holds_nothing_half_written, losses, metrics, train, walk,
 };
 #[cfg(unix)]
-pub use command::{interrupt, press_ctrl_c};
+pub use command::{interrupt, interrupt_when};
 
 use std::path::{Path, PathBuf};
 

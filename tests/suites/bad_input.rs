@@ -733,24 +733,19 @@ mod unix {
     #[cfg(target_os = "linux")]
     #[test]
     fn ctrl_c_ends_an_answer_and_an_examination() {
-        use glm4v_tests::{press_ctrl_c, wait_for};
-
         let folder = tempdir().unwrap();
         let model = fresh_model(folder.path());
         let place = model.to_str().unwrap();
-        let endless =
-            ["generate", "--model", place, "--prompt", "hi", "--greedy", "--max-new-tokens", "4000"];
+        let endless = ["generate", "--model", place, "--prompt", "hi", "--greedy", "--max-new-tokens", "4000"];
         let long = ["eval", "--model", place, "--data", "digits:train", "--batch-size", "4"];
         for (args, words) in
             [(&endless[..], "stopped before the answer was complete"), (&long, "stopped; no result")]
         {
-            let child = command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-            // Before it listens, the signal would end it as it ends any program.
-            let caught = || fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-            wait_for(|| caught().lines().any(|line| catches_interrupt(line)));
-            press_ctrl_c(&child);
-
-            let said = Said::from(child.wait_with_output().unwrap());
+            let said = glm4v_tests::interrupt_when(command().args(args), |process| {
+                // Before it listens, the signal would end it as it ends any program.
+                let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+                status.lines().any(catches_interrupt)
+            });
 
             assert_eq!(said.code, Some(1), "{said:?}");
             assert!(said.stderr.contains(words), "{said:?}");

@@ -5,11 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::ops::ControlFlow;
-use std::process::Command;
 
 use glm4v_infer::{GenerationConfig, generate};
 use glm4v_model::Precision;
-use glm4v_tests::{Case, backend, binary, golden, max_difference, repository, values_of};
+use glm4v_tests::{Case, Said, backend, glm4v, golden, losses, max_difference, train, values_of};
 use glm4v_train::{NamedGradients, Targets, loss};
 use glm4v_weights::ModelFolder;
 
@@ -76,35 +75,18 @@ fn loss_and_gradient_norm_are_those_of_torch() {
 fn a_short_run_learns_and_its_model_answers() {
     let scratch = tempfile::tempdir().unwrap();
     let run = scratch.path().join("run");
-    let name = backend().to_string();
-    let glm4v = |arguments: &[&str]| {
-        let output = Command::new(binary())
-            .current_dir(repository())
-            .args(arguments)
-            .args(["--backend", &name, "--dtype", "f32"])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
 
-    let folder = format!("run.folder={}", run.display());
-    let config = "configs/finetune/digits-full-cpu.toml";
-    let short = ["schedule.steps=12", "schedule.warmup_steps=2", "data.batch_size=8", "data.eval=", &folder];
-    let settings = short.iter().flat_map(|setting| ["--set", setting]);
-    glm4v(&["train", config].into_iter().chain(settings).collect::<Vec<_>>());
+    let short = ["schedule.steps=12", "schedule.warmup_steps=2"];
+    Said::by(train(&run, &short).args(["--dtype", "f32"])).success();
     let model = run.join("final");
-    let picture = "datasets/digits/images/0005.png";
+    let picture = "datasets/digits/images/1081.png";
     let question =
         ["--image", picture, "--prompt", "What digit is this?", "--max-new-tokens", "4", "--greedy"];
-    glm4v(&[&["generate", "--model", model.to_str().unwrap()], &question[..]].concat());
+    glm4v([&["generate", "--dtype", "f32", "--model", model.to_str().unwrap()], &question[..]].concat())
+        .success();
 
-    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let losses: Vec<f64> = metrics
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64())
-        .collect();
-    println!("losses on {name}: {losses:.3?}");
+    let losses = losses(&run);
+    println!("losses on {}: {losses:.3?}", backend());
     assert_eq!(losses.len(), 12);
     assert!(losses[11] < losses[0] - 1.0, "{losses:?}");
 }
