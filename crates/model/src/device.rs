@@ -75,6 +75,7 @@ pub enum DeviceError {
     },
 }
 
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 const GPU_REMEDY: &str = "build it with: cargo build --release --features gpu";
 
 impl FromStr for Backend {
