@@ -1,5 +1,6 @@
 //! What the program makes of bad input: exit code 1 (2 for wrong usage), one error that names the place and the remedy,
 //! no panic, and nothing half-written.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -93,8 +94,10 @@ fn bmp(width: u32, height: u32, bytes: usize) -> Vec<u8> {
     file
 }
 
-/// Pictures that cannot be used: file name, bytes (none: no such file), and what is said of it.
-fn bad_pictures() -> Vec<(&'static str, Option<Vec<u8>>, &'static [&'static str])> {
+/// A picture that cannot be used: file name, bytes (none: no such file), and what is said of it.
+type BadPicture = (&'static str, Option<Vec<u8>>, &'static [&'static str]);
+
+fn bad_pictures() -> Vec<BadPicture> {
     let whole = fs::read(digit()).unwrap();
     let middle = whole.len() / 2;
     let mut damaged = whole.clone();
@@ -736,7 +739,8 @@ mod unix {
         let folder = tempdir().unwrap();
         let model = fresh_model(folder.path());
         let place = model.to_str().unwrap();
-        let endless = ["generate", "--model", place, "--prompt", "hi", "--greedy", "--max-new-tokens", "4000"];
+        let endless =
+            ["generate", "--model", place, "--prompt", "hi", "--greedy", "--max-new-tokens", "4000"];
         let long = ["eval", "--model", place, "--data", "digits:train", "--batch-size", "4"];
         for (args, words) in
             [(&endless[..], "stopped before the answer was complete"), (&long, "stopped; no result")]

@@ -1,5 +1,6 @@
 //! Every file that comes with the repository can be used: configs of runs, configs of models, pictures of data sets.
 //! That every record becomes a sample is shown in `crates/data/tests/files.rs`.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

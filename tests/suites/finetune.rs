@@ -1,5 +1,6 @@
 //! Runs from start to end with the built binary: what is learned, that a stopped run goes on as if it had not been, what
 //! frozen means, and that the commands agree with each other about the same model.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -32,18 +32,6 @@ pub enum GenerateError {
         /// Tokens that the model was made for.
         longest: usize,
     },
-    /// A prompt that leaves no room for an answer.
-    #[error(
-        "row {row}: the prompt has {tokens} tokens, but the model was made for {most}, answer included; use smaller or fewer pictures"
-    )]
-    TooLong {
-        /// Row of the batch.
-        row: usize,
-        /// Tokens of its prompt.
-        tokens: usize,
-        /// `max_position_embeddings`.
-        most: usize,
-    },
     /// The weights are broken, or a type overflowed.
     #[error(
         "row {row}, new token {token}: the model's scores are not numbers; the weights may be broken, or try --dtype f32"
