@@ -495,10 +495,11 @@ fn a_run_folder_that_holds_a_run_is_not_overwritten() {
     let before = fs::read(run.join("metrics.jsonl")).unwrap();
 
     Said::by(&mut train(&run, &short))
-        .refused(&["holds a finished run; --set run.folder=PATH starts another"]);
+        .refused(&["holds a finished run, its model is in final; --set run.folder=PATH starts another"]);
     Said::by(train(&run, &short).arg("--resume")).refused(&["the run is finished, its model is in final"]);
     let other = folder.path().join("other");
     Said::by(&mut train(&other, &short)).success();
+    fs::remove_dir_all(other.join("final")).unwrap(); // as if it had not come that far
     Said::by(&mut train(&other, &short)).refused(&["holds a run already; --resume goes on with it"]);
 
     assert_eq!(fs::read(run.join("metrics.jsonl")).unwrap(), before);
@@ -848,4 +849,51 @@ mod unix {
         made.success();
         answered.success();
     }
+}
+
+#[test]
+fn a_tokenizer_of_another_checkpoint_is_refused() {
+    let folder = spoiled("config.json", |bytes| {
+        let mut config: Value = serde_json::from_slice(&bytes).unwrap();
+        config["image_token_id"] = json!(1165);
+        Some(config.to_string().into_bytes())
+    });
+
+    let said = generate(folder.path(), &["--prompt", "What?"]);
+
+    said.refused(&["image_token_id is 1165 in config.json, but <|image|> is 1164 in tokenizer.json"]);
+}
+
+#[test]
+fn a_bad_record_met_late_costs_nothing_of_what_was_learned() {
+    let folder = tempdir().unwrap();
+    let data = sixteen_good_and(folder.path(), &record("missing.png", "one").to_string());
+    let order = folder.path().join("order.json");
+    fs::write(&order, "[[0, 1], [2, 3], [4, 16]]").unwrap();
+    let run = folder.path().join("run");
+    let settings = [
+        format!("data.train={}", data.display()),
+        format!("data.order={}", order.display()),
+        "schedule.steps=3".to_owned(),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+
+    Said::by(&mut train(&run, &settings)).refused(&["line 17", "missing.png: cannot be read"]);
+
+    assert!(run.join("checkpoints/step-2/optimizer.safetensors").exists());
+    holds_nothing_half_written(&run);
+    fs::copy(digit(), folder.path().join("missing.png")).unwrap();
+    Said::by(train(&run, &settings).arg("--resume")).success();
+}
+
+#[test]
+fn a_finished_run_is_not_trained_again_but_may_go_on() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let saving = ["schedule.steps=3", "run.save_every=2"];
+    Said::by(&mut train(&run, &saving)).success();
+
+    Said::by(train(&run, &saving).arg("--resume")).refused(&["the run is finished", "higher schedule.steps"]);
+    Said::by(&mut train(&run, &saving)).refused(&["holds a finished run", "--set run.folder=PATH"]);
+    Said::by(train(&run, &["schedule.steps=4", "run.save_every=2"]).arg("--resume")).success();
 }

@@ -1,6 +1,6 @@
 //! A record as a question with a known answer.
 
-use glm4v_processor::{ImageSource, Message};
+use glm4v_processor::Message;
 use serde_json::Value;
 
 use crate::location::Location;
@@ -28,22 +28,9 @@ impl EvalItem {
     pub fn of(record: &Record) -> Option<Self> {
         let last = record.messages.iter().rposition(|message| message.role == "assistant")?;
         let prompt = record.messages[..last].to_vec();
-        let images = prompt.iter().flat_map(Message::images).map(show).collect();
+        let images = prompt.iter().flat_map(Message::images).map(ToString::to_string).collect();
         let answer = record.messages[last].content.texts().collect();
         Some(Self { prompt, tools: record.tools.clone(), answer, at: record.at.clone(), images })
-    }
-}
-
-/// The path of a picture, or the beginning of its URL.
-fn show(image: &ImageSource) -> String {
-    const SHOWN: usize = 60;
-    match image {
-        ImageSource::Path(path) => path.display().to_string(),
-        ImageSource::Url(url) if url.chars().count() > SHOWN => {
-            url.chars().take(SHOWN).chain(['…']).collect()
-        }
-        ImageSource::Url(url) => url.clone(),
-        _ => "a picture in memory".to_owned(),
     }
 }
 

@@ -42,6 +42,16 @@ pub enum ProcessorError {
         #[source]
         source: ImageError,
     },
+    /// A picture of a shape that the model cannot take.
+    #[error("image {image} of the conversation, {name}: {source}; crop or pad it")]
+    Shape {
+        /// Index of the image, from 0.
+        image: usize,
+        /// Where it comes from.
+        name: String,
+        /// What is wrong with it.
+        source: Box<ImageError>,
+    },
     /// Pictures and prompt do not fit together.
     #[error(transparent)]
     Expand(#[from] ExpandError),
@@ -154,8 +164,13 @@ impl Processor {
     fn expander(&self, sources: &[&ImageSource]) -> Result<Expander<'_>, ProcessorError> {
         let load = |(image, source): (usize, &&ImageSource)| {
             let picture = self.image.decode_limits().load(source);
-            let patched = picture.and_then(|picture| self.image.process(&picture));
-            patched.map_err(|source| ProcessorError::Image { image, source })
+            let picture = picture.map_err(|source| ProcessorError::Image { image, source })?;
+            let patched = self.image.process(&picture);
+            patched.map_err(|problem| ProcessorError::Shape {
+                image,
+                name: source.to_string(),
+                source: Box::new(problem),
+            })
         };
         let loaded: Vec<Result<PatchedImage, ProcessorError>> =
             sources.par_iter().enumerate().map(load).collect();

@@ -170,7 +170,7 @@ impl Remains {
             Self::Metrics => {
                 "a run that ended before its first checkpoint; remove the folder, or --set run.folder=PATH starts another"
             }
-            Self::Final => "a finished run; --set run.folder=PATH starts another",
+            Self::Final => "a finished run, its model is in final; --set run.folder=PATH starts another",
             Self::Checkpoints => {
                 "a run already; --resume goes on with it, --set run.folder=PATH starts another"
             }
@@ -181,7 +181,9 @@ impl Remains {
         match self {
             Self::Nothing | Self::Checkpoints => "start the run without --resume",
             Self::Metrics => "the run ended before its first; remove the folder and start without --resume",
-            Self::Final => "the run is finished, its model is in final",
+            Self::Final => {
+                "the run is finished, its model is in final; a higher schedule.steps lets it go on"
+            }
         }
     }
 }

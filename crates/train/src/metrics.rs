@@ -39,6 +39,19 @@ pub struct EvalSummary {
     pub samples: usize,
 }
 
+/// The last step that a `metrics.jsonl` tells of; 0 without one.
+pub(crate) fn last_step(path: &Path) -> usize {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let steps = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    steps.map(|line| line.step).max().unwrap_or(0)
+}
+
+/// What every line has.
+#[derive(Deserialize)]
+struct Line {
+    step: usize,
+}
+
 /// Appends lines to a run's `metrics.jsonl`, each whole.
 #[derive(Debug)]
 pub struct Metrics {
@@ -53,10 +66,6 @@ impl Metrics {
     ///
     /// When the file cannot be read or written.
     pub fn open(path: &Path, step: usize) -> Result<Self, WeightsError> {
-        #[derive(Deserialize)]
-        struct Line {
-            step: usize,
-        }
         let io =
             |action: &'static str| move |source| WeightsError::Io { path: path.to_owned(), action, source };
         if path.exists() {

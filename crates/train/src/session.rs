@@ -23,7 +23,7 @@ use crate::eval::{Answering, EvalReport, evaluate};
 use crate::gradients::NamedGradients;
 use crate::learn::freeze;
 use crate::loss::{Targets, loss};
-use crate::metrics::{EvalSummary, Metrics, StepReport};
+use crate::metrics::{EvalSummary, Metrics, StepReport, last_step};
 use crate::schedule::Schedule;
 use crate::{Remains, TrainError};
 
@@ -127,7 +127,11 @@ impl Session {
         if sampler.state().order == Order::Fixed && found < steps {
             return Err(TrainError::OrderEnds { path: config.data.order, found, needed: steps });
         }
-        claim(&config.run.folder)?;
+        let run = &config.run.folder;
+        if resume && run.join(FINAL).exists() && last_step(&run.join(METRICS)) >= steps {
+            return Err(TrainError::NoCheckpoint { folder: run.clone(), remains: Remains::Final });
+        }
+        claim(run)?;
 
         let device = device.clone().autodiff();
         let (mut step, mut sampler_state) = (0, None);
@@ -219,7 +223,16 @@ impl Session {
                 found: self.step,
                 needed: self.schedule.steps,
             };
-            let loaded = batches.next().ok_or_else(ended)??;
+            let loaded = match batches.next().ok_or_else(ended)? {
+                Ok(loaded) => loaded,
+                Err(error) => {
+                    // A record that cannot be used must not cost what was learned from the others.
+                    if self.sampler_state.is_some() {
+                        observer.saved(&self.save()?);
+                    }
+                    return Err(error.into());
+                }
+            };
             let done = self.learn(loaded, observer)?;
             metrics.write(&done)?;
             observer.stepped(&done);
@@ -350,14 +363,16 @@ fn find_checkpoint(config: &RunConfig, resume: bool) -> Result<Option<PathBuf>, 
     let folder = config.run.folder.clone();
     let newest = Checkpoints::of(&folder).list()?.pop().map(|(_, path)| path);
     let holds_steps = fs::metadata(folder.join(METRICS)).is_ok_and(|file| file.len() > 0);
+    if resume && newest.is_some() {
+        return Ok(newest); // a finished run may go on to more steps
+    }
     let remains = match newest {
+        _ if folder.join(FINAL).exists() => Remains::Final,
         Some(_) => Remains::Checkpoints,
-        None if folder.join(FINAL).exists() => Remains::Final,
         None if holds_steps => Remains::Metrics,
         None => Remains::Nothing,
     };
     match (resume, remains) {
-        (true, Remains::Checkpoints) => Ok(newest),
         (true, remains) => Err(TrainError::NoCheckpoint { folder, remains }),
         (false, Remains::Nothing) => Ok(None),
         (false, remains) => Err(TrainError::RunExists { folder, remains }),

@@ -5,12 +5,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use glm4v_data::{Dataset, DatasetOptions, Registry};
 use glm4v_infer::{GenerationConfig, Sampling};
-use glm4v_processor::Processor;
 use glm4v_train::{Examined, evaluate};
-use glm4v_weights::ModelFolder;
 use serde_json::json;
 
-use super::print_line;
+use super::{open_model, print_line};
 use crate::answering::Greedy;
 use crate::args::{Eval, Global};
 use crate::progress::Progress;
@@ -21,8 +19,8 @@ const WRONG_SHOWN: usize = 20;
 
 pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let (device, precision) = device::open(global)?;
-    let folder = ModelFolder::open(&args.model)?;
-    let processor = Arc::new(Processor::load(&args.model)?);
+    let (folder, processor) = open_model(&args.model)?;
+    let processor = Arc::new(processor);
     let records = Registry::load(&args.data_folder)?.find(&args.data)?.read(args.media_folder.as_deref())?;
     let dataset = Dataset::new(records, processor.clone(), DatasetOptions::default());
     let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;

@@ -8,18 +8,17 @@ use std::time::Instant;
 use anyhow::Context;
 use glm4v_infer::{Finish, GenerationConfig, Sampling, TextStream, generate as run, prompt_sample};
 use glm4v_model::{Batch, PaddingSide};
-use glm4v_processor::{Content, ImageSource, Message, Part, Processor, RenderOptions};
+use glm4v_processor::{Content, ImageSource, Message, Part, RenderOptions};
 use glm4v_weights::ModelFolder;
 use serde_json::json;
 
-use super::{print_line, read_messages};
+use super::{open_model, print_line, read_messages};
 use crate::args::{Generate, Global, Prompt};
 use crate::{device, interrupt};
 
 pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
     let (device, precision) = device::open(global)?;
-    let folder = ModelFolder::open(&args.model)?;
-    let processor = Processor::load(&args.model)?;
+    let (folder, processor) = open_model(&args.model)?;
     let config = settings(args, &folder)?;
     let encoded = processor.encode(&messages(&args.prompt)?, &RenderOptions::prompt())?;
     let tokenizer = processor.tokenizer();

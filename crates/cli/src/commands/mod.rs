@@ -18,10 +18,25 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use glm4v_processor::{Message, parse_messages};
+use glm4v_processor::{Message, Processor, parse_messages};
+use glm4v_weights::ModelFolder;
 
 /// Who may speak in a conversation.
 const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "observation"];
+
+/// Opens a model folder with its processor, and makes sure that the two belong together.
+fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
+    let folder = ModelFolder::open(path)?;
+    let processor = Processor::load(path)?;
+    let (config, tokenizer) = (folder.config().image_token_id, processor.tokenizer().special().image);
+    ensure!(
+        config == tokenizer,
+        "{}: image_token_id is {config} in config.json, but <|image|> is {tokenizer} in tokenizer.json; take both \
+         from the same checkpoint",
+        path.display()
+    );
+    Ok((folder, processor))
+}
 
 /// Writes a line to stdout; a reader that went away is an error, not a panic.
 fn print_line(line: &str) -> anyhow::Result<()> {

@@ -7,18 +7,17 @@ use anyhow::ensure;
 use burn::tensor::TensorData;
 use glm4v_infer::{GenerationConfig, generate, prompt_sample};
 use glm4v_model::{Batch, PaddingSide, Positions, Precision, Probe};
-use glm4v_processor::{Processor, RenderOptions};
-use glm4v_weights::{ModelFolder, floats, write_tensors};
+use glm4v_processor::RenderOptions;
+use glm4v_weights::{floats, write_tensors};
 
-use super::{print_line, read_messages};
+use super::{open_model, print_line, read_messages};
 use crate::args::{Global, Trace};
 use crate::device;
 
 pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
     check_target(&args.out)?;
     let (device, precision) = device::open(global)?;
-    let folder = ModelFolder::open(&args.model)?;
-    let processor = Processor::load(&args.model)?;
+    let (folder, processor) = open_model(&args.model)?;
     let encoded = processor.encode(&read_messages(&args.messages)?, &RenderOptions::prompt())?;
     let pad = processor.tokenizer().special().end_of_text;
     let batch = Batch::collate(&[prompt_sample(encoded)], pad, PaddingSide::Left);

@@ -1,12 +1,10 @@
 //! `glm4v train`
 
 use glm4v_infer::GenerationConfig;
-use glm4v_processor::Processor;
 use glm4v_train::{EvalReport, RunConfig, Session};
-use glm4v_weights::ModelFolder;
 
 use super::eval::table;
-use super::print_line;
+use super::{open_model, print_line};
 use crate::answering::Greedy;
 use crate::args::{Global, Train};
 use crate::progress::Progress;
@@ -19,8 +17,7 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
     }
     let show = config.run.show;
     let (device, precision) = device::open(global)?;
-    let folder = ModelFolder::open(&config.model.folder)?;
-    let processor = Processor::load(&config.model.folder)?;
+    let (folder, processor) = open_model(&config.model.folder)?;
     let mut settings = GenerationConfig::of_folder(folder.path(), folder.config(), config.run.eval_tokens)?;
     settings.sampling = glm4v_infer::Sampling::greedy();
     let session = Session::open(config, &device, precision, args.resume)?;

@@ -13,6 +13,7 @@
 
 mod parse;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,21 @@ pub enum ImageSource {
     Bytes(Vec<u8>),
     /// A `data:` URL. Others are refused when the picture is loaded.
     Url(String),
+}
+
+impl fmt::Display for ImageSource {
+    /// The path of a picture, or the beginning of its URL.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 60;
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Url(url) if url.chars().count() > SHOWN => {
+                write!(f, "{}…", url.chars().take(SHOWN).collect::<String>())
+            }
+            Self::Url(url) => f.write_str(url),
+            Self::Bytes(_) => f.write_str("a picture in memory"),
+        }
+    }
 }
 
 /// Where a clip comes from.
