@@ -416,8 +416,8 @@ fn tensors_that_are_missing_or_have_another_shape_are_listed() {
     let said = generate(model.path(), &["--prompt", "hi"]);
 
     said.refused(&[
-        "1 tensors are missing: lm_head.weight",
-        "1 tensors have another shape: model.language_model.norm.weight is [3], config.json needs [",
+        "1 tensor is missing: lm_head.weight",
+        "1 tensor has another shape: model.language_model.norm.weight is [3], config.json needs [",
     ]);
 }
 

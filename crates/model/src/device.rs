@@ -151,14 +151,20 @@ impl Backend {
         }
         #[cfg(feature = "cuda")]
         for (index, device) in Device::enumerate(burn::tensor::DeviceType::Cuda).iter().enumerate() {
-            found.push((Self::Cuda(Some(index)), format!("{device:?}")));
+            found.push((Self::Cuda(Some(index)), name_of(device)));
         }
         #[cfg(feature = "wgpu")]
         for (index, device) in Device::enumerate(burn::tensor::DeviceType::Wgpu).iter().enumerate() {
-            found.push((Self::Wgpu(Some(index)), format!("{device:?}")));
+            found.push((Self::Wgpu(Some(index)), name_of(device)));
         }
         found
     }
+}
+
+/// What a device calls itself; opens it.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn name_of(device: &Device) -> String {
+    device.identity().map_or_else(|| format!("{device:?}"), |identity| identity.name)
 }
 
 #[cfg(feature = "cpu")]

@@ -142,14 +142,23 @@ pub(crate) fn list_names(names: &[String]) -> String {
 fn describe_mismatch(missing: &[String], misshapen: &[(String, Vec<usize>, Vec<usize>)]) -> String {
     let mut parts = Vec::new();
     if !missing.is_empty() {
-        parts.push(format!("{} tensors are missing: {}", missing.len(), list_names(missing)));
+        let count = if missing.len() == 1 {
+            "1 tensor is".to_owned()
+        } else {
+            format!("{} tensors are", missing.len())
+        };
+        parts.push(format!("{count} missing: {}", list_names(missing)));
     }
     if !misshapen.is_empty() {
         let lines: Vec<String> = misshapen
             .iter()
             .map(|(name, found, needed)| format!("{name} is {found:?}, config.json needs {needed:?}"))
             .collect();
-        parts.push(format!("{} tensors have another shape: {}", misshapen.len(), list_names(&lines)));
+        let count = match misshapen.len() {
+            1 => "1 tensor has".to_owned(),
+            more => format!("{more} tensors have"),
+        };
+        parts.push(format!("{count} another shape: {}", list_names(&lines)));
     }
     parts.join("; ")
 }
