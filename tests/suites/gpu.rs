@@ -1,7 +1,7 @@
 //! The same numbers on a GPU. Left out of an ordinary run, and each test says so:
 //!
-//!     GLM4V_TEST_BACKEND=wgpu cargo test --release --workspace --features wgpu --test gpu -- --ignored --test-threads 1
-//!     GLM4V_TEST_BACKEND=cuda cargo test --release --workspace --features cuda --test gpu -- --ignored --test-threads 1
+//!     GLM4V_TEST_BACKEND=wgpu cargo test --release --workspace --features gpu --test gpu -- --ignored --test-threads 1
+//!     GLM4V_TEST_BACKEND=cuda cargo test --release --workspace --features gpu --test gpu -- --ignored --test-threads 1
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::ops::ControlFlow;
