@@ -562,7 +562,7 @@ fn a_backend_that_is_not_there_says_how_to_get_it() {
 fn sampling_that_makes_no_sense_is_refused() {
     for (flag, value, words) in [
         ("--top-p", "7", "top_p is 7; needed: more than 0, at most 1"),
-        ("--temperature", "-1", "temperature is -1; needed: 0 (greedy) or more"),
+        ("--temperature", "-1", "temperature is -1; needed: 0 (greedy), or 1e-6 and more"),
         ("--min-p", "2", "min_p is 2; needed: 0 to 1"),
         ("--repetition-penalty", "0", "repetition_penalty is 0; needed: more than 0"),
     ] {
@@ -896,4 +896,45 @@ fn a_finished_run_is_not_trained_again_but_may_go_on() {
     Said::by(train(&run, &saving).arg("--resume")).refused(&["the run is finished", "higher schedule.steps"]);
     Said::by(&mut train(&run, &saving)).refused(&["holds a finished run", "--set run.folder=PATH"]);
     Said::by(train(&run, &["schedule.steps=4", "run.save_every=2"]).arg("--resume")).success();
+}
+
+#[test]
+fn a_run_is_resumed_with_its_own_model_and_a_whole_optimizer() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let steps = ["schedule.steps=2", "run.save_every=1"];
+    Said::by(&mut train(&run, &steps)).success();
+    fs::remove_dir_all(run.join("final")).unwrap();
+    let resume = |settings: &[&str]| Said::by(train(&run, &[&steps, settings].concat()).arg("--resume"));
+
+    let other = format!("model.folder={}", checkpoint().display());
+    resume(&[&other]).refused(&["holds another network than model.folder"]);
+
+    let optimizer = run.join("checkpoints/step-1/optimizer.safetensors");
+    let whole = fs::read(&optimizer).unwrap();
+    write_tensors(&optimizer, vec![], &[]).unwrap();
+    resume(&[]).refused(&[
+        "optimizer.safetensors: not an optimizer's state",
+        "--resume goes on from the one before",
+    ]);
+    let short = TensorData::new(vec![0.0f32; 5], [5]);
+    let state = vec![("exp_avg.lm_head.weight".to_owned(), short)];
+    write_tensors(&optimizer, state, &[("step", "1".to_owned())]).unwrap();
+    resume(&[])
+        .refused(&["optimizer.safetensors: 1 tensor has another shape: exp_avg.lm_head.weight is [5]"]);
+
+    fs::write(&optimizer, whole).unwrap();
+    resume(&[]).success();
+}
+
+#[test]
+fn records_left_out_of_an_examination_are_counted() {
+    let folder = tempdir().unwrap();
+    let long = record(digit().to_str().unwrap(), &"zero ".repeat(40)).to_string();
+    let data = format!("data.eval={}", sixteen_good_and(folder.path(), &long).display());
+    let settings = ["schedule.steps=1", "data.max_length=40", "data.overlong=drop", &data];
+
+    let said = Said::by(&mut train(&folder.path().join("run"), &settings)).success();
+
+    assert!(said.stdout.contains("of 16 (") && said.stdout.contains("1 record left out"), "{}", said.stdout);
 }

@@ -115,7 +115,7 @@ pub(crate) struct Generate {
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// End the answer where this text appears; may be repeated
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) stop: Vec<String>,
     /// Print one json object instead of text
     #[arg(long)]

@@ -130,7 +130,8 @@ impl GenerationConfig {
         };
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let t = sampling.temperature;
-        range(t.is_finite() && t >= 0.0, "temperature", t, "0 (greedy) or more")?;
+        // Less would divide scores beyond what f32 holds.
+        range(t == 0.0 || (t.is_finite() && t >= 1e-6), "temperature", t, "0 (greedy), or 1e-6 and more")?;
         range(
             sampling.top_p > 0.0 && sampling.top_p <= 1.0,
             "top_p",

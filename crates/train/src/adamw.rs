@@ -12,7 +12,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use glm4v_model::{Glm4v, NamedMapper, map_named};
+use glm4v_model::{Glm4v, NamedMapper, NamedVisitor, map_named, visit_named};
 use glm4v_weights::{TensorFile, WeightsError, write_tensors};
 
 use crate::gradients::NamedGradients;
@@ -76,14 +76,17 @@ impl AdamW {
         write_tensors(path, tensors, &[("step", self.step.to_string())])
     }
 
-    /// Reads the state that [`save`](Self::save) wrote.
+    /// Reads the state that [`save`](Self::save) wrote for `model`, onto its device.
     ///
     /// # Errors
     ///
     /// When the file cannot be read or is not such a state.
-    pub fn load(config: AdamWConfig, path: &Path, device: &Device) -> Result<Self, WeightsError> {
+    pub fn load(config: AdamWConfig, path: &Path, model: &Glm4v) -> Result<Self, WeightsError> {
         let file = TensorFile::open(path)?;
-        let step = file.metadata()?.get("step").and_then(|step| step.parse().ok()).unwrap_or(0);
+        let step = file.metadata()?.get("step").and_then(|step| step.parse().ok());
+        let step = step.ok_or_else(|| WeightsError::NotOptimizer { path: path.to_owned() })?;
+        check_sizes(&file, path, model)?;
+        let device = &model.device().inner();
         let read = |name: String| -> Result<Tensor<1>, WeightsError> {
             let data = file.float(&name, DType::F32)?;
             let size = data.num_elements();
@@ -104,6 +107,43 @@ impl AdamW {
             moments.insert(name.to_owned(), state);
         }
         Ok(Self { config, step, moments })
+    }
+}
+
+/// Makes sure that what a file holds of each parameter is as large as the parameter.
+///
+/// A parameter without state is no fault: one that nothing reached yet has none.
+fn check_sizes(file: &TensorFile, path: &Path, model: &Glm4v) -> Result<(), WeightsError> {
+    struct Check<'a> {
+        file: &'a TensorFile,
+        misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+        failed: Option<WeightsError>,
+    }
+    impl NamedVisitor for Check<'_> {
+        fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+            let needed = vec![param.lazy_shape().num_elements()];
+            for part in ["exp_avg", "exp_avg_sq", "master"] {
+                let name = format!("{part}.{name}");
+                match self.file.shape(&name) {
+                    Ok(Some(found)) if found != needed => self.misshapen.push((name, found, needed.clone())),
+                    Ok(_) => {}
+                    Err(error) => {
+                        self.failed.get_or_insert(error);
+                    }
+                }
+            }
+        }
+    }
+    let mut check = Check { file, misshapen: Vec::new(), failed: None };
+    visit_named(model, &mut check);
+    match check.failed {
+        Some(error) => Err(error),
+        None if check.misshapen.is_empty() => Ok(()),
+        None => Err(WeightsError::Mismatch {
+            folder: path.to_owned(),
+            missing: Vec::new(),
+            misshapen: check.misshapen,
+        }),
     }
 }
 

@@ -54,12 +54,30 @@ pub struct EvalReport {
     pub loss: f64,
     /// Every question with its answer.
     pub examined: Vec<Examined>,
+    /// Records left out as too long.
+    pub dropped: usize,
 }
 
 impl EvalReport {
     /// Answers that are right.
     pub fn right(&self) -> usize {
         self.examined.iter().filter(|examined| examined.is_right()).count()
+    }
+
+    /// The result in a line.
+    pub fn summary(&self) -> String {
+        let left_out = match self.dropped {
+            0 => String::new(),
+            1 => "; 1 record left out as too long".to_owned(),
+            records => format!("; {records} records left out as too long"),
+        };
+        format!(
+            "exact match: {} of {} ({:.1} %), loss {:.4}{left_out}",
+            self.right(),
+            self.examined.len(),
+            100.0 * self.exact_match(),
+            self.loss
+        )
     }
 
     /// Share of answers that are right.
@@ -85,8 +103,10 @@ pub fn evaluate<A: Answering>(
     let indices: Vec<usize> = (0..dataset.len()).collect();
     let (mut total, mut count) = (0.0, 0usize);
     let mut examined = Vec::with_capacity(indices.len());
+    let mut dropped = 0;
     for part in indices.chunks(batch_size) {
         let collated = dataset.batch(part)?;
+        dropped += collated.dropped.len();
         if let Some(batch) = collated.batch {
             let targets = Targets::of(&batch);
             let mean = loss(model, &batch, &targets)?.try_into_scalar::<f32>();
@@ -104,5 +124,5 @@ pub fn evaluate<A: Answering>(
         examined.extend(items.into_iter().zip(answers).map(|(item, answer)| Examined { item, answer }));
         progress(examined.len());
     }
-    Ok(Some(EvalReport { loss: total / count.max(1) as f64, examined }))
+    Ok(Some(EvalReport { loss: total / count.max(1) as f64, examined, dropped }))
 }

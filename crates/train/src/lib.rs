@@ -96,6 +96,18 @@ pub enum TrainError {
         /// What is in it.
         remains: Remains,
     },
+    /// The checkpoint to resume from is of another network.
+    #[error(
+        "{}: holds another network than model.folder {}; resume with the model.folder that the run began with",
+        checkpoint.display(),
+        folder.display()
+    )]
+    OtherModel {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// `model.folder`.
+        folder: PathBuf,
+    },
     /// Every part is frozen.
     #[error("model.learn freezes every part; needed: at least one of vision, merger, text = \"full\"")]
     NothingLearns,

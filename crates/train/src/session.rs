@@ -143,9 +143,16 @@ impl Session {
                 if let Some(state) = state.sampler {
                     sampler.restore(state)?;
                 }
-                let model = ModelFolder::open(folder)?.load(&device, precision)?;
-                let plain = device.clone().inner();
-                (model, AdamW::load(settings, &folder.join(OPTIMIZER), &plain)?)
+                let saved = ModelFolder::open(folder)?;
+                if saved.config() != origin.config() {
+                    return Err(TrainError::OtherModel {
+                        checkpoint: folder.clone(),
+                        folder: origin.path().to_owned(),
+                    });
+                }
+                let model = saved.load(&device, precision)?;
+                let optimizer = AdamW::load(settings, &folder.join(OPTIMIZER), &model)?;
+                (model, optimizer)
             }
             None => {
                 let model = match config.model.init {

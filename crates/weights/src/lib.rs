@@ -103,6 +103,12 @@ pub enum WeightsError {
         /// Its type.
         found: String,
     },
+    /// A file that should hold an optimizer's state.
+    #[error("{}: not an optimizer's state; remove this checkpoint, and --resume goes on from the one before", path.display())]
+    NotOptimizer {
+        /// The file.
+        path: PathBuf,
+    },
     /// The tensors of a folder do not fit the network of its config.
     #[error("{}: {}", folder.display(), describe_mismatch(missing, misshapen))]
     Mismatch {

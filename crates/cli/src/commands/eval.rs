@@ -56,12 +56,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
         print_line(&format!("wrong answers, {} of {}:", wrong.len().min(WRONG_SHOWN), wrong.len()))?;
         print_line(&table(wrong.into_iter().take(WRONG_SHOWN)))?;
     }
-    print_line(&format!(
-        "exact match: {right} of {} ({:.1} %), loss {:.4}",
-        report.examined.len(),
-        100.0 * report.exact_match(),
-        report.loss
-    ))
+    print_line(&report.summary())
 }
 
 /// Answers in columns: where, what was expected, what was said.

@@ -12,7 +12,10 @@ use super::print_line;
 use crate::args::{Global, Info};
 use crate::progress::grouped;
 
-pub(crate) fn info(args: &Info, _global: &Global) -> anyhow::Result<()> {
+pub(crate) fn info(args: &Info, global: &Global) -> anyhow::Result<()> {
+    if global.backend != Backend::Auto {
+        global.backend.open()?; // whoever names one wants to know whether it is there
+    }
     let report = match &args.model {
         Some(folder) => model(folder)?,
         None => devices(),

@@ -28,13 +28,7 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
     drop(progress);
     if let Some(report) = &outcome.report {
         print_line(&sample(report, show))?;
-        print_line(&format!(
-            "exact match: {} of {} ({:.1} %), loss {:.4}",
-            report.right(),
-            report.examined.len(),
-            100.0 * report.exact_match(),
-            report.loss
-        ))?;
+        print_line(&report.summary())?;
     }
     print_line(&format!("model: {}", outcome.folder.display()))
 }
