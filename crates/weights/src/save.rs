@@ -41,8 +41,11 @@ fn copy_side_files(origin: &Path, folder: &Path) -> Result<(), WeightsError> {
         let entry = entry.map_err(WeightsError::read(origin))?;
         let name = entry.file_name();
         let text = name.to_string_lossy();
-        let weights = text.ends_with(".safetensors") || text.ends_with(".safetensors.index.json");
-        if weights || text == "config.json" || text.starts_with('.') || !entry.path().is_file() {
+        let weights = text.ends_with(".safetensors")
+            || text.ends_with(".safetensors.index.json")
+            || text.starts_with("pytorch_model"); // the same weights in the older format, stale from now on
+        let trainer = text == "trainer.json"; // what a checkpoint has beside its model
+        if weights || trainer || text == "config.json" || text.starts_with('.') || !entry.path().is_file() {
             continue;
         }
         fs::copy(entry.path(), folder.join(&name)).map_err(WeightsError::write(&folder.join(&name)))?;
