@@ -27,20 +27,18 @@ pub(crate) fn attend_all(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> 
 pub(crate) struct CausalMask {
     /// True where a key is padding, `[B, Sk]`; none if no query could see one.
     hidden: Option<Tensor<2, Bool>>,
-    /// What is added to the scores of a differentiable pass, `[B or 1, 1, G · S, Sk]`.
+    /// What is added to the scores of a differentiable pass, `[B or 1, 1, S, Sk]`.
     added: Option<Tensor<4>>,
 }
 
 impl CausalMask {
     /// Builds the mask for the last `queries` of `keys` positions.
     ///
-    /// `real` is false where a key is padding, `[B, Sk]`. `groups` query heads share a key head. With `tracked`,
-    /// the pass is to be differentiated.
+    /// `real` is false where a key is padding, `[B, Sk]`. With `tracked`, the pass is to be differentiated.
     pub(crate) fn new(
         real: &[bool],
         [rows, keys]: [usize; 2],
         queries: usize,
-        groups: usize,
         tracked: bool,
         device: &Device,
     ) -> Self {
@@ -55,19 +53,17 @@ impl CausalMask {
             };
         }
         let rows = if padded { rows } else { 1 };
-        let mut added = Vec::with_capacity(rows * groups * queries * keys);
+        let mut added = Vec::with_capacity(rows * queries * keys);
         for row in 0..rows {
-            for _ in 0..groups {
-                for query in keys - queries..keys {
-                    added.extend((0..keys).map(|key| {
-                        let seen = key <= query && (!padded || real[row * keys + key]);
-                        // Not -inf: a padded query sees nothing, and its softmax must stay finite.
-                        if seen { 0.0 } else { f32::MIN }
-                    }));
-                }
+            for query in keys - queries..keys {
+                added.extend((0..keys).map(|key| {
+                    let seen = key <= query && (!padded || real[row * keys + key]);
+                    // Not -inf: a padded query sees nothing, and its softmax must stay finite.
+                    if seen { 0.0 } else { f32::MIN }
+                }));
             }
         }
-        let shape = [rows, 1, groups * queries, keys];
+        let shape = [rows, 1, queries, keys];
         Self {
             hidden: None,
             added: Some(Tensor::from_data(TensorData::new(added, shape), (device, DType::F32))),
@@ -122,7 +118,13 @@ fn differentiable(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, added: Option<Tensor
     let q = q * (width as f64).powf(-0.5);
     let scores = q.matmul(k.transpose()).cast(DType::F32); // [B, Hk, S, Sk]; f32: softmax as the reference
     let scores = match added {
-        Some(added) => scores + added,
+        Some(added) => {
+            // Queries of several heads may be folded into one: the same mask for each of them.
+            let [rows, heads, folded, keys] = scores.dims();
+            let queries = added.dims()[2];
+            let scores = scores.reshape([rows, heads, folded / queries, queries, keys]);
+            (scores + added.unsqueeze_dim::<5>(2)).reshape([rows, heads, folded, keys])
+        }
         None => scores,
     };
     let top = scores.clone().detach().max_dim(3);
@@ -148,7 +150,7 @@ mod tests {
     fn the_differentiable_path_equals_the_kernel_at_real_positions() {
         let device = Device::flex();
         let ([q, k, v], real) = inputs();
-        let mask = |tracked| CausalMask::new(&real, [2, 5], 5, 2, tracked, &device);
+        let mask = |tracked| CausalMask::new(&real, [2, 5], 5, tracked, &device);
 
         let kernel = attend_causal(q.clone(), k.clone(), v.clone(), &mask(false));
         let composed = attend_causal(q, k, v, &mask(true));
@@ -168,12 +170,12 @@ mod tests {
             q.clone(),
             k.clone(),
             v.clone(),
-            &CausalMask::new(&real, [2, 5], 5, 2, false, &device),
+            &CausalMask::new(&real, [2, 5], 5, false, &device),
         );
 
         for at in 2..5 {
             let seen: Vec<bool> = real.chunks(5).flat_map(|row| row[..=at].to_vec()).collect();
-            let mask = CausalMask::new(&seen, [2, at + 1], 1, 2, false, &device);
+            let mask = CausalMask::new(&seen, [2, at + 1], 1, false, &device);
             let step = attend_causal(
                 q.clone().narrow(2, at, 1),
                 k.clone().narrow(2, 0, at + 1),

@@ -127,10 +127,9 @@ impl TextModel {
             None => real.to_vec(),
         };
         let first = &self.layers.first().expect("a config has at least one layer").self_attn;
-        let groups = first.q_proj.weight.dims()[0] / first.k_proj.weight.dims()[0];
         let head_dim = first.head_dim;
         let tracked = embeds.is_autodiff();
-        let mask = CausalMask::new(&real, [rows, real.len() / rows], width, groups, tracked, &device);
+        let mask = CausalMask::new(&real, [rows, real.len() / rows], width, tracked, &device);
         let rotary = RotaryTable::text(&self.rope, head_dim, positions, &device, embeds.dtype());
         probe.enter("text");
         probe.keep("inputs_embeds", &embeds);
