@@ -74,14 +74,17 @@ impl StagedFolder {
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// When the system refuses; what was there before is then there again.
     pub fn publish(self) -> Result<(), WeightsError> {
         let old = self.staged.with_extension("old");
         if self.target.exists() {
             let _ = fs::remove_dir_all(&old);
             fs::rename(&self.target, &old).map_err(WeightsError::write(&self.target))?;
         }
-        fs::rename(&self.staged, &self.target).map_err(WeightsError::write(&self.target))?;
+        if let Err(source) = fs::rename(&self.staged, &self.target) {
+            let _ = fs::rename(&old, &self.target);
+            return Err(WeightsError::write(&self.target)(source));
+        }
         let _ = fs::remove_dir_all(&old);
         Ok(())
     }
@@ -122,6 +125,20 @@ mod tests {
         let left: Vec<_> =
             fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["notes.partial"]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_published_leaves_the_one_before() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("final");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("a"), "1").unwrap();
+
+        let staged = StagedFolder::new(&target).unwrap();
+        fs::remove_dir(staged.path()).unwrap(); // nothing is left to move into place
+        assert!(staged.publish().is_err());
+
+        assert!(target.join("a").exists());
     }
 
     #[test]
