@@ -24,6 +24,35 @@ pub fn initialize(model: Glm4v, seed: u64, dtype: DType) -> Glm4v {
     map_named(model, &mut filler)
 }
 
+/// Fills every adapter with the values that training starts from: `a` uniform within `1 / √I`, as PEFT has it
+/// (`kaiming_uniform_(a=√5)`), `b` zero, so that a fresh adapter changes nothing.
+pub fn initialize_lora(model: Glm4v, seed: u64, dtype: DType) -> Glm4v {
+    map_named(model, &mut LoraFiller { seed, dtype })
+}
+
+struct LoraFiller {
+    seed: u64,
+    dtype: DType,
+}
+
+impl NamedMapper for LoraFiller {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let shape = param.lazy_shape();
+        let mut values = vec![0.0f32; shape.num_elements()];
+        if name.ends_with(".lora.a") {
+            let bound = 1.0 / (shape[1] as f64).sqrt();
+            let mut random = Normal::new(self.seed, name);
+            values.fill_with(|| ((2.0 * random.uniform() - 1.0) * bound) as f32);
+        } else if !name.ends_with(".lora.b") {
+            return param;
+        }
+        let value =
+            Tensor::<D>::from_data(TensorData::new(values, shape), (&param.lazy_device(), DType::F32));
+        let id = param.id;
+        param.transform_for_load(value.cast(self.dtype), id)
+    }
+}
+
 struct Filler {
     seed: u64,
     dtype: DType,

@@ -69,14 +69,19 @@ impl Linear {
         }
     }
 
-    /// The map without adapter that computes the same.
-    pub(crate) fn merge(self) -> Self {
-        match self.lora {
-            Some(lora) => {
-                let [left, right] = lora.factors();
-                Self { weight: self.weight.add_product(left, right), lora: None, ..self }
-            }
-            None => self,
-        }
+    /// Width of the input.
+    pub fn d_input(&self) -> usize {
+        self.weight.dims()[1]
+    }
+
+    /// Width of the output.
+    pub fn d_output(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// Adds what an adapter stands for to the weight.
+    pub(crate) fn merge(&mut self, lora: &Lora) {
+        let [left, right] = lora.factors();
+        self.weight.add_product(&left, &right);
     }
 }
