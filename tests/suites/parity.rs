@@ -15,8 +15,10 @@ use glm4v_infer::{GenerationConfig, generate};
 use glm4v_model::text::load_balancing_loss;
 use glm4v_model::{Glm4v, NamedVisitor, Positions, Precision, Probe, visit_named};
 use glm4v_tests::{Case, backend, golden, max_difference, relative_l2, values_of};
-use glm4v_train::{AdamW, AdamWConfig, NamedGradients, Schedule, ScheduleKind, Targets, cross_entropy, loss};
-use glm4v_weights::ModelFolder;
+use glm4v_train::{
+    AdamW, AdamWConfig, NamedGradients, Schedule, ScheduleKind, Targets, cross_entropy, freeze_all_but, loss,
+};
+use glm4v_weights::{AdapterConfig, AdapterFolder, ModelFolder, Names, attach, save_adapter};
 
 /// The members of the family that the golden cases have checkpoints of.
 const FAMILIES: [&str; 4] = ["glm4v", "glm4v_moe", "glm46v", "glm_ocr"];
@@ -415,5 +417,121 @@ fn check_greedy(family: &str) {
             assert_eq!(found, answer, "{} row {row}", case.name);
             assert!(filling.iter().all(|id| *id == 1150), "{} row {row}: stopped too early", case.name);
         }
+    }
+}
+
+/// The tiny checkpoint with the adapter of a folder, ready to be trained.
+fn adapted(adapter: &str) -> Glm4v {
+    let folder = AdapterFolder::open(&golden().join("lora").join(adapter)).unwrap();
+    let model = folder.apply(trainable("glm4v"), Precision::F32).unwrap();
+    freeze_all_but(model, folder.config()).0
+}
+
+#[test]
+fn an_adapter_of_peft_computes_and_learns_what_it_does_there() {
+    let case = Case::open("lora/lora");
+    let batch = Case::open("train/glm4v/loss_and_grads").batch();
+    let targets = Targets::of(&batch);
+    let mut model = adapted("adapter");
+    let near = |model: &Glm4v, name: &str| {
+        let logits = model.forward(&batch).unwrap().inner().into_data();
+        let real = |data| at_real_positions(data, &batch.attention_mask);
+        max_difference(&real(&logits), &real(&case.float(name)))
+    };
+    let difference = near(&model, "out.logits");
+    println!("logits differ by {difference:.1e}");
+    assert!(difference < LOGITS, "logits differ by {difference}");
+
+    let mut gradients = NamedGradients::take(&model, loss(&model, &batch, &targets).unwrap().backward());
+    let mut expected: Vec<String> =
+        case.names("grad.").iter().map(|name| name.trim_start_matches("grad.").to_owned()).collect();
+    expected.sort();
+    let ours = |name: &str| name.replace(".lora_A.weight", ".lora.a").replace(".lora_B.weight", ".lora.b");
+    assert_eq!(
+        gradients.names().map(str::to_owned).collect::<Vec<_>>(),
+        expected.iter().map(|name| ours(name)).collect::<Vec<_>>(),
+        "the adapter learns, and nothing else"
+    );
+    for name in &expected {
+        let found = gradients.remove(&ours(name)).unwrap().into_data().try_to_vec::<f32>().unwrap();
+        let difference = relative_l2(&found, &values_of(&case.float(&format!("grad.{name}"))));
+        assert!(difference < GRADIENTS, "{name}: gradient differs by {difference:.1e}");
+    }
+
+    let losses: Vec<f64> = serde_json::from_value(case.meta["losses"].clone()).unwrap();
+    let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+    let mut optimizer = AdamW::new(settings);
+    for (step, expected) in losses.iter().enumerate() {
+        let loss = loss(&model, &batch, &targets).unwrap();
+        let found = f64::from(loss.clone().into_scalar::<f32>());
+        assert!((found - expected).abs() < 2e-3, "after {step} steps: {found}, not {expected}");
+        if step < 3 {
+            let gradients = NamedGradients::take(&model, loss.backward());
+            model = optimizer.step(model, gradients, 0.01, 1.0);
+        }
+    }
+    let difference = near(&model, "out.logits_after_3_steps");
+    println!("logits after 3 steps differ by {difference:.1e}");
+    assert!(difference < 5e-3, "logits after 3 steps differ by {difference}");
+    let difference = near(&adapted("adapter_after_3_steps"), "out.logits_after_3_steps");
+    assert!(difference < LOGITS, "logits of the saved adapter differ by {difference}");
+    let difference = near(&model.clone().merge_adapters(), "out.logits_after_3_steps");
+    assert!(difference < 5e-3, "logits of the merged model differ by {difference}");
+}
+
+#[test]
+fn an_adapter_is_the_same_after_it_was_saved() {
+    for (family, config) in [
+        (
+            "glm4v",
+            AdapterConfig {
+                target_modules: Some(Names::Pattern("all-linear".into())),
+                ..AdapterConfig::new(3, 6.0)
+            },
+        ),
+        (
+            "glm4v_moe",
+            AdapterConfig {
+                target_modules: Some(Names::List(vec!["q_proj".into(), "shared_experts.up_proj".into()])),
+                target_parameters: Some(vec![
+                    "mlp.experts.gate_up_proj".into(),
+                    "mlp.experts.down_proj".into(),
+                ]),
+                modules_to_save: Some(vec!["lm_head".into()]),
+                use_rslora: true,
+                ..AdapterConfig::new(2, 3.0)
+            },
+        ),
+        (
+            "glm_ocr",
+            AdapterConfig {
+                target_modules: Some(Names::Pattern(r"model\.visual\..*(qkv|gate_proj)".into())),
+                ..AdapterConfig::new(2, 3.0)
+            },
+        ),
+    ] {
+        let batch = Case::open("train/glm4v/loss_and_grads").batch();
+        let (model, names) = attach(trainable(family), &config, 3, Precision::F32).unwrap();
+        assert!(!names.is_empty());
+        let (mut model, _) = freeze_all_but(model, &config);
+        // One step, so that no factor is zero.
+        let targets = Targets::of(&batch);
+        for _ in 0..2 {
+            let gradients = NamedGradients::take(&model, loss(&model, &batch, &targets).unwrap().backward());
+            let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+            model = AdamW::new(settings).step(model, gradients, 0.01, 1.0);
+        }
+        let folder = tempfile::tempdir().unwrap();
+
+        save_adapter(&model, &config, folder.path()).unwrap();
+
+        let again =
+            AdapterFolder::open(folder.path()).unwrap().apply(trainable(family), Precision::F32).unwrap();
+        let logits = |model: &Glm4v| values_of(&model.forward(&batch).unwrap().inner().into_data());
+        assert_eq!(max_difference(&logits(&again), &logits(&model)), 0.0, "{family}");
+        assert!(max_difference(&logits(&again), &logits(&trainable(family))) > 0.1, "{family}");
+        let difference = max_difference(&logits(&again.merge_adapters()), &logits(&model));
+        println!("{family}: merged and unmerged differ by {difference:.1e}");
+        assert!(difference < LOGITS, "{family}: merged and unmerged differ by {difference}");
     }
 }

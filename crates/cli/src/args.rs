@@ -88,6 +88,9 @@ pub(crate) struct Generate {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) prompt: Prompt,
     /// Most tokens to produce
@@ -128,6 +131,9 @@ pub(crate) struct Eval {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// Data set: NAME, NAME:SPLIT, or the path of a .json or .jsonl file
     #[arg(long, value_name = "NAME")]
     pub(crate) data: String,
@@ -168,6 +174,9 @@ pub(crate) struct Trace {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// A conversation: a json file of [{"role", "content"}, …]
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: PathBuf,

@@ -12,7 +12,7 @@ use glm4v_processor::{Content, ImageSource, Message, Part, RenderOptions};
 use glm4v_weights::ModelFolder;
 use serde_json::json;
 
-use super::{open_model, print_line, read_messages};
+use super::{load_model, open_model, print_line, read_messages};
 use crate::args::{Generate, Global, Prompt};
 use crate::{device, interrupt};
 
@@ -23,7 +23,7 @@ pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
     let encoded = processor.encode(&messages(&args.prompt)?, &RenderOptions::prompt())?;
     let tokenizer = processor.tokenizer();
     let batch = Batch::collate(&[prompt_sample(encoded)], tokenizer.special().end_of_text, PaddingSide::Left);
-    let model = folder.load(&device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
     let stop = interrupt::listen("stopping")?;
 
     let start = Instant::now();

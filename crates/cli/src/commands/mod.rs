@@ -18,8 +18,10 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use burn::prelude::Device;
+use glm4v_model::{Glm4v, Precision};
 use glm4v_processor::{Message, Processor, parse_messages};
-use glm4v_weights::ModelFolder;
+use glm4v_weights::{AdapterFolder, ModelFolder};
 
 /// Who may speak in a conversation.
 const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "observation"];
@@ -36,6 +38,22 @@ fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
         path.display()
     );
     Ok((folder, processor))
+}
+
+/// Loads a model folder's weights, and an adapter's on top.
+fn load_model(
+    folder: &ModelFolder,
+    adapter: Option<&Path>,
+    device: &Device,
+    precision: Precision,
+) -> anyhow::Result<Glm4v> {
+    // Looked at first: a broken adapter need not wait for the model.
+    let adapter = adapter.map(AdapterFolder::open).transpose()?;
+    let model = folder.load(device, precision)?;
+    Ok(match adapter {
+        Some(adapter) => adapter.apply(model, precision)?,
+        None => model,
+    })
 }
 
 /// Writes a line to stdout; a reader that went away is an error, not a panic.

@@ -10,7 +10,7 @@ use glm4v_model::{Batch, PaddingSide, Positions, Precision, Probe};
 use glm4v_processor::RenderOptions;
 use glm4v_weights::{floats, write_tensors};
 
-use super::{open_model, print_line, read_messages};
+use super::{load_model, open_model, print_line, read_messages};
 use crate::args::{Global, Trace};
 use crate::device;
 
@@ -21,7 +21,7 @@ pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
     let encoded = processor.encode(&read_messages(&args.messages)?, &RenderOptions::prompt())?;
     let pad = processor.tokenizer().special().end_of_text;
     let batch = Batch::collate(&[prompt_sample(encoded)], pad, PaddingSide::Left);
-    let model = folder.load(&device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
 
     let mut probe = if args.activations { Probe::on() } else { Probe::off() };
     let input = model.embed(&batch, &mut probe)?;
