@@ -283,8 +283,9 @@ impl Session {
             self.model().device().seed(self.config.run.seed ^ (self.step as u64 + 1).rotate_left(32));
         }
         let loss = balanced_loss(self.model(), &loaded.batch, &targets, self.config.optim.router_aux_loss)?;
-        let gradients = NamedGradients::take(self.model(), loss.backward());
-        let norm = gradients.norm().ok_or(TrainError::NothingLearns)?;
+        let gradients = NamedGradients::backward(self.model(), &loss);
+        // A batch without pictures moves nothing where the vision tower alone learns.
+        let norm = gradients.norm().unwrap_or_else(|| Tensor::zeros([1], &loss.device().inner()));
         // One read for both: each makes the device wait.
         let numbers = Tensor::cat(vec![loss.inner(), norm.inner()], 0).cast(DType::F32).try_into_data();
         let numbers = numbers.map_err(|error| TrainError::Device(format!("{error:?}")))?;
