@@ -13,9 +13,9 @@ use crate::cache::Cache;
 use crate::config::Glm4vConfig;
 use crate::fusion::{FusionError, check, fuse};
 use crate::linear::{Linear, LinearConfig};
-use crate::matrix::Site;
 use crate::positions::Positions;
 use crate::probe::Probe;
+use crate::site::Site;
 use crate::text::TextModel;
 use crate::vision::VisionTower;
 
