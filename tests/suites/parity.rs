@@ -43,9 +43,17 @@ fn trainable(family: &str) -> Glm4v {
     load(&checkpoint(family), &backend().open().unwrap().autodiff())
 }
 
+/// Members of the family that the golden set has cases of, `kind` as "forward"; the repository's own has most.
+fn families(kind: &str) -> Vec<&'static str> {
+    let found: Vec<&str> =
+        FAMILIES.into_iter().filter(|family| golden().join(kind).join(family).is_dir()).collect();
+    assert!(found.len() >= 2, "{kind}: {found:?}");
+    found
+}
+
 /// Every forward case, with the model it belongs to.
 fn forward_cases() -> impl Iterator<Item = (&'static str, Case, Glm4v)> {
-    FAMILIES.into_iter().flat_map(|family| {
+    families("forward").into_iter().flat_map(|family| {
         let model = model(&checkpoint(family));
         Case::all(&format!("forward/{family}")).into_iter().map(move |case| (family, case, model.clone()))
     })
@@ -233,7 +241,7 @@ fn positions_of_random_layouts_are_those_of_transformers() {
 
 #[test]
 fn loss_and_every_gradient_are_those_of_torch() {
-    for family in ["glm4v", "glm4v_moe", "glm_ocr"] {
+    for family in families("train") {
         check_gradients(family);
     }
 }
@@ -393,7 +401,7 @@ fn rates_are_those_of_transformers() {
 
 #[test]
 fn greedy_answers_are_those_of_transformers_token_for_token() {
-    for family in ["glm4v", "glm4v_moe", "glm_ocr"] {
+    for family in families("generate") {
         check_greedy(family);
     }
 }

@@ -194,6 +194,7 @@ impl RawText {
             "text_config.num_key_value_heads",
             MAX_COUNT,
         )?;
+        let head_dim = self.head_width(architecture, hidden_size, heads)?;
         check(
             heads.is_multiple_of(kv_heads),
             "text_config.num_key_value_heads",
@@ -201,7 +202,6 @@ impl RawText {
             format!("a divisor of text_config.num_attention_heads, {heads}"),
         )?;
         check_activation(self.hidden_act.as_deref(), "text_config.hidden_act")?;
-        let head_dim = self.head_width(architecture, hidden_size, heads)?;
         let vocab_size = size(self.vocab_size, "text_config.vocab_size", MAX_VOCAB)?;
         if let Some(pad) = self.pad_token_id {
             check(
