@@ -1,9 +1,10 @@
 //! Opening the hardware that the flags ask for.
 
+use anyhow::bail;
 use burn::tensor::Device;
-use glm4v_model::{Backend, Precision};
+use glm4v_model::Precision;
 
-use crate::args::Global;
+use crate::args::{Dtype, Global};
 
 /// Runs `work` with the threads that were asked for.
 ///
@@ -22,7 +23,7 @@ pub(crate) fn with_threads<T: Send>(
 /// The device and type that the flags ask for.
 pub(crate) fn open(global: &Global) -> anyhow::Result<(Device, Precision)> {
     let device = global.backend.open()?;
-    let precision = precision(global);
+    let precision = precision(global)?;
     precision.check(global.backend.resolve(), &device)?;
     if global.verbose > 0 {
         say!("backend {}, dtype {precision}", global.backend.resolve());
@@ -31,6 +32,10 @@ pub(crate) fn open(global: &Global) -> anyhow::Result<(Device, Precision)> {
 }
 
 /// The type that the flags ask for.
-pub(crate) fn precision(global: &Global) -> Precision {
-    global.dtype.unwrap_or_else(|| Backend::default_precision(global.backend))
+pub(crate) fn precision(global: &Global) -> anyhow::Result<Precision> {
+    match global.dtype {
+        None => Ok(global.backend.default_precision()),
+        Some(Dtype::Of(precision)) => Ok(precision),
+        Some(Dtype::Keep) => bail!("--dtype keep is for glm4v convert; needed here: f32, bf16 or f16"),
+    }
 }

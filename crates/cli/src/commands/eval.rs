@@ -25,7 +25,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let dataset = Dataset::new(records, processor.clone(), DatasetOptions::default());
     let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
     config.sampling = Sampling::greedy();
-    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &device, precision, global.quiet)?;
     let stop = interrupt::listen("stopping")?;
     let mut answering = Greedy { processor: &processor, config, stop };
     let mut progress = Progress::new(global.quiet);

@@ -23,7 +23,7 @@ pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
     let encoded = processor.encode(&messages(&args.prompt)?, &RenderOptions::prompt())?;
     let tokenizer = processor.tokenizer();
     let batch = Batch::collate(&[prompt_sample(encoded)], tokenizer.special().end_of_text, PaddingSide::Left);
-    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &device, precision, global.quiet)?;
     let stop = interrupt::listen("stopping")?;
 
     let start = Instant::now();

@@ -21,7 +21,7 @@ pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
     let encoded = processor.encode(&read_messages(&args.messages)?, &RenderOptions::prompt())?;
     let pad = processor.tokenizer().special().end_of_text;
     let batch = Batch::collate(&[prompt_sample(encoded)], pad, PaddingSide::Left);
-    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &device, precision, global.quiet)?;
 
     let mut probe = if args.activations { Probe::on() } else { Probe::off() };
     let input = model.embed(&batch, &mut probe)?;

@@ -71,7 +71,7 @@ impl AdapterFolder {
             });
         }
         let file = TensorFile::open(&tensors)?;
-        let names = file.names()?.into_iter().map(|name| (plain(&name), name)).collect();
+        let names = file.names().into_iter().map(|name| (plain(&name), name)).collect();
         Ok(Self { path: path.to_owned(), config, file, names })
     }
 
