@@ -76,9 +76,32 @@ pub(crate) struct Prompt {
     /// A picture for the question: a path or a data: URL; may be repeated
     #[arg(long = "image", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]
     pub(crate) images: Vec<String>,
+    /// A clip for the question: a video file, an animation, or a folder of pictures; may be repeated
+    #[arg(long = "video", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]
+    pub(crate) videos: Vec<String>,
     /// A conversation: a json file of [{"role", "content"}, …]
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: Option<PathBuf>,
+}
+
+/// How the inputs of a model are made.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Inputs {
+    /// Fewest pixels of a picture, which counts twice [default: the model's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) min_pixels: Option<usize>,
+    /// Most pixels of a picture, which counts twice; 1568 are a token [default: the model's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) max_pixels: Option<usize>,
+    /// Most pixels of a clip, over all frames shown; 1568 are a token [default: the model's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) max_video_pixels: Option<usize>,
+    /// Frames a second of folders and lists of pictures [default: all are shown]
+    #[arg(long, value_name = "FPS")]
+    pub(crate) frame_rate: Option<f64>,
+    /// Let texts spell special tokens: <|user|> then opens a turn, <|image|> takes a picture
+    #[arg(long)]
+    pub(crate) allow_special_tokens: bool,
 }
 
 /// Answer a prompt about pictures.
@@ -90,6 +113,8 @@ pub(crate) struct Generate {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) prompt: Prompt,
+    #[command(flatten)]
+    pub(crate) inputs: Inputs,
     /// Most tokens to produce
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub(crate) max_new_tokens: usize,
@@ -168,9 +193,10 @@ pub(crate) struct Trace {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// A conversation: a json file of [{"role", "content"}, …]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) messages: PathBuf,
+    #[command(flatten)]
+    pub(crate) prompt: Prompt,
+    #[command(flatten)]
+    pub(crate) inputs: Inputs,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,

@@ -18,8 +18,10 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use glm4v_processor::{Message, Processor, parse_messages};
+use glm4v_processor::{Content, ImageSource, Message, Part, Processor, VideoSource, parse_messages};
 use glm4v_weights::ModelFolder;
+
+use crate::args::{Inputs, Prompt};
 
 /// Who may speak in a conversation.
 const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "observation"];
@@ -36,6 +38,43 @@ fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
         path.display()
     );
     Ok((folder, processor))
+}
+
+impl Inputs {
+    /// The processor with the limits that the flags set.
+    fn apply(&self, processor: Processor) -> Processor {
+        let mut image = processor.image_processor().clone();
+        let mut video = processor.video_processor().clone();
+        if let Some(pixels) = self.min_pixels {
+            image = image.with_min_pixels(pixels);
+        }
+        if let Some(pixels) = self.max_pixels {
+            image = image.with_max_pixels(pixels);
+        }
+        if let Some(pixels) = self.max_video_pixels {
+            video = video.with_max_pixels(pixels);
+        }
+        if let Some(rate) = self.frame_rate {
+            video = video.with_frame_rate(rate);
+        }
+        let processor = processor.with_image_processor(image).with_video_processor(video);
+        processor.with_special_tokens_allowed(self.allow_special_tokens)
+    }
+}
+
+impl Prompt {
+    /// The conversation that the flags spell.
+    fn messages(&self) -> anyhow::Result<Vec<Message>> {
+        if let Some(path) = &self.messages {
+            return read_messages(path);
+        }
+        let here = Path::new(".");
+        let images = self.images.iter().map(|image| Part::Image(ImageSource::parse(image, here)));
+        let videos = self.videos.iter().map(|video| Part::Video(VideoSource::parse(video, here)));
+        let text = Part::text(self.prompt.clone().unwrap_or_default());
+        let parts: Vec<Part> = images.chain(videos).chain([text]).collect();
+        Ok(vec![Message::new("user", Content::Parts(parts))])
+    }
 }
 
 /// Writes a line to stdout; a reader that went away is an error, not a panic.
