@@ -73,7 +73,7 @@ pub(crate) struct Prompt {
     /// The question
     #[arg(long, value_name = "TEXT", conflicts_with = "messages")]
     pub(crate) prompt: Option<String>,
-    /// A picture for the question: a path or a data: URL; may be repeated
+    /// A picture for the question: a path or a URL; may be repeated
     #[arg(long = "image", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]
     pub(crate) images: Vec<String>,
     /// A clip for the question: a video file, an animation, or a folder of pictures; may be repeated
@@ -99,6 +99,9 @@ pub(crate) struct Inputs {
     /// Frames a second of folders and lists of pictures [default: all are shown]
     #[arg(long, value_name = "FPS")]
     pub(crate) frame_rate: Option<f64>,
+    /// Fetch pictures and clips of http:// and https:// URLs
+    #[arg(long)]
+    pub(crate) allow_http: bool,
     /// Let texts spell special tokens: <|user|> then opens a turn, <|image|> takes a picture
     #[arg(long)]
     pub(crate) allow_special_tokens: bool,

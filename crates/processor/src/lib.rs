@@ -33,8 +33,8 @@ mod video;
 pub use expand::{Culprit, Encoded, ExpandError, MediaKind, Segment};
 pub use folder::{FolderError, TimestampStyle};
 pub use image::{
-    ConfigError, DecodeLimits, ImageConfig, ImageError, ImageProcessor, PatchedImage, ResizeError, Rgb,
-    resize_bicubic, smart_resize,
+    ConfigError, DecodeLimits, HttpError, HttpLimits, ImageConfig, ImageError, ImageProcessor, PatchedImage,
+    ResizeError, Rgb, resize_bicubic, smart_resize,
 };
 pub use messages::{
     Content, ImageSource, Message, MessagesError, Part, VideoData, VideoSource, parse_messages,

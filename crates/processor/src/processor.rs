@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::expand::{Culprit, Encoded, ExpandError, Expander, MediaKind, Segment, TimedVideo};
 use crate::folder::{Folder, FolderError, TimestampStyle};
-use crate::image::{ConfigError, ImageError, ImageProcessor, PatchedImage};
+use crate::image::{ConfigError, DecodeLimits, HttpLimits, ImageError, ImageProcessor, PatchedImage};
 use crate::messages::{ImageSource, Message, Part, VideoSource};
 use crate::spelled;
 use crate::template::{ChatTemplate, RenderOptions, TemplateError};
@@ -118,6 +118,17 @@ impl Processor {
     #[must_use]
     pub fn with_video_processor(mut self, video: VideoProcessor) -> Self {
         self.video = video;
+        self
+    }
+
+    /// Lets pictures and clips come from `http(s)` URLs, within these limits.
+    #[must_use]
+    pub fn with_http(mut self, http: HttpLimits) -> Self {
+        let decode = DecodeLimits { http: Some(http.clone()), ..self.image.decode_limits().clone() };
+        self.image = self.image.with_decode_limits(decode);
+        let mut limits = self.video.limits().clone();
+        limits.frame.http = Some(http);
+        self.video = self.video.with_limits(limits);
         self
     }
 

@@ -73,6 +73,22 @@ fn a_film_is_the_clip_of_its_frames() {
 }
 
 #[test]
+fn hundreds_of_frames_of_a_long_film_are_found() {
+    let folder = tempdir().unwrap();
+    ffmpeg(
+        &folder,
+        "-f lavfi -i testsrc=size=32x32:rate=8:duration=320 -c:v libx264 -preset ultrafast a.mp4",
+    );
+    let every = all_frames(&folder, "a.mp4", 32, 32);
+
+    let video = load(&folder.path().join("a.mp4"));
+
+    let expected = processor().load(&pictures(every, Some(8.0))).unwrap();
+    assert_eq!((video.grid[0], &video.timestamps), (300, &expected.timestamps));
+    assert!(video.pixel_values == expected.pixel_values);
+}
+
+#[test]
 fn a_turned_film_is_seen_upright() {
     let folder = tempdir().unwrap();
     ffmpeg(&folder, "-f lavfi -i testsrc=size=112x56:rate=4:duration=1 -pix_fmt yuv420p a.mp4");

@@ -18,7 +18,9 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use glm4v_processor::{Content, ImageSource, Message, Part, Processor, VideoSource, parse_messages};
+use glm4v_processor::{
+    Content, HttpLimits, ImageSource, Message, Part, Processor, VideoSource, parse_messages,
+};
 use glm4v_weights::ModelFolder;
 
 use crate::args::{Inputs, Prompt};
@@ -58,7 +60,8 @@ impl Inputs {
             video = video.with_frame_rate(rate);
         }
         let processor = processor.with_image_processor(image).with_video_processor(video);
-        processor.with_special_tokens_allowed(self.allow_special_tokens)
+        let processor = processor.with_special_tokens_allowed(self.allow_special_tokens);
+        if self.allow_http { processor.with_http(HttpLimits::default()) } else { processor }
     }
 }
 

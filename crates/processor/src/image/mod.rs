@@ -6,6 +6,7 @@
 mod color_key;
 mod config;
 mod decode;
+mod http;
 mod jpeg;
 mod patch;
 mod resize;
@@ -14,6 +15,7 @@ mod smart_resize;
 pub use config::{ConfigError, ImageConfig};
 pub(crate) use decode::to_rgb;
 pub use decode::{DecodeLimits, ImageError};
+pub use http::{HttpError, HttpLimits};
 pub use resize::resize_bicubic;
 pub use smart_resize::{ResizeError, smart_resize};
 

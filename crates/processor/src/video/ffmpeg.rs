@@ -85,11 +85,10 @@ impl Film {
         clock: Clock,
         each: &mut dyn FnMut(Rgb) -> Result<(), VideoError>,
     ) -> Result<(), VideoError> {
-        let taken: Vec<String> = wanted.iter().map(|index| format!("eq(n\\,{index})")).collect();
         // A frame each twenty-fifth of a second in and out: no version of ffmpeg then repeats or drops one.
         // Bilinear is how torchcodec brings the colours to full size.
         let filters =
-            format!("select={},settb=1/25,setpts=N,scale=flags=bilinear,format=rgb24", taken.join("+"));
+            format!("select='{}',settb=1/25,setpts=N,scale=flags=bilinear,format=rgb24", one_of(wanted));
         let mut command = command("ffmpeg");
         command.args(["-nostdin", "-xerror", "-i"]).arg(input(&self.path));
         command.args(["-map", "0:V:0", "-vf", &filters, "-r", "25"]);
@@ -170,6 +169,20 @@ impl Packets {
         });
         let announced = || Some(self.count as f64 / self.frame_rate?);
         listed.filter(|seconds| *seconds > 0.0).or_else(announced)
+    }
+}
+
+/// Whether the number of a frame is one of these, in the language of ffmpeg's filters.
+///
+/// A tree, since a sum of hundreds of terms is deeper than that language allows.
+fn one_of(indices: &[usize]) -> String {
+    match indices {
+        [] => "0".to_owned(),
+        [index] => format!("eq(n,{index})"),
+        more => {
+            let (left, right) = more.split_at(more.len() / 2);
+            format!("if(lt(n,{}),{},{})", right[0], one_of(left), one_of(right))
+        }
     }
 }
 
@@ -335,7 +348,7 @@ fn complaint(said: &str, status: Option<ExitStatus>) -> String {
     lines.dedup();
     lines.truncate(3);
     match (lines.is_empty(), status) {
-        (false, _) => lines.join("; "),
+        (false, _) => lines.join("; ").chars().take(300).collect(),
         (true, Some(status)) => status.to_string(),
         (true, None) => "ended without a word".to_owned(),
     }
@@ -383,6 +396,14 @@ mod tests {
         let packets =
             listed(&["packet|pts=N/A|duration=N/A|flags=K__", "stream|width=8|height=8|avg_frame_rate=0/0"]);
         assert_eq!(packets.seconds(), None);
+    }
+
+    #[test]
+    fn one_of_many_frames_is_asked_for_in_few_steps() {
+        assert_eq!(one_of(&[3]), "eq(n,3)");
+        assert_eq!(one_of(&[0, 5, 9]), "if(lt(n,5),eq(n,0),if(lt(n,9),eq(n,5),eq(n,9)))");
+        let depth = one_of(&(0..4096).collect::<Vec<_>>()).chars().rev().take_while(|c| *c == ')').count();
+        assert_eq!(depth, 13);
     }
 
     #[test]
