@@ -12,11 +12,16 @@ use std::ops::ControlFlow;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use glm4v_infer::{GenerationConfig, generate};
+use glm4v_model::text::load_balancing_loss;
 use glm4v_model::{Glm4v, NamedVisitor, Positions, Precision, Probe, visit_named};
 use glm4v_tests::{Case, backend, golden, max_difference, relative_l2, values_of};
-use glm4v_train::{AdamW, AdamWConfig, NamedGradients, Schedule, ScheduleKind, Targets, cross_entropy, loss};
-use glm4v_weights::ModelFolder;
+use glm4v_train::{
+    AdamW, AdamWConfig, NamedGradients, Schedule, ScheduleKind, Targets, cross_entropy, freeze_all_but, loss,
+};
+use glm4v_weights::{AdapterConfig, AdapterFolder, ModelFolder, Names, attach, save_adapter};
 
+/// The members of the family that the golden cases have checkpoints of.
+const FAMILIES: [&str; 4] = ["glm4v", "glm4v_moe", "glm46v", "glm_ocr"];
 const LOGITS: f32 = 5e-4;
 const ACTIVATIONS: f64 = 1e-5;
 const GRADIENTS: f64 = 5e-5;
@@ -29,9 +34,29 @@ fn load(folder: &Path, device: &Device) -> Glm4v {
     ModelFolder::open(folder).unwrap().load(device, Precision::F32).unwrap()
 }
 
-/// The tiny checkpoint, ready to be trained.
-fn trainable() -> Glm4v {
-    load(&golden().join("checkpoints/glm4v"), &backend().open().unwrap().autodiff())
+fn checkpoint(family: &str) -> std::path::PathBuf {
+    golden().join("checkpoints").join(family)
+}
+
+/// A tiny checkpoint, ready to be trained.
+fn trainable(family: &str) -> Glm4v {
+    load(&checkpoint(family), &backend().open().unwrap().autodiff())
+}
+
+/// Members of the family that the golden set has cases of, `kind` as "forward"; the repository's own has most.
+fn families(kind: &str) -> Vec<&'static str> {
+    let found: Vec<&str> =
+        FAMILIES.into_iter().filter(|family| golden().join(kind).join(family).is_dir()).collect();
+    assert!(found.len() >= 2, "{kind}: {found:?}");
+    found
+}
+
+/// Every forward case, with the model it belongs to.
+fn forward_cases() -> impl Iterator<Item = (&'static str, Case, Glm4v)> {
+    families("forward").into_iter().flat_map(|family| {
+        let model = model(&checkpoint(family));
+        Case::all(&format!("forward/{family}")).into_iter().map(move |case| (family, case, model.clone()))
+    })
 }
 
 /// The part of `[B, S, ..]` values where the mask is set.
@@ -43,8 +68,7 @@ fn at_real_positions(data: &TensorData, real: &[bool]) -> Vec<f32> {
 
 #[test]
 fn logits_and_deltas_are_those_of_transformers() {
-    let model = model(&golden().join("checkpoints/glm4v"));
-    for case in Case::all("forward/glm4v") {
+    for (family, case, model) in forward_cases() {
         let batch = case.batch();
 
         let logits = model.forward(&batch).unwrap().into_data();
@@ -52,8 +76,8 @@ fn logits_and_deltas_are_those_of_transformers() {
         let expected = at_real_positions(&case.float("out.logits"), &batch.attention_mask);
         let found = at_real_positions(&logits, &batch.attention_mask);
         let difference = max_difference(&found, &expected);
-        println!("{}: logits differ by {difference:.1e}", case.name);
-        assert!(difference < LOGITS, "{}: logits differ by {difference}", case.name);
+        println!("{family} {}: logits differ by {difference:.1e}", case.name);
+        assert!(difference < LOGITS, "{family} {}: logits differ by {difference}", case.name);
         if let Some((deltas, _)) = case.integers("out.rope_deltas") {
             assert_eq!(Positions::of(&batch, 2).unwrap().deltas, deltas, "{}", case.name);
         }
@@ -62,8 +86,7 @@ fn logits_and_deltas_are_those_of_transformers() {
 
 #[test]
 fn activations_are_those_of_transformers() {
-    let model = model(&golden().join("checkpoints/glm4v"));
-    for case in Case::all("forward/glm4v") {
+    for (family, case, model) in forward_cases() {
         let batch = case.batch();
         let mut probe = Probe::on();
 
@@ -80,6 +103,13 @@ fn activations_are_those_of_transformers() {
             if name == "text.position_ids" || (text_only && name.starts_with("text.rotary")) {
                 continue;
             }
+            if let Some(gate) = name.strip_suffix(".indices") {
+                check_choice(&case, gate, &kept, &batch.attention_mask);
+                continue;
+            }
+            if name.ends_with("gate.weights") {
+                continue; // compared with the indices they belong to
+            }
             let (_, found) = kept.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("{name}"));
             let expected = case.float(&format!("mid.{name}"));
             let difference = if name.starts_with("text.") {
@@ -88,13 +118,58 @@ fn activations_are_those_of_transformers() {
             } else {
                 relative_l2(&values_of(found), &values_of(&expected))
             };
-            assert!(difference < ACTIVATIONS, "{}: {name} differs by {difference:.1e}", case.name);
+            assert!(difference < ACTIVATIONS, "{family} {}: {name} differs by {difference:.1e}", case.name);
             if difference > worst.0 {
                 worst = (difference, name.to_owned());
             }
         }
-        println!("{}: worst activation {:.1e} {}", case.name, worst.0, worst.1);
+        println!("{family} {}: worst activation {:.1e} {}", case.name, worst.0, worst.1);
     }
+}
+
+/// The experts that tokens were sent to, and their weights, whatever the order within a token.
+fn check_choice(case: &Case, gate: &str, kept: &[(String, TensorData)], real: &[bool]) {
+    let of = |name: &str| &kept.iter().find(|(other, _)| other == name).unwrap().1;
+    let weights = |data: &TensorData| at_real_positions(data, real);
+    let (indices, shape) = case.integers(&format!("mid.{gate}.indices")).unwrap();
+    let chosen = shape[1];
+    let real_rows = indices.chunks(chosen).zip(real).filter(|(_, real)| **real);
+    let expected: Vec<i64> = real_rows.flat_map(|(row, _)| row.to_vec()).collect();
+    let found = of(&format!("{gate}.indices")).clone().convert::<i64>().try_to_vec::<i64>().unwrap();
+    let found: Vec<i64> =
+        found.chunks(chosen).zip(real).filter(|(_, real)| **real).flat_map(|(row, _)| row.to_vec()).collect();
+    let expected_weights = weights(&case.float(&format!("mid.{gate}.weights")));
+    let found_weights = weights(of(&format!("{gate}.weights")));
+    let pairs = |indices: &[i64], weights: &[f32]| {
+        let mut pairs: Vec<(i64, f32)> = indices.iter().copied().zip(weights.iter().copied()).collect();
+        pairs.chunks_mut(chosen).for_each(|row| row.sort_by_key(|(index, _)| *index));
+        pairs
+    };
+    for (found, expected) in pairs(&found, &found_weights).iter().zip(pairs(&expected, &expected_weights)) {
+        assert_eq!(found.0, expected.0, "{}: {gate}", case.name);
+        assert!((found.1 - expected.1).abs() < 1e-5, "{}: {gate}: {found:?}, not {expected:?}", case.name);
+    }
+}
+
+#[test]
+fn the_loss_of_uneven_experts_is_that_of_transformers() {
+    let case = Case::open("train/glm4v_moe/loss_and_grads");
+    let model = trainable("glm4v_moe");
+    let batch = Case::open("train/glm4v/loss_and_grads").batch();
+    let mut probe = Probe::of_routers();
+
+    let input = model.embed(&batch, &mut probe).unwrap();
+    model.decode(input, None, &mut probe);
+    let chosen = model.config.text.moe.as_ref().unwrap().num_experts_per_tok;
+    let logits = probe.into_routers();
+    let loss = load_balancing_loss(&logits, &batch.attention_mask, chosen).unwrap();
+
+    let expected = case.meta["aux_loss"].as_f64().unwrap();
+    let found = f64::from(loss.clone().into_scalar::<f32>());
+    assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+    let gradients = NamedGradients::take(&model, loss.backward());
+    let names: Vec<&str> = gradients.names().filter(|name| name.ends_with("mlp.gate.weight")).collect();
+    assert_eq!(names.len(), 2, "the loss reaches the routers of both layers with experts");
 }
 
 #[test]
@@ -166,9 +241,22 @@ fn positions_of_random_layouts_are_those_of_transformers() {
 
 #[test]
 fn loss_and_every_gradient_are_those_of_torch() {
-    let case = Case::open("train/glm4v/loss_and_grads");
-    let model = trainable();
-    let batch = case.batch();
+    for family in families("train") {
+        check_gradients(family);
+    }
+}
+
+/// What transformers calls the tensor that a parameter is part of: it stacks the experts of a layer.
+fn stacked(name: &str) -> String {
+    let Some((before, after)) = name.split_once(".mlp.experts.") else { return name.to_owned() };
+    let kind = after.split('.').nth(1).unwrap();
+    format!("{before}.mlp.experts.{kind}")
+}
+
+fn check_gradients(family: &str) {
+    let case = Case::open(&format!("train/{family}/loss_and_grads"));
+    let model = trainable(family);
+    let batch = Case::open("train/glm4v/loss_and_grads").batch(); // the same for every family
     let targets = Targets::of(&batch);
 
     let loss = loss(&model, &batch, &targets).unwrap();
@@ -182,11 +270,14 @@ fn loss_and_every_gradient_are_those_of_torch() {
     let expected = case.meta["grad_total_norm"].as_f64().unwrap();
     assert!((total / expected - 1.0).abs() < 2e-5, "norm {total}, not {expected}");
     let norms = case.meta["grad_norms"].as_object().unwrap();
-    let names: Vec<String> = gradients.names().map(str::to_owned).collect();
-    assert_eq!(names.iter().collect::<Vec<_>>(), norms.keys().collect::<Vec<_>>());
+    let mut found: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for name in gradients.names().map(str::to_owned).collect::<Vec<_>>() {
+        let values = gradients.remove(&name).unwrap().into_data().try_to_vec::<f32>().unwrap();
+        found.entry(stacked(&name)).or_default().extend(values);
+    }
+    assert_eq!(found.keys().collect::<Vec<_>>(), norms.keys().collect::<Vec<_>>());
     let mut worst = (0.0, String::new());
-    for name in names {
-        let found = gradients.remove(&name).unwrap().into_data().try_to_vec::<f32>().unwrap();
+    for (name, found) in found {
         let norm = found.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         let expected = norms[&name]["l2"].as_f64().unwrap();
         assert!((norm / expected - 1.0).abs() < GRADIENTS, "{name}: norm {norm}, not {expected}");
@@ -199,12 +290,12 @@ fn loss_and_every_gradient_are_those_of_torch() {
             }
         }
     }
-    println!("worst gradient {:.1e} {}", worst.0, worst.1);
+    println!("{family}: worst gradient {:.1e} {}", worst.0, worst.1);
 }
 
 #[test]
 fn the_loss_at_taught_positions_is_that_of_the_whole_sequence() {
-    let model = trainable();
+    let model = trainable("glm4v");
     let batch = Case::open("train/glm4v/loss_and_grads").batch();
     let targets = Targets::of(&batch);
 
@@ -244,7 +335,7 @@ fn five_steps_of_adamw_are_those_of_torch_with_and_without_clipping() {
             eps: number("eps").unwrap(),
             weight_decay: number("weight_decay").unwrap(),
         });
-        let mut model = trainable();
+        let mut model = trainable("glm4v");
         let losses: Vec<f64> = serde_json::from_value(case.meta["losses"].clone()).unwrap();
         let totals: Vec<f64> =
             serde_json::from_value(case.meta["grad_total_norms_before_clip"].clone()).unwrap();
@@ -310,8 +401,14 @@ fn rates_are_those_of_transformers() {
 
 #[test]
 fn greedy_answers_are_those_of_transformers_token_for_token() {
-    let model = model(&golden().join("checkpoints/glm4v"));
-    for case in Case::all("generate/glm4v") {
+    for family in families("generate") {
+        check_greedy(family);
+    }
+}
+
+fn check_greedy(family: &str) {
+    let model = model(&checkpoint(family));
+    for case in Case::all(&format!("generate/{family}")) {
         let batch = case.batch();
         let (expected, shape) = case.integers("out.sequences").unwrap();
         let new = shape[1] - batch.shape[1];
@@ -328,5 +425,121 @@ fn greedy_answers_are_those_of_transformers_token_for_token() {
             assert_eq!(found, answer, "{} row {row}", case.name);
             assert!(filling.iter().all(|id| *id == 1150), "{} row {row}: stopped too early", case.name);
         }
+    }
+}
+
+/// The tiny checkpoint with the adapter of a folder, ready to be trained.
+fn adapted(adapter: &str) -> Glm4v {
+    let folder = AdapterFolder::open(&golden().join("lora").join(adapter)).unwrap();
+    let model = folder.apply(trainable("glm4v"), Precision::F32).unwrap();
+    freeze_all_but(model, folder.config()).0
+}
+
+#[test]
+fn an_adapter_of_peft_computes_and_learns_what_it_does_there() {
+    let case = Case::open("lora/lora");
+    let batch = Case::open("train/glm4v/loss_and_grads").batch();
+    let targets = Targets::of(&batch);
+    let mut model = adapted("adapter");
+    let near = |model: &Glm4v, name: &str| {
+        let logits = model.forward(&batch).unwrap().inner().into_data();
+        let real = |data| at_real_positions(data, &batch.attention_mask);
+        max_difference(&real(&logits), &real(&case.float(name)))
+    };
+    let difference = near(&model, "out.logits");
+    println!("logits differ by {difference:.1e}");
+    assert!(difference < LOGITS, "logits differ by {difference}");
+
+    let mut gradients = NamedGradients::take(&model, loss(&model, &batch, &targets).unwrap().backward());
+    let mut expected: Vec<String> =
+        case.names("grad.").iter().map(|name| name.trim_start_matches("grad.").to_owned()).collect();
+    expected.sort();
+    let ours = |name: &str| name.replace(".lora_A.weight", ".lora.a").replace(".lora_B.weight", ".lora.b");
+    assert_eq!(
+        gradients.names().map(str::to_owned).collect::<Vec<_>>(),
+        expected.iter().map(|name| ours(name)).collect::<Vec<_>>(),
+        "the adapter learns, and nothing else"
+    );
+    for name in &expected {
+        let found = gradients.remove(&ours(name)).unwrap().into_data().try_to_vec::<f32>().unwrap();
+        let difference = relative_l2(&found, &values_of(&case.float(&format!("grad.{name}"))));
+        assert!(difference < GRADIENTS, "{name}: gradient differs by {difference:.1e}");
+    }
+
+    let losses: Vec<f64> = serde_json::from_value(case.meta["losses"].clone()).unwrap();
+    let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+    let mut optimizer = AdamW::new(settings);
+    for (step, expected) in losses.iter().enumerate() {
+        let loss = loss(&model, &batch, &targets).unwrap();
+        let found = f64::from(loss.clone().into_scalar::<f32>());
+        assert!((found - expected).abs() < 2e-3, "after {step} steps: {found}, not {expected}");
+        if step < 3 {
+            let gradients = NamedGradients::take(&model, loss.backward());
+            model = optimizer.step(model, gradients, 0.01, 1.0);
+        }
+    }
+    let difference = near(&model, "out.logits_after_3_steps");
+    println!("logits after 3 steps differ by {difference:.1e}");
+    assert!(difference < 5e-3, "logits after 3 steps differ by {difference}");
+    let difference = near(&adapted("adapter_after_3_steps"), "out.logits_after_3_steps");
+    assert!(difference < LOGITS, "logits of the saved adapter differ by {difference}");
+    let difference = near(&model.clone().merge_adapters(), "out.logits_after_3_steps");
+    assert!(difference < 5e-3, "logits of the merged model differ by {difference}");
+}
+
+#[test]
+fn an_adapter_is_the_same_after_it_was_saved() {
+    for (family, config) in [
+        (
+            "glm4v",
+            AdapterConfig {
+                target_modules: Some(Names::Pattern("all-linear".into())),
+                ..AdapterConfig::new(3, 6.0)
+            },
+        ),
+        (
+            "glm4v_moe",
+            AdapterConfig {
+                target_modules: Some(Names::List(vec!["q_proj".into(), "shared_experts.up_proj".into()])),
+                target_parameters: Some(vec![
+                    "mlp.experts.gate_up_proj".into(),
+                    "mlp.experts.down_proj".into(),
+                ]),
+                modules_to_save: Some(vec!["lm_head".into()]),
+                use_rslora: true,
+                ..AdapterConfig::new(2, 3.0)
+            },
+        ),
+        (
+            "glm_ocr",
+            AdapterConfig {
+                target_modules: Some(Names::Pattern(r"model\.visual\..*(qkv|gate_proj)".into())),
+                ..AdapterConfig::new(2, 3.0)
+            },
+        ),
+    ] {
+        let batch = Case::open("train/glm4v/loss_and_grads").batch();
+        let (model, names) = attach(trainable(family), &config, 3, Precision::F32).unwrap();
+        assert!(!names.is_empty());
+        let (mut model, _) = freeze_all_but(model, &config);
+        // One step, so that no factor is zero.
+        let targets = Targets::of(&batch);
+        for _ in 0..2 {
+            let gradients = NamedGradients::take(&model, loss(&model, &batch, &targets).unwrap().backward());
+            let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+            model = AdamW::new(settings).step(model, gradients, 0.01, 1.0);
+        }
+        let folder = tempfile::tempdir().unwrap();
+
+        save_adapter(&model, &config, folder.path()).unwrap();
+
+        let again =
+            AdapterFolder::open(folder.path()).unwrap().apply(trainable(family), Precision::F32).unwrap();
+        let logits = |model: &Glm4v| values_of(&model.forward(&batch).unwrap().inner().into_data());
+        assert_eq!(max_difference(&logits(&again), &logits(&model)), 0.0, "{family}");
+        assert!(max_difference(&logits(&again), &logits(&trainable(family))) > 0.1, "{family}");
+        let difference = max_difference(&logits(&again.merge_adapters()), &logits(&model));
+        println!("{family}: merged and unmerged differ by {difference:.1e}");
+        assert!(difference < LOGITS, "{family}: merged and unmerged differ by {difference}");
     }
 }

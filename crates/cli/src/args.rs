@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use glm4v_model::{Backend, Precision};
 
 /// Load, train and run GLM's vision-language models.
@@ -107,6 +107,30 @@ pub(crate) struct Inputs {
     pub(crate) allow_special_tokens: bool,
 }
 
+/// How a prompt is written.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rendering {
+    /// Whether the model is to think first [default: the model's]
+    #[arg(long, value_name = "SWITCH")]
+    pub(crate) thinking: Option<Switch>,
+    /// Tools that the model may call: a json file with a list of them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tools: Option<PathBuf>,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+impl Switch {
+    pub(crate) fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
 /// Answer a prompt about pictures.
 #[derive(Debug, ClapArgs)]
 #[command(allow_negative_numbers = true)]
@@ -114,8 +138,13 @@ pub(crate) struct Generate {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) prompt: Prompt,
+    #[command(flatten)]
+    pub(crate) rendering: Rendering,
     #[command(flatten)]
     pub(crate) inputs: Inputs,
     /// Most tokens to produce
@@ -156,6 +185,9 @@ pub(crate) struct Eval {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// Data set: NAME, NAME:SPLIT, or the path of a .json or .jsonl file
     #[arg(long, value_name = "NAME")]
     pub(crate) data: String,
@@ -196,8 +228,13 @@ pub(crate) struct Trace {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) prompt: Prompt,
+    #[command(flatten)]
+    pub(crate) rendering: Rendering,
     #[command(flatten)]
     pub(crate) inputs: Inputs,
     /// The safetensors file to write

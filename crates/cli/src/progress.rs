@@ -1,5 +1,6 @@
 //! A run on the terminal: a bar with loss, rate and time left, and a line for whatever lasts.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -62,6 +63,17 @@ pub(crate) fn grouped(number: usize) -> String {
     text
 }
 
+/// Names of modules, those that differ by their numbers alone as one with its count.
+fn kinds(names: &[String]) -> String {
+    let part =
+        |part: &str| if part.bytes().all(|b| b.is_ascii_digit()) { "*".to_owned() } else { part.to_owned() };
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for name in names {
+        *counts.entry(name.split('.').map(part).collect::<Vec<_>>().join(".")).or_default() += 1;
+    }
+    counts.iter().map(|(kind, count)| format!("{kind} ({count})")).collect::<Vec<_>>().join(", ")
+}
+
 impl Observer for Progress {
     fn started(&mut self, plan: &Plan) {
         self.steps = plan.steps;
@@ -73,6 +85,9 @@ impl Observer for Progress {
             grouped(plan.train_records),
             grouped(plan.steps),
         ));
+        if !plan.adapted.is_empty() {
+            self.say(&format!("adapters on {}", kinds(&plan.adapted)));
+        }
         if !self.quiet && !self.lines {
             let template = "{bar:24} {pos}/{len} {msg} [{elapsed} gone, {eta} left]";
             self.bar = bar(plan.steps, template).with_position(plan.step as u64);

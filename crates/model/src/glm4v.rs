@@ -1,6 +1,7 @@
 //! The whole network.
 //!
-//! Source: transformers 5.23, `modeling_glm4v.py`, `Glm4vForConditionalGeneration`.
+//! Source: transformers 5.23, `modeling_glm4v.py`, `modeling_glm4v_moe.py`, `modeling_glm_ocr.py`, each's
+//! `ForConditionalGeneration`.
 //!
 //! Dimensions: `B` rows, `S` sequence length, `D` width of the text stream, `V` vocabulary, `N` picked positions.
 
@@ -14,6 +15,7 @@ use crate::fusion::{FusionError, check, fuse};
 use crate::linear::{Linear, LinearConfig};
 use crate::positions::Positions;
 use crate::probe::Probe;
+use crate::site::Site;
 use crate::text::TextModel;
 use crate::vision::VisionTower;
 
@@ -54,13 +56,18 @@ impl Glm4vConfig {
     ///
     /// Build it on an autodiff device to train it.
     pub fn init(&self, device: &Device) -> Glm4v {
+        self.init_on(&Site::unbounded(device))
+    }
+
+    /// As [`init`](Self::init), with matrices in pieces where the site bounds the size of a tensor.
+    pub fn init_on(&self, site: &Site) -> Glm4v {
         let head = LinearConfig::new(self.text.hidden_size, self.text.vocab_size);
         Glm4v {
             model: Glm4vModel {
-                visual: VisionTower::init(&self.vision, device),
-                language_model: TextModel::init(&self.text, device),
+                visual: VisionTower::init(&self.vision, site),
+                language_model: TextModel::init(&self.text, site),
             },
-            lm_head: (!self.tie_word_embeddings).then(|| head.init(device)),
+            lm_head: (!self.tie_word_embeddings).then(|| head.init(site)),
             config: self.clone(),
         }
     }
@@ -162,10 +169,7 @@ impl Glm4v {
     pub fn head<const N: usize>(&self, hidden: Tensor<N>) -> Tensor<N> {
         match &self.lm_head {
             Some(head) => head.forward(hidden),
-            None => {
-                let table = self.model.language_model.embed_tokens.weight.val();
-                burn::tensor::module::linear(hidden, table.transpose(), None)
-            }
+            None => self.model.language_model.embed_tokens.weight.project(hidden, None),
         }
     }
 

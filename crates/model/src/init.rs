@@ -24,6 +24,35 @@ pub fn initialize(model: Glm4v, seed: u64, dtype: DType) -> Glm4v {
     map_named(model, &mut filler)
 }
 
+/// Fills every adapter with the values that training starts from: `a` uniform within `1 / √I`, as PEFT has it
+/// (`kaiming_uniform_(a=√5)`), `b` zero, so that a fresh adapter changes nothing.
+pub fn initialize_lora(model: Glm4v, seed: u64, dtype: DType) -> Glm4v {
+    map_named(model, &mut LoraFiller { seed, dtype })
+}
+
+struct LoraFiller {
+    seed: u64,
+    dtype: DType,
+}
+
+impl NamedMapper for LoraFiller {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let shape = param.lazy_shape();
+        let mut values = vec![0.0f32; shape.num_elements()];
+        if name.ends_with(".lora.a") {
+            let bound = 1.0 / (shape[1] as f64).sqrt();
+            let mut random = Normal::new(self.seed, name);
+            values.fill_with(|| ((2.0 * random.uniform() - 1.0) * bound) as f32);
+        } else if !name.ends_with(".lora.b") {
+            return param;
+        }
+        let value =
+            Tensor::<D>::from_data(TensorData::new(values, shape), (&param.lazy_device(), DType::F32));
+        let id = param.id;
+        param.transform_for_load(value.cast(self.dtype), id)
+    }
+}
+
 struct Filler {
     seed: u64,
     dtype: DType,
@@ -38,7 +67,7 @@ impl NamedMapper for Filler {
         let mut values = vec![0.0f32; shape.num_elements()];
         if name.ends_with("norm.weight") || name.ends_with("norm1.weight") || name.ends_with("norm2.weight") {
             values.fill(1.0);
-        } else if !name.ends_with("bias") {
+        } else if !name.ends_with("bias") && !name.ends_with(".lora.b") {
             let range = if name.starts_with("model.visual") { self.vision_range } else { self.text_range };
             Normal::new(self.seed, name).fill(&mut values, range);
         }
@@ -100,7 +129,8 @@ mod tests {
 
     fn table(seed: u64) -> Vec<f32> {
         let model = initialize(Glm4vConfig::tiny().init(&Device::flex()), seed, DType::F32);
-        model.model.language_model.embed_tokens.weight.val().into_data().try_to_vec().unwrap()
+        let every: Vec<u32> = (0..50).collect();
+        model.model.language_model.embed_tokens.weight.rows(&every).into_data().try_to_vec().unwrap()
     }
 
     #[test]
@@ -128,10 +158,10 @@ mod tests {
             values.into_data().try_to_vec::<f32>().unwrap().iter().all(|value| *value == wanted)
         };
 
-        assert!(all(model.language_model.layers[1].post_mlp_layernorm.weight.val(), 1.0));
+        assert!(all(model.language_model.norm.weight.val(), 1.0));
         assert!(all(model.visual.blocks[0].norm2.weight.val(), 1.0));
         assert!(all(model.visual.merger.post_projection_norm.weight.val(), 1.0));
         assert!(all(model.visual.merger.post_projection_norm.bias.val(), 0.0));
-        assert!(all(model.language_model.embed_tokens.weight.val().narrow(0, 0, 1).reshape([48]), 0.0));
+        assert!(all(model.language_model.embed_tokens.weight.rows(&[0]).reshape([48]), 0.0));
     }
 }

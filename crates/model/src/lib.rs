@@ -27,24 +27,35 @@ mod fusion;
 mod glm4v;
 mod init;
 mod linear;
+mod linears;
+mod lora;
+mod matrix;
+mod mlp;
 mod named;
 mod norm;
 mod positions;
 mod probe;
 mod rope;
+mod site;
 pub mod text;
 pub mod vision;
 
 pub use batch::{Batch, Grid, PaddingSide, Patches, Sample, TokenKind};
 pub use cache::Cache;
-pub use config::{ConfigError, Glm4vConfig, TextConfig, TextRopeConfig, VisionConfig};
+pub use config::{
+    Architecture, ConfigError, Glm4vConfig, MoeConfig, RotaryPairs, TextConfig, TextRopeConfig, VisionConfig,
+};
 pub use device::{Backend, DeviceError, Precision};
 pub use fusion::{FusionError, fuse};
 pub use glm4v::{Glm4v, Glm4vModel, TextInput};
-pub use init::initialize;
+pub use init::{initialize, initialize_lora};
 pub use linear::{Linear, LinearConfig};
+pub use lora::{Lora, LoraConfig};
+pub use matrix::Matrix;
+pub use mlp::GatedMlp;
 pub use named::{NamedMapper, NamedVisitor, map_named, visit_named};
 pub use norm::{LayerNorm, RmsNorm};
 pub use positions::{PositionError, Positions};
 pub use probe::Probe;
 pub use rope::RotaryTable;
+pub use site::Site;

@@ -5,9 +5,12 @@
 //! Our own instead of `burn::nn::Linear`: the weight stays `[out, in]`, as every checkpoint stores it, so loading is
 //! a copy, saved names and shapes are the published ones, and optimizer state matches them.
 
-use burn::module::{Param, ParamId};
+use burn::module::Param;
 use burn::prelude::*;
-use burn::tensor::module::linear;
+
+use crate::lora::Lora;
+use crate::matrix::{Matrix, empty};
+use crate::site::Site;
 
 /// Configuration of a [`Linear`].
 #[derive(Debug, Clone)]
@@ -20,13 +23,15 @@ pub struct LinearConfig {
     pub bias: bool,
 }
 
-/// `y = x · weightᵀ + bias`.
+/// `y = x · weightᵀ + bias`, and what an adapter adds.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[out, in]`
-    pub weight: Param<Tensor<2>>,
+    pub weight: Matrix,
     /// `[out]`
     pub bias: Option<Param<Tensor<1>>>,
+    /// The adapter, if there is one.
+    pub lora: Option<Lora>,
 }
 
 impl LinearConfig {
@@ -41,10 +46,11 @@ impl LinearConfig {
     }
 
     /// Builds the map; its weights wait for [`initialize`](crate::initialize) or a checkpoint.
-    pub fn init(&self, device: &Device) -> Linear {
+    pub fn init(&self, site: &Site) -> Linear {
         Linear {
-            weight: empty([self.d_output, self.d_input], device),
-            bias: self.bias.then(|| empty([self.d_output], device)),
+            weight: Matrix::init([self.d_output, self.d_input], site),
+            bias: self.bias.then(|| empty([self.d_output], &site.device)),
+            lora: None,
         }
     }
 }
@@ -57,17 +63,26 @@ impl Linear {
     /// - x: `[.., in]`
     /// - output: `[.., out]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.val().transpose(), self.bias.as_ref().map(Param::val))
+        let bias = self.bias.as_ref().map(Param::val);
+        match &self.lora {
+            Some(lora) => self.weight.project(x.clone(), bias) + lora.forward(x),
+            None => self.weight.project(x, bias),
+        }
     }
-}
 
-/// A parameter that takes no memory until it is loaded or initialised, and is zero if it is used before.
-pub(crate) fn empty<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
-    Param::uninitialized(
-        ParamId::new(),
-        move |device, require_grad| Tensor::zeros(shape, device).set_require_grad(require_grad),
-        device.clone(),
-        true,
-        shape.into(),
-    )
+    /// Width of the input.
+    pub fn d_input(&self) -> usize {
+        self.weight.dims()[1]
+    }
+
+    /// Width of the output.
+    pub fn d_output(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// Adds what an adapter stands for to the weight.
+    pub(crate) fn merge(&mut self, lora: &Lora) {
+        let [left, right] = lora.factors();
+        self.weight.add_product(&left, &right);
+    }
 }

@@ -11,7 +11,7 @@ use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use crate::linear::empty;
+use crate::matrix::empty;
 
 /// Root-mean-square normalisation: `weight · x / √(mean(x²) + eps)`.
 #[derive(Module, Debug)]

@@ -10,6 +10,7 @@ use burn::tensor::TensorData;
 #[derive(Debug, Default)]
 pub struct Probe {
     kept: Option<Vec<(String, TensorData)>>,
+    routers: Option<Vec<Tensor<2>>>,
     scope: Vec<String>,
     inside: bool,
 }
@@ -25,7 +26,18 @@ impl Probe {
         Self { kept: Some(Vec::new()), ..Self::default() }
     }
 
-    /// Whether anything is kept.
+    /// A probe that keeps the scores of experts alone, on the device and differentiable, for
+    /// [`load_balancing_loss`](crate::text::load_balancing_loss).
+    pub fn of_routers() -> Self {
+        Self { routers: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// Scores of experts before the sigmoid, one `[B · S, E]` a layer that has experts.
+    pub fn into_routers(self) -> Vec<Tensor<2>> {
+        self.routers.unwrap_or_default()
+    }
+
+    /// Whether activations are kept.
     pub fn is_on(&self) -> bool {
         self.kept.is_some()
     }
@@ -54,6 +66,13 @@ impl Probe {
     /// Closes the innermost scope.
     pub(crate) fn leave(&mut self) {
         self.scope.pop();
+    }
+
+    /// Keeps the scores of a layer's experts.
+    pub(crate) fn keep_router(&mut self, logits: &Tensor<2>) {
+        if let Some(routers) = &mut self.routers {
+            routers.push(logits.clone());
+        }
     }
 
     /// Keeps the output of the scope itself.

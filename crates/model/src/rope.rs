@@ -9,7 +9,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use crate::batch::Grid;
-use crate::config::{TextRopeConfig, VISION_ROPE_THETA};
+use crate::config::{RotaryPairs, TextRopeConfig, VISION_ROPE_THETA};
 use crate::positions::Positions;
 
 /// Cosines and sines by which a sequence is rotated, one value for each dimension of a head.
@@ -30,8 +30,8 @@ fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
 }
 
 impl RotaryTable<4> {
-    /// Table of the text decoder: frequency `k` turns dimensions `2k` and `2k + 1` and follows the axis that
-    /// `mrope_section` gives it.
+    /// Table of the text decoder: frequency `k` turns the `k`th of the config's [`RotaryPairs`] and follows the axis
+    /// that `mrope_section` gives it.
     ///
     /// Values are rounded to `dtype`, the type of the activations, before use, as the reference does.
     ///
@@ -54,9 +54,9 @@ impl RotaryTable<4> {
         for slot in 0..rows * width {
             for (k, (frequency, &axis)) in frequencies.iter().zip(&axis_of).enumerate() {
                 let angle = positions.axes[axis][slot] as f32 * frequency;
-                let first = slot * head_dim + 2 * k;
-                cos[first..first + 2].fill(angle.cos());
-                sin[first..first + 2].copy_from_slice(&[-angle.sin(), angle.sin()]);
+                let [first, second] = pair(config.pairs, k, config.rotary_dim).map(|d| slot * head_dim + d);
+                (cos[first], cos[second]) = (angle.cos(), angle.cos());
+                (sin[first], sin[second]) = (-angle.sin(), angle.sin());
             }
         }
         Self::from_values(cos, sin, [rows, width, 1, head_dim], device, dtype)
@@ -113,20 +113,57 @@ pub(crate) fn block_order(h: usize, w: usize, merge: usize) -> impl Iterator<Ite
     })
 }
 
-/// Rotates neighbouring pairs (`2k`, `2k + 1`).
+/// The two dimensions that frequency `k` turns.
+fn pair(pairs: RotaryPairs, k: usize, rotary_dim: usize) -> [usize; 2] {
+    match pairs {
+        RotaryPairs::Neighbours => [2 * k, 2 * k + 1],
+        RotaryPairs::Halves => [k, k + rotary_dim / 2],
+    }
+}
+
+/// Rotates the heads of the text decoder.
 ///
 /// # Shapes
 ///
 /// - x, output: `[B, S, H, Dh]`
 /// - table: `[B, S, 1, Dh]`
-pub(crate) fn rotate_pairs(x: Tensor<4>, table: &RotaryTable<4>) -> Tensor<4> {
-    let [rows, width, heads, head_dim] = x.dims();
-    let swapped = x
-        .clone()
-        .reshape([rows, width, heads, head_dim / 2, 2])
-        .flip([4])
-        .reshape([rows, width, heads, head_dim]);
+pub(crate) fn rotate_text(x: Tensor<4>, table: &RotaryTable<4>, config: &TextRopeConfig) -> Tensor<4> {
+    let swapped = match config.pairs {
+        RotaryPairs::Neighbours => swap(x.clone(), 1),
+        RotaryPairs::Halves => swap_halves(x.clone(), config.rotary_dim),
+    };
     x * table.cos.clone() + swapped * table.sin.clone()
+}
+
+/// Swaps every two neighbouring runs of `run` dimensions.
+fn swap(x: Tensor<4>, run: usize) -> Tensor<4> {
+    let shape = x.dims();
+    let [rows, width, heads, head_dim] = shape;
+    x.reshape([rows, width, heads * head_dim / (2 * run), 2, run]).flip([3]).reshape(shape)
+}
+
+/// Swaps the halves of the first `rotary_dim` dimensions.
+fn swap_halves(x: Tensor<4>, rotary_dim: usize) -> Tensor<4> {
+    let head_dim = x.dims()[3];
+    if head_dim.is_multiple_of(rotary_dim) {
+        // The rest of a head is swapped too, and its sines are zero: one operation less than to leave it alone.
+        return swap(x, rotary_dim / 2);
+    }
+    let rest = x.clone().narrow(3, rotary_dim, head_dim - rotary_dim);
+    Tensor::cat(vec![swap(x.narrow(3, 0, rotary_dim), rotary_dim / 2), rest], 3)
+}
+
+/// The sines as the reference keeps them, without the sign of the rotation, `[B, S, R]`.
+pub(crate) fn unsigned_sines(table: &RotaryTable<4>, config: &TextRopeConfig) -> Tensor<3> {
+    let [rows, width, _, _] = table.sin.dims();
+    let rotated = table.sin.clone().narrow(3, 0, config.rotary_dim); // [B, S, 1, R]
+    let run = match config.pairs {
+        RotaryPairs::Neighbours => 1,
+        RotaryPairs::Halves => config.rotary_dim / 2,
+    };
+    let pairs = [rows, width, config.rotary_dim / (2 * run), 2, run];
+    let positive = rotated.reshape(pairs).narrow(3, 1, 1);
+    positive.expand(pairs).reshape([rows, width, config.rotary_dim])
 }
 
 /// Rotates the pairs (`k`, `k + Dh / 2`) of whole heads in f32 and returns the type of `x`.
@@ -150,39 +187,69 @@ mod tests {
     use super::*;
     use burn::tensor::{Distribution, Tolerance};
 
-    fn table(positions: &[i64]) -> RotaryTable<4> {
-        let config = TextRopeConfig { rope_theta: 10000.0, rotary_dim: 6, mrope_section: [1, 1, 1] };
+    fn config(pairs: RotaryPairs, rotary_dim: usize) -> TextRopeConfig {
+        let third = rotary_dim / 6;
+        TextRopeConfig { pairs, rope_theta: 10000.0, rotary_dim, mrope_section: [third, third, third] }
+    }
+
+    fn turn(x: Tensor<4>, config: &TextRopeConfig, positions: &[i64]) -> Tensor<4> {
+        let head_dim = x.dims()[3];
         let positions = Positions {
             shape: [1, positions.len()],
             axes: [positions.to_vec(), positions.to_vec(), positions.to_vec()],
             deltas: vec![0],
         };
-        RotaryTable::text(&config, 10, &positions, &Device::flex(), DType::F32)
+        let table = RotaryTable::text(config, head_dim, &positions, &Device::flex(), DType::F32);
+        rotate_text(x, &table, config)
+    }
+
+    /// Both kinds of pairs, with a rest that is a multiple of the rotated dimensions and one that is not.
+    fn configs() -> [(TextRopeConfig, usize); 4] {
+        use RotaryPairs::{Halves, Neighbours};
+        [(Neighbours, 10), (Neighbours, 12), (Halves, 10), (Halves, 12)]
+            .map(|(pairs, dim)| (config(pairs, 6), dim))
     }
 
     #[test]
     fn scores_depend_on_the_distance_of_positions_alone() {
-        let device = Device::flex();
-        let q = Tensor::<4>::random([1, 1, 2, 10], Distribution::Default, &device);
-        let k = Tensor::<4>::random([1, 1, 2, 10], Distribution::Default, &device);
-        let score = |at_q: i64, at_k: i64| {
-            let q = rotate_pairs(q.clone(), &table(&[at_q]));
-            let k = rotate_pairs(k.clone(), &table(&[at_k]));
-            (q * k).sum_dim(3).into_data()
-        };
+        for (config, head_dim) in configs() {
+            let [q, k] = [0, 1].map(|_| random([1, 1, 2, head_dim]));
+            let score = |at_q: i64, at_k: i64| {
+                let q = turn(q.clone(), &config, &[at_q]);
+                (q * turn(k.clone(), &config, &[at_k])).sum_dim(3).into_data()
+            };
 
-        score(3, 1).assert_approx_eq::<f32>(&score(103, 101), Tolerance::absolute(1e-5));
+            score(3, 1).assert_approx_eq::<f32>(&score(103, 101), Tolerance::absolute(1e-5));
+        }
+    }
+
+    #[test]
+    fn the_two_kinds_of_pairs_are_one_rotation_of_reordered_dimensions() {
+        let x = random([1, 2, 3, 6]);
+        let order = Tensor::<1, Int>::from_data(TensorData::from([0i32, 2, 4, 1, 3, 5]), &Device::flex());
+        let reordered = |x: Tensor<4>| x.select(3, order.clone());
+
+        let halves = turn(reordered(x.clone()), &config(RotaryPairs::Halves, 6), &[5, 9]);
+
+        let neighbours = reordered(turn(x, &config(RotaryPairs::Neighbours, 6), &[5, 9]));
+        halves.into_data().assert_approx_eq::<f32>(&neighbours.into_data(), Tolerance::absolute(1e-6));
+    }
+
+    fn random(shape: [usize; 4]) -> Tensor<4> {
+        Tensor::random(shape, Distribution::Default, &Device::flex())
     }
 
     #[test]
     fn dimensions_beyond_the_rotated_ones_pass_through() {
-        let x = Tensor::<4>::random([1, 2, 3, 10], Distribution::Default, &Device::flex());
+        for (config, head_dim) in configs() {
+            let x = random([1, 2, 3, head_dim]);
 
-        let turned = rotate_pairs(x.clone(), &table(&[5, 9]));
+            let turned = turn(x.clone(), &config, &[5, 9]);
 
-        let tail = |t: Tensor<4>| t.narrow(3, 6, 4).into_data();
-        assert_eq!(tail(turned.clone()), tail(x.clone()));
-        assert_ne!(turned.into_data(), x.into_data());
+            let tail = |t: Tensor<4>| t.narrow(3, 6, head_dim - 6).into_data();
+            assert_eq!(tail(turned.clone()), tail(x.clone()));
+            assert_ne!(turned.into_data(), x.into_data());
+        }
     }
 
     #[test]

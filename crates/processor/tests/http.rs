@@ -91,10 +91,8 @@ fn what_does_not_come_is_named() {
     let small = DecodeLimits { max_file_bytes: 1000, ..allowed() };
     assert_eq!(said(&small, "/picture"), "S/picture: cannot be fetched: more than the limit of 1000 bytes");
     assert!(said(&allowed(), "/circle").starts_with("S/circle: cannot be fetched: no answer"));
-    // Asked for on the same server, never on this machine.
-    assert!(
-        said(&allowed(), "/elsewhere").starts_with("S/elsewhere: cannot be fetched: the server answers 404")
-    );
+    // Asked for on the same server or not at all, never on this machine.
+    assert!(said(&allowed(), "/elsewhere").starts_with("S/elsewhere: cannot be fetched: "));
     assert_eq!(said(&allowed(), "/slow"), "S/slow: cannot be fetched: not there after 1 s, the limit");
 }
 

@@ -1,13 +1,14 @@
 //! Checkpoints: everything that a run needs to go on as if it had never stopped.
 //!
-//! `checkpoints/step-N/` is a model folder with `optimizer.safetensors` and `trainer.json` beside the weights.
+//! `checkpoints/step-N/` is a model folder, or an adapter folder where adapters learn, with `optimizer.safetensors` and
+//! `trainer.json` beside the weights.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use glm4v_data::SamplerState;
 use glm4v_model::{Glm4v, Precision};
-use glm4v_weights::{StagedFolder, WeightsError, save_model};
+use glm4v_weights::{AdapterConfig, StagedFolder, WeightsError, save_adapter, save_model};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -30,6 +31,30 @@ pub struct TrainerState {
     pub sampler: Option<SamplerState>,
     /// Version of this program.
     pub version: String,
+}
+
+/// What a run learns, and so what it saves.
+#[derive(Debug, Clone)]
+pub(crate) enum Learned {
+    /// The model's own weights, beside the files of the folder it came from.
+    Model {
+        /// That folder.
+        origin: PathBuf,
+        /// Type of the saved weights.
+        precision: Precision,
+    },
+    /// An adapter.
+    Adapter(AdapterConfig),
+}
+
+impl Learned {
+    /// Writes it into `folder`, which must exist.
+    pub(crate) fn save(&self, model: &Glm4v, folder: &Path) -> Result<(), WeightsError> {
+        match self {
+            Self::Model { origin, precision } => save_model(model, origin, folder, *precision),
+            Self::Adapter(config) => save_adapter(model, config, folder),
+        }
+    }
 }
 
 /// A run's folder of checkpoints.
@@ -74,15 +99,14 @@ impl Checkpoints {
     pub(crate) fn save(
         &self,
         model: &Glm4v,
-        origin: &Path,
-        precision: Precision,
+        learned: &Learned,
         optimizer: &AdamW,
         state: &TrainerState,
         keep: usize,
     ) -> Result<PathBuf, WeightsError> {
         let target = self.folder.join(format!("step-{}", state.step));
         let staged = StagedFolder::new(&target)?;
-        save_model(model, origin, staged.path(), precision)?;
+        learned.save(model, staged.path())?;
         optimizer.save(&staged.path().join(OPTIMIZER))?;
         let json = serde_json::to_vec_pretty(state).expect("the state is plain numbers");
         glm4v_weights::write_file(&staged.path().join(TRAINER), &json)?;

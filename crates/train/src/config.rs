@@ -1,11 +1,13 @@
 //! What a run is: the TOML file that people write, checked.
 //!
-//! Sections in order: model, data, optim, schedule, run. Every key has its default here and nowhere else. Paths are
+//! Sections in order: model, lora, data, optim, schedule, run. Every key has its default here and nowhere else. Paths are
 //! relative to the current directory. An unknown key is an error that suggests the nearest known one.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use glm4v_weights::{AdapterConfig, Names};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -17,6 +19,8 @@ use crate::schedule::ScheduleKind;
 pub struct RunConfig {
     /// What is trained.
     pub model: ModelSection,
+    /// Adapters, if the model's own weights are to stay as they are.
+    pub lora: LoraSection,
     /// What it learns from.
     pub data: DataSection,
     /// How weights move.
@@ -71,6 +75,80 @@ pub enum How {
     Full,
     /// Not at all.
     Frozen,
+}
+
+/// Adapters: with any target, or an adapter to go on from, they learn, and of the model's own weights only what
+/// `modules_to_save` names. Names are PEFT's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraSection {
+    /// An adapter folder to go on from; its config stands for all keys below. Fresh adapters if empty.
+    pub adapter: PathBuf,
+    /// Linear maps: a list of names or their ends, as `["q_proj", "v_proj"]`; one regular expression for whole names; or
+    /// `"all-linear"`, every one but the head.
+    pub target_modules: Names,
+    /// Experts, as `["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`.
+    pub target_parameters: Vec<String>,
+    /// Linear maps that are left out again.
+    pub exclude_modules: Names,
+    /// Modules that learn whole and are kept in the adapter, as `["lm_head"]` or `["model.visual.merger"]`.
+    pub modules_to_save: Vec<String>,
+    /// Rank.
+    pub r: usize,
+    /// The scale is `alpha / r`.
+    pub alpha: f64,
+    /// Share of the inputs of every adapter that is left out at random.
+    pub dropout: f64,
+    /// Whether the scale is `alpha / √r` instead.
+    pub rslora: bool,
+    /// Other ranks for modules by the end of their names, a regular expression.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Other alphas for modules by the end of their names, a regular expression.
+    pub alpha_pattern: BTreeMap<String, f64>,
+}
+
+impl Default for LoraSection {
+    fn default() -> Self {
+        Self {
+            adapter: PathBuf::new(),
+            target_modules: Names::default(),
+            target_parameters: Vec::new(),
+            exclude_modules: Names::default(),
+            modules_to_save: Vec::new(),
+            r: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            rslora: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+        }
+    }
+}
+
+impl LoraSection {
+    /// Whether the run trains adapters.
+    pub fn is_on(&self) -> bool {
+        let names = self.target_modules.is_empty() && self.target_parameters.is_empty();
+        !names || !self.adapter.as_os_str().is_empty()
+    }
+
+    /// The same as PEFT says it, for the model in `base`.
+    pub fn to_peft(&self, base: &Path) -> AdapterConfig {
+        let some = |names: &Vec<String>| (!names.is_empty()).then(|| names.clone());
+        let given = |names: &Names| (!names.is_empty()).then(|| names.clone());
+        AdapterConfig {
+            base_model_name_or_path: Some(base.to_string_lossy().into_owned()),
+            lora_dropout: self.dropout,
+            use_rslora: self.rslora,
+            target_modules: given(&self.target_modules),
+            target_parameters: some(&self.target_parameters),
+            exclude_modules: given(&self.exclude_modules),
+            modules_to_save: some(&self.modules_to_save),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            ..AdapterConfig::new(self.r, self.alpha)
+        }
+    }
 }
 
 /// What it learns from.
@@ -139,11 +217,21 @@ pub struct OptimSection {
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 leaves them.
     pub clip_norm: f64,
+    /// How much uneven use of experts adds to the loss (`router_aux_loss_coef`; 1e-4 in published configs); 0 leaves
+    /// routing to itself, as transformers does by default. For models with experts.
+    pub router_aux_loss: f64,
 }
 
 impl Default for OptimSection {
     fn default() -> Self {
-        Self { lr: 1e-5, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01, clip_norm: 1.0 }
+        Self {
+            lr: 1e-5,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.01,
+            clip_norm: 1.0,
+            router_aux_loss: 0.0,
+        }
     }
 }
 
@@ -318,6 +406,31 @@ impl RunConfig {
         need(decay.is_finite() && decay >= 0.0, "optim.weight_decay", decay.to_string(), "0 or more")?;
         let clip = self.optim.clip_norm;
         need(clip.is_finite() && clip >= 0.0, "optim.clip_norm", clip.to_string(), "0 (off) or more")?;
+        let router = self.optim.router_aux_loss;
+        need(
+            router.is_finite() && router >= 0.0,
+            "optim.router_aux_loss",
+            router.to_string(),
+            "0 (off) or more",
+        )?;
+        let lora = &self.lora;
+        need((1..=1 << 16).contains(&lora.r), "lora.r", lora.r.to_string(), "1 to 65536")?;
+        need(positive(lora.alpha), "lora.alpha", lora.alpha.to_string(), "a positive number")?;
+        need(share(lora.dropout), "lora.dropout", lora.dropout.to_string(), "from 0 to below 1")?;
+        let saved = format!("{:?}", lora.modules_to_save);
+        need(
+            lora.is_on() || lora.modules_to_save.is_empty(),
+            "lora.modules_to_save",
+            saved,
+            "nothing without lora.target_modules; parts of a model learn with model.learn",
+        )?;
+        let learn = self.model.learn;
+        need(
+            !lora.is_on() || learn == Learn::default(),
+            "model.learn",
+            format!("{learn:?}"),
+            "left out beside [lora]: its weights are frozen, and lora.modules_to_save names parts that learn whole",
+        )?;
         let epochs = self.schedule.epochs;
         need(
             self.schedule.steps > 0 || (positive(epochs) && epochs <= 1e6),
@@ -360,6 +473,8 @@ fn check_keys(path: &Path, table: &Table) -> Result<(), RunConfigError> {
 fn check_table(path: &Path, table: &Table, known: &Table, prefix: &str) -> Result<(), RunConfigError> {
     for (key, value) in table {
         match (known.get(key), value) {
+            // Keys of these tables are names of modules.
+            _ if prefix == "lora." && key.ends_with("_pattern") => {}
             (Some(Value::Table(known)), Value::Table(table)) => {
                 check_table(path, table, known, &format!("{prefix}{key}."))?;
             }

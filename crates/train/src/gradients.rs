@@ -21,6 +21,11 @@ impl NamedGradients {
         Self { by_name: taker.by_name }
     }
 
+    /// Runs a backward pass and takes the gradients of `model`; none if nothing that learns had a part in the loss.
+    pub fn backward(model: &Glm4v, loss: &Tensor<1>) -> Self {
+        if loss.is_tracked() { Self::take(model, loss.backward()) } else { Self::default() }
+    }
+
     /// The gradient of a parameter, none if nothing reached it.
     pub fn remove(&mut self, name: &str) -> Option<Tensor<1>> {
         self.by_name.remove(name)

@@ -3,35 +3,46 @@
 use burn::module::Param;
 use burn::prelude::*;
 use glm4v_model::{Glm4v, NamedMapper, map_named};
+use glm4v_weights::{AdapterConfig, learns_with};
 
 use crate::config::{How, Learn};
 
 /// Stops the gradients of the parts that are frozen; returns how many parameters learn.
 pub fn freeze(model: Glm4v, learn: Learn) -> (Glm4v, usize) {
-    let mut freezer = Freezer { learn, learning: 0 };
+    freeze_where(model, |name| {
+        let mut parts = name.split('.').skip(1); // behind "model"
+        let how = match (parts.next(), parts.next()) {
+            (Some("visual"), Some("merger" | "downsample")) => learn.merger,
+            (Some("visual"), _) => learn.vision,
+            _ => learn.text,
+        };
+        how == How::Frozen
+    })
+}
+
+/// Stops the gradients of all but adapters and what learns whole beside them; returns how many parameters learn.
+pub fn freeze_all_but(model: Glm4v, adapter: &AdapterConfig) -> (Glm4v, usize) {
+    freeze_where(model, |name| !learns_with(adapter, name))
+}
+
+fn freeze_where(model: Glm4v, frozen: impl Fn(&str) -> bool) -> (Glm4v, usize) {
+    let mut freezer = Freezer { frozen, learning: 0 };
     let model = map_named(model, &mut freezer);
     (model, freezer.learning)
 }
 
-struct Freezer {
-    learn: Learn,
+struct Freezer<F> {
+    frozen: F,
     learning: usize,
 }
 
-impl NamedMapper for Freezer {
+impl<F: Fn(&str) -> bool> NamedMapper for Freezer<F> {
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let mut parts = name.split('.').skip(1); // behind "model"
-        let how = match (parts.next(), parts.next()) {
-            (Some("visual"), Some("merger" | "downsample")) => self.learn.merger,
-            (Some("visual"), _) => self.learn.vision,
-            _ => self.learn.text,
-        };
-        match how {
-            How::Full => {
-                self.learning += param.lazy_shape().num_elements();
-                param
-            }
-            How::Frozen => param.set_require_grad(false),
+        // No gradient reaches the router's correction: it only decides who is chosen (a buffer in the reference).
+        if (self.frozen)(name) || name.ends_with("e_score_correction_bias") {
+            return param.set_require_grad(false);
         }
+        self.learning += param.lazy_shape().num_elements();
+        param
     }
 }

@@ -18,13 +18,13 @@ mod session;
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{Checkpoints, TrainerState};
 pub use config::{
-    DataSection, How, Init, Learn, ModelSection, OptimSection, OverlongChoice, RunConfig, RunConfigError,
-    RunSection, ScheduleSection,
+    DataSection, How, Init, Learn, LoraSection, ModelSection, OptimSection, OverlongChoice, RunConfig,
+    RunConfigError, RunSection, ScheduleSection,
 };
 pub use eval::{Answer, Answering, EvalReport, Examined, evaluate};
 pub use gradients::NamedGradients;
-pub use learn::freeze;
-pub use loss::{Targets, cross_entropy, loss};
+pub use learn::{freeze, freeze_all_but};
+pub use loss::{Targets, balanced_loss, cross_entropy, loss};
 pub use metrics::{EvalSummary, Metrics, StepReport};
 pub use schedule::{Schedule, ScheduleKind};
 pub use session::{Observer, Outcome, Plan, Session};

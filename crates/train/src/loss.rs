@@ -4,7 +4,8 @@
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use glm4v_model::{Batch, FusionError, Glm4v};
+use glm4v_model::text::load_balancing_loss;
+use glm4v_model::{Batch, FusionError, Glm4v, Probe};
 
 /// Which scores the loss looks at, and which token each of them should have predicted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,37 @@ impl Targets {
 /// When the batch does not fit the model.
 pub fn loss(model: &Glm4v, batch: &Batch, targets: &Targets) -> Result<Tensor<1>, FusionError> {
     Ok(cross_entropy(model.forward_at(batch, &targets.slots)?, &targets.ids))
+}
+
+/// As [`loss`], plus `coefficient` times the [`load_balancing_loss`] of the experts.
+///
+/// Routing is judged over all positions, so the last layer runs for all of them.
+///
+/// # Errors
+///
+/// When the batch does not fit the model.
+pub fn balanced_loss(
+    model: &Glm4v,
+    batch: &Batch,
+    targets: &Targets,
+    coefficient: f64,
+) -> Result<Tensor<1>, FusionError> {
+    let Some(moe) = model.config.text.moe.as_ref().filter(|_| coefficient > 0.0) else {
+        return loss(model, batch, targets);
+    };
+    let mut probe = Probe::of_routers();
+    let input = model.embed(batch, &mut probe)?;
+    let hidden = model.decode(input, None, &mut probe);
+    let [rows, width, size] = hidden.dims();
+    let slots: Vec<i32> = targets.slots.iter().map(|slot| *slot as i32).collect();
+    let slots = Tensor::<1, Int>::from_data(TensorData::new(slots, [targets.slots.len()]), &hidden.device());
+    let logits = model.head(hidden.reshape([rows * width, size]).select(0, slots));
+    let loss = cross_entropy(logits, &targets.ids);
+    let uneven = load_balancing_loss(&probe.into_routers(), &batch.attention_mask, moe.num_experts_per_tok);
+    Ok(match uneven {
+        Some(uneven) => loss + uneven * coefficient,
+        None => loss,
+    })
 }
 
 /// Mean cross entropy of `[N, V]` scores, in f32 whatever their type.

@@ -14,15 +14,18 @@ use glm4v_data::{
 };
 use glm4v_model::{Glm4v, Precision, initialize};
 use glm4v_processor::Processor;
-use glm4v_weights::{ModelFolder, StagedFolder, WeightsError, remove_leftovers, save_model, write_file};
+use glm4v_weights::{
+    AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, WeightsError, attach, remove_leftovers,
+    write_file,
+};
 
 use crate::adamw::{AdamW, AdamWConfig};
-use crate::checkpoint::{CHECKPOINTS, Checkpoints, OPTIMIZER, TrainerState};
+use crate::checkpoint::{CHECKPOINTS, Checkpoints, Learned, OPTIMIZER, TrainerState};
 use crate::config::{Init, OverlongChoice, RunConfig};
 use crate::eval::{Answering, EvalReport, evaluate};
 use crate::gradients::NamedGradients;
-use crate::learn::freeze;
-use crate::loss::{Targets, loss};
+use crate::learn::{freeze, freeze_all_but};
+use crate::loss::{Targets, balanced_loss};
 use crate::metrics::{EvalSummary, Metrics, StepReport, last_step};
 use crate::schedule::Schedule;
 use crate::{Remains, TrainError};
@@ -58,6 +61,8 @@ pub struct Plan {
     pub train_records: usize,
     /// Records to be examined on.
     pub eval_records: usize,
+    /// Modules with an adapter; the experts of a layer count once.
+    pub adapted: Vec<String>,
 }
 
 /// What a run leaves.
@@ -73,7 +78,10 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Session {
     config: RunConfig,
-    precision: Precision,
+    learned: Learned,
+    adapted: Vec<String>,
+    /// Whether any adapter leaves inputs out at random.
+    drops_out: bool,
     model: Option<Glm4v>,
     optimizer: AdamW,
     schedule: Schedule,
@@ -134,40 +142,28 @@ impl Session {
         claim(run)?;
 
         let device = device.clone().autodiff();
+        let start = Start { config: &config, origin: &origin, device: &device, precision };
         let (mut step, mut sampler_state) = (0, None);
-        let (model, optimizer) = match &checkpoint {
-            Some(folder) => {
-                let state = Checkpoints::state(folder)?;
-                step = state.step;
-                sampler_state = state.sampler;
-                if let Some(state) = state.sampler {
-                    sampler.restore(state)?;
-                }
-                let saved = ModelFolder::open(folder)?;
-                if saved.config() != origin.config() {
-                    return Err(TrainError::OtherModel {
-                        checkpoint: folder.clone(),
-                        folder: origin.path().to_owned(),
-                    });
-                }
-                let model = saved.load(&device, precision)?;
-                let optimizer = AdamW::load(settings, &folder.join(OPTIMIZER), &model)?;
-                (model, optimizer)
+        if let Some(folder) = &checkpoint {
+            let state = Checkpoints::state(folder)?;
+            step = state.step;
+            sampler_state = state.sampler;
+            if let Some(state) = state.sampler {
+                sampler.restore(state)?;
             }
-            None => {
-                let model = match config.model.init {
-                    Init::Weights => origin.load(&device, precision)?,
-                    Init::Fresh => {
-                        initialize(origin.config().init(&device), config.run.seed, precision.dtype())
-                    }
-                };
-                (model, AdamW::new(settings))
-            }
+        }
+        let Started { model, learned, adapted, learning } = match config.lora.is_on() {
+            true => start.adapter(checkpoint.as_deref())?,
+            false => start.whole(checkpoint.as_deref())?,
         };
-        let (model, learning) = freeze(model, config.model.learn);
         if learning == 0 {
             return Err(TrainError::NothingLearns);
         }
+        let drops_out = matches!(&learned, Learned::Adapter(config) if config.lora_dropout > 0.0);
+        let optimizer = match &checkpoint {
+            Some(folder) => AdamW::load(settings, &folder.join(OPTIMIZER), &model)?,
+            None => AdamW::new(settings),
+        };
         let schedule = Schedule {
             kind: config.schedule.kind,
             lr: config.optim.lr,
@@ -177,7 +173,9 @@ impl Session {
         write_file(&config.run.folder.join("config.toml"), config.to_toml().as_bytes())?;
         Ok(Self {
             config,
-            precision,
+            learned,
+            adapted,
+            drops_out,
             model: Some(model),
             optimizer,
             schedule,
@@ -203,6 +201,7 @@ impl Session {
             learning: self.learning,
             train_records: self.train.len(),
             eval_records: self.eval.as_ref().map_or(0, Dataset::len),
+            adapted: self.adapted.clone(),
         }
     }
 
@@ -279,9 +278,14 @@ impl Session {
             observer.dropped(loaded.dropped.len());
         }
         let targets = Targets::of(&loaded.batch);
-        let loss = loss(self.model(), &loaded.batch, &targets)?;
-        let gradients = NamedGradients::take(self.model(), loss.backward());
-        let norm = gradients.norm().ok_or(TrainError::NothingLearns)?;
+        if self.drops_out {
+            // Every step begins its own random numbers: a run that goes on draws what it would have drawn.
+            self.model().device().seed(self.config.run.seed ^ (self.step as u64 + 1).rotate_left(32));
+        }
+        let loss = balanced_loss(self.model(), &loaded.batch, &targets, self.config.optim.router_aux_loss)?;
+        let gradients = NamedGradients::backward(self.model(), &loss);
+        // A batch without pictures moves nothing where the vision tower alone learns.
+        let norm = gradients.norm().unwrap_or_else(|| Tensor::zeros([1], &loss.device().inner()));
         // One read for both: each makes the device wait.
         let numbers = Tensor::cat(vec![loss.inner(), norm.inner()], 0).cast(DType::F32).try_into_data();
         let numbers = numbers.map_err(|error| TrainError::Device(format!("{error:?}")))?;
@@ -348,8 +352,7 @@ impl Session {
         };
         Checkpoints::of(&self.config.run.folder).save(
             self.model(),
-            &self.config.model.folder,
-            self.precision,
+            &self.learned,
             &self.optimizer,
             &state,
             self.config.run.keep,
@@ -359,9 +362,85 @@ impl Session {
     fn finish(&self) -> Result<PathBuf, WeightsError> {
         let folder = self.config.run.folder.join(FINAL);
         let staged = StagedFolder::new(&folder)?;
-        save_model(self.model(), &self.config.model.folder, staged.path(), self.precision)?;
+        self.learned.save(self.model(), staged.path())?;
         staged.publish()?;
         Ok(folder)
+    }
+}
+
+/// What the first weights of a run are made from.
+struct Start<'a> {
+    config: &'a RunConfig,
+    origin: &'a ModelFolder,
+    device: &'a Device,
+    precision: Precision,
+}
+
+/// A network that is ready to learn.
+struct Started {
+    model: Glm4v,
+    learned: Learned,
+    adapted: Vec<String>,
+    learning: usize,
+}
+
+impl Start<'_> {
+    /// The model's own weights learn: those of the checkpoint, of the folder, or fresh ones.
+    fn whole(&self, checkpoint: Option<&Path>) -> Result<Started, TrainError> {
+        let model = match checkpoint {
+            Some(folder) => {
+                let other = || TrainError::OtherModel {
+                    checkpoint: folder.to_owned(),
+                    folder: self.origin.path().to_owned(),
+                };
+                if !folder.join("config.json").exists() {
+                    return Err(other()); // an adapter's
+                }
+                let saved = ModelFolder::open(folder)?;
+                if saved.config() != self.origin.config() {
+                    return Err(other());
+                }
+                saved.load(self.device, self.precision)?
+            }
+            None => self.base()?,
+        };
+        let (model, learning) = freeze(model, self.config.model.learn);
+        let learned = Learned::Model { origin: self.origin.path().to_owned(), precision: self.precision };
+        Ok(Started { model, learned, adapted: Vec::new(), learning })
+    }
+
+    /// Adapters learn: those of the checkpoint, of `lora.adapter`, or fresh ones.
+    fn adapter(&self, checkpoint: Option<&Path>) -> Result<Started, TrainError> {
+        let lora = &self.config.lora;
+        let given =
+            (!lora.adapter.as_os_str().is_empty()).then(|| AdapterFolder::open(&lora.adapter)).transpose()?;
+        let config = match &given {
+            Some(folder) => AdapterConfig {
+                base_model_name_or_path: Some(self.origin.path().to_string_lossy().into_owned()),
+                ..folder.config().clone()
+            },
+            None => lora.to_peft(self.origin.path()),
+        };
+        // Attached first in any case: this is what finds out whether the targets are there.
+        let (model, adapted) = attach(self.base()?, &config, self.config.run.seed, self.precision)?;
+        let saved = checkpoint.map(AdapterFolder::open).transpose()?;
+        let model = match saved.or(given) {
+            Some(folder) => folder.apply(model, self.precision)?,
+            None => model,
+        };
+        let (model, learning) = freeze_all_but(model, &config);
+        Ok(Started { model, learned: Learned::Adapter(config), adapted, learning })
+    }
+
+    /// The folder's weights, or fresh ones.
+    fn base(&self) -> Result<Glm4v, TrainError> {
+        Ok(match self.config.model.init {
+            Init::Weights => self.origin.load(self.device, self.precision)?,
+            Init::Fresh => {
+                let network = self.origin.config().init(self.device);
+                initialize(network, self.config.run.seed, self.precision.dtype())
+            }
+        })
     }
 }
 

@@ -14,6 +14,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adapter;
 mod convert;
 mod file;
 mod folder;
@@ -21,6 +22,7 @@ mod load;
 mod publish;
 mod save;
 
+pub use adapter::{AdapterConfig, AdapterFolder, Names, attach, learns_with, save_adapter};
 pub use convert::floats;
 pub use file::{TensorFile, write_tensors};
 pub use folder::ModelFolder;
@@ -109,6 +111,9 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
     },
+    /// An adapter that cannot be read, or does not fit the network.
+    #[error("{0}")]
+    Adapter(String),
     /// The tensors of a folder do not fit the network of its config.
     #[error("{}: {}", folder.display(), describe_mismatch(missing, misshapen))]
     Mismatch {
@@ -136,10 +141,10 @@ impl WeightsError {
 /// How many names an error lists before it counts the rest.
 const LISTED: usize = 8;
 
-/// A list of names, cut where it would fill the screen.
-pub(crate) fn list_names(names: &[String]) -> String {
-    let shown = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(LISTED) {
+/// A list of names, cut behind `most` of them.
+pub(crate) fn list_names(names: &[String], most: usize) -> String {
+    let shown = names.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(most) {
         0 => shown,
         more => format!("{shown} and {more} more"),
     }
@@ -153,7 +158,7 @@ fn describe_mismatch(missing: &[String], misshapen: &[(String, Vec<usize>, Vec<u
         } else {
             format!("{} tensors are", missing.len())
         };
-        parts.push(format!("{count} missing: {}", list_names(missing)));
+        parts.push(format!("{count} missing: {}", list_names(missing, LISTED)));
     }
     if !misshapen.is_empty() {
         let lines: Vec<String> = misshapen
@@ -164,7 +169,7 @@ fn describe_mismatch(missing: &[String], misshapen: &[(String, Vec<usize>, Vec<u
             1 => "1 tensor has".to_owned(),
             more => format!("{more} tensors have"),
         };
-        parts.push(format!("{count} another shape: {}", list_names(&lines)));
+        parts.push(format!("{count} another shape: {}", list_names(&lines, LISTED)));
     }
     parts.join("; ")
 }

@@ -8,7 +8,7 @@ use glm4v_infer::{GenerationConfig, Sampling};
 use glm4v_train::{Examined, evaluate};
 use serde_json::json;
 
-use super::{open_model, print_line};
+use super::{load_model, open_model, print_line};
 use crate::answering::Greedy;
 use crate::args::{Eval, Global};
 use crate::progress::Progress;
@@ -25,7 +25,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let dataset = Dataset::new(records, processor.clone(), DatasetOptions::default());
     let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
     config.sampling = Sampling::greedy();
-    let model = folder.load(&device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
     let stop = interrupt::listen("stopping")?;
     let mut answering = Greedy { processor: &processor, config, stop };
     let mut progress = Progress::new(global.quiet);

@@ -8,11 +8,10 @@ use std::time::Instant;
 use anyhow::Context;
 use glm4v_infer::{Finish, GenerationConfig, Sampling, TextStream, generate as run, prompt_sample};
 use glm4v_model::{Batch, PaddingSide};
-use glm4v_processor::RenderOptions;
 use glm4v_weights::ModelFolder;
 use serde_json::json;
 
-use super::{open_model, print_line};
+use super::{load_model, open_model, print_line};
 use crate::args::{Generate, Global};
 use crate::{device, interrupt};
 
@@ -21,10 +20,10 @@ pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
     let (folder, processor) = open_model(&args.model)?;
     let config = settings(args, &folder)?;
     let processor = args.inputs.apply(processor);
-    let encoded = processor.encode(&args.prompt.messages()?, &RenderOptions::prompt())?;
+    let encoded = processor.encode(&args.prompt.messages()?, &args.rendering.options()?)?;
     let tokenizer = processor.tokenizer();
     let batch = Batch::collate(&[prompt_sample(encoded)], tokenizer.special().end_of_text, PaddingSide::Left);
-    let model = folder.load(&device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
     let stop = interrupt::listen("stopping")?;
 
     let start = Instant::now();

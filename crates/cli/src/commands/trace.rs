@@ -7,10 +7,9 @@ use anyhow::ensure;
 use burn::tensor::TensorData;
 use glm4v_infer::{GenerationConfig, generate, prompt_sample};
 use glm4v_model::{Batch, PaddingSide, Positions, Precision, Probe};
-use glm4v_processor::RenderOptions;
 use glm4v_weights::{floats, write_tensors};
 
-use super::{open_model, print_line};
+use super::{load_model, open_model, print_line};
 use crate::args::{Global, Trace};
 use crate::device;
 
@@ -19,10 +18,10 @@ pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
     let (device, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
     let processor = args.inputs.apply(processor);
-    let encoded = processor.encode(&args.prompt.messages()?, &RenderOptions::prompt())?;
+    let encoded = processor.encode(&args.prompt.messages()?, &args.rendering.options()?)?;
     let pad = processor.tokenizer().special().end_of_text;
     let batch = Batch::collate(&[prompt_sample(encoded)], pad, PaddingSide::Left);
-    let model = folder.load(&device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
 
     let mut probe = if args.activations { Probe::on() } else { Probe::off() };
     let input = model.embed(&batch, &mut probe)?;

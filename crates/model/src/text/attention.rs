@@ -9,10 +9,11 @@ use burn::prelude::*;
 
 use crate::attention::{CausalMask, attend_causal};
 use crate::cache::LayerCache;
-use crate::config::TextConfig;
+use crate::config::{TextConfig, TextRopeConfig};
 use crate::linear::{Linear, LinearConfig};
 use crate::probe::Probe;
-use crate::rope::{RotaryTable, rotate_pairs};
+use crate::rope::{RotaryTable, rotate_text};
+use crate::site::Site;
 
 /// Causal self-attention.
 #[derive(Module, Debug)]
@@ -27,21 +28,25 @@ pub struct TextAttention {
     pub o_proj: Linear,
     /// `Dh`
     pub head_dim: usize,
+    /// How positions turn queries and keys.
+    #[module(skip)]
+    pub rope: TextRopeConfig,
 }
 
 impl TextAttention {
     /// Builds the layer.
-    pub(crate) fn init(config: &TextConfig, device: &Device) -> Self {
+    pub(crate) fn init(config: &TextConfig, site: &Site) -> Self {
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
-        // Biased whatever `attention_bias` says: modeling_glm4v.py, Glm4vTextAttention.
-        let biased = |d_output| LinearConfig::new(config.hidden_size, d_output).with_bias(true).init(device);
+        let bias = config.attention_bias;
+        let inward = |d_output| LinearConfig::new(config.hidden_size, d_output).with_bias(bias).init(site);
         Self {
-            q_proj: biased(queries),
-            k_proj: biased(keys),
-            v_proj: biased(keys),
-            o_proj: LinearConfig::new(queries, config.hidden_size).init(device),
+            q_proj: inward(queries),
+            k_proj: inward(keys),
+            v_proj: inward(keys),
+            o_proj: LinearConfig::new(queries, config.hidden_size).init(site),
             head_dim: config.head_dim,
+            rope: config.rope.clone(),
         }
     }
 
@@ -70,8 +75,8 @@ impl TextAttention {
             let count = x.dims()[2] / self.head_dim;
             x.reshape([rows, width, count, self.head_dim])
         };
-        let q = rotate_pairs(heads(q), rotary).swap_dims(1, 2); // [B, H, S, Dh]
-        let k = rotate_pairs(heads(k), rotary).swap_dims(1, 2); // [B, Hk, S, Dh]
+        let q = rotate_text(heads(q), rotary, &self.rope).swap_dims(1, 2); // [B, H, S, Dh]
+        let k = rotate_text(heads(k), rotary, &self.rope).swap_dims(1, 2); // [B, Hk, S, Dh]
         let v = heads(v).swap_dims(1, 2);
         let (k, v) = match cache {
             Some(cache) => cache.append(k, v),

@@ -7,15 +7,17 @@
 use burn::prelude::*;
 
 use super::attention::TextAttention;
-use super::mlp::TextMlp;
+use super::mlp::FeedForward;
 use crate::attention::CausalMask;
 use crate::cache::LayerCache;
 use crate::config::TextConfig;
 use crate::norm::RmsNorm;
 use crate::probe::Probe;
 use crate::rope::RotaryTable;
+use crate::site::Site;
 
-/// Sandwich-norm layer: what attention and feed-forward add is normalised before and after.
+/// Norm, attention, sum; norm, feed-forward, sum. Most members of the family normalise what is added once more before
+/// the sum (sandwich norms).
 #[derive(Module, Debug)]
 pub struct TextLayer {
     /// Before the attention.
@@ -23,26 +25,26 @@ pub struct TextLayer {
     /// Causal attention.
     pub self_attn: TextAttention,
     /// After the attention, before its sum with the stream.
-    pub post_self_attn_layernorm: RmsNorm,
+    pub post_self_attn_layernorm: Option<RmsNorm>,
     /// Before the feed-forward, whatever its name says.
     pub post_attention_layernorm: RmsNorm,
     /// Feed-forward.
-    pub mlp: TextMlp,
+    pub mlp: FeedForward,
     /// After the feed-forward, before its sum with the stream.
-    pub post_mlp_layernorm: RmsNorm,
+    pub post_mlp_layernorm: Option<RmsNorm>,
 }
 
 impl TextLayer {
-    /// Builds the layer.
-    pub(crate) fn init(config: &TextConfig, device: &Device) -> Self {
-        let norm = || RmsNorm::init(config.hidden_size, config.rms_norm_eps, device);
+    /// Builds layer `index`.
+    pub(crate) fn init(config: &TextConfig, index: usize, site: &Site) -> Self {
+        let norm = || RmsNorm::init(config.hidden_size, config.rms_norm_eps, &site.device);
         Self {
             input_layernorm: norm(),
-            self_attn: TextAttention::init(config, device),
-            post_self_attn_layernorm: norm(),
+            self_attn: TextAttention::init(config, site),
+            post_self_attn_layernorm: config.sandwich_norms.then(norm),
             post_attention_layernorm: norm(),
-            mlp: TextMlp::init(config, device),
-            post_mlp_layernorm: norm(),
+            mlp: FeedForward::init(config, index, site),
+            post_mlp_layernorm: config.sandwich_norms.then(norm),
         }
     }
 
@@ -81,9 +83,7 @@ impl TextLayer {
         probe.keep_inside("input_layernorm", &normal);
         let mixed = self.self_attn.forward(normal, rotary, mask, cache, probe);
         probe.keep_inside("self_attn", &mixed);
-        let mixed = self.post_self_attn_layernorm.forward(mixed);
-        probe.keep_inside("post_self_attn_layernorm", &mixed);
-        x + mixed
+        x + again(&self.post_self_attn_layernorm, mixed, "post_self_attn_layernorm", probe)
     }
 
     /// The second half: feed-forward, each position on its own.
@@ -96,8 +96,14 @@ impl TextLayer {
         probe.keep_inside("post_attention_layernorm", &normal);
         let fed = self.mlp.forward(normal, probe);
         probe.keep_inside("mlp", &fed);
-        let fed = self.post_mlp_layernorm.forward(fed);
-        probe.keep_inside("post_mlp_layernorm", &fed);
-        x + fed
+        x + again(&self.post_mlp_layernorm, fed, "post_mlp_layernorm", probe)
     }
+}
+
+/// Normalises what is added, where the layer has a norm for it.
+fn again(norm: &Option<RmsNorm>, x: Tensor<3>, name: &str, probe: &mut Probe) -> Tensor<3> {
+    let Some(norm) = norm else { return x };
+    let x = norm.forward(x);
+    probe.keep_inside(name, &x);
+    x
 }

@@ -6,24 +6,26 @@
 
 mod attention;
 mod block;
+mod experts;
 mod mlp;
 
 pub use attention::TextAttention;
 pub use block::TextLayer;
-pub use mlp::TextMlp;
+pub use experts::{Experts, Router, load_balancing_loss};
+pub use mlp::{FeedForward, FusedMlp};
 
-use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
 use crate::attention::CausalMask;
 use crate::cache::Cache;
 use crate::config::{TextConfig, TextRopeConfig};
-use crate::linear::empty;
+use crate::matrix::Matrix;
 use crate::norm::RmsNorm;
 use crate::positions::Positions;
 use crate::probe::Probe;
-use crate::rope::RotaryTable;
+use crate::rope::{RotaryTable, unsigned_sines};
+use crate::site::Site;
 
 /// Embeddings to hidden states.
 #[derive(Module, Debug)]
@@ -43,7 +45,7 @@ pub struct TextModel {
 #[derive(Module, Debug)]
 pub struct TokenEmbedding {
     /// `[V, D]`
-    pub weight: Param<Tensor<2>>,
+    pub weight: Matrix,
 }
 
 impl TokenEmbedding {
@@ -54,20 +56,21 @@ impl TokenEmbedding {
     /// - ids: `[B · S]`, row-major
     /// - output: `[B, S, D]`
     pub fn forward(&self, ids: &[u32], [rows, width]: [usize; 2]) -> Tensor<3> {
-        let weight = self.weight.val();
-        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, width]), &weight.device());
-        burn::tensor::module::embedding(weight, ids)
+        let found = self.weight.rows(ids);
+        let size = found.dims()[1];
+        found.reshape([rows, width, size])
     }
 }
 
 impl TextModel {
     /// Builds the decoder.
-    pub(crate) fn init(config: &TextConfig, device: &Device) -> Self {
+    pub(crate) fn init(config: &TextConfig, site: &Site) -> Self {
         Self {
-            embed_tokens: TokenEmbedding { weight: empty([config.vocab_size, config.hidden_size], device) },
-            layers: (0..config.num_hidden_layers).map(|_| TextLayer::init(config, device)).collect(),
-            norm: RmsNorm::init(config.hidden_size, config.rms_norm_eps, device),
+            embed_tokens: TokenEmbedding {
+                weight: Matrix::init([config.vocab_size, config.hidden_size], site),
+            },
+            layers: (0..config.num_hidden_layers).map(|index| TextLayer::init(config, index, site)).collect(),
+            norm: RmsNorm::init(config.hidden_size, config.rms_norm_eps, &site.device),
             rope: config.rope.clone(),
         }
     }
@@ -134,9 +137,9 @@ impl TextModel {
         probe.enter("text");
         probe.keep("inputs_embeds", &embeds);
         if probe.is_on() {
-            let rotated = |table: Tensor<3>| table.narrow(2, 0, self.rope.rotary_dim); // [B, S, R]
-            probe.keep("rotary.cos", &rotated(rotary.cos.clone().squeeze_dim(2)));
-            probe.keep("rotary.sin", &rotated(unsigned_sines(&rotary.sin)));
+            let cosines = rotary.cos.clone().squeeze_dim::<3>(2).narrow(2, 0, self.rope.rotary_dim); // [B, S, R]
+            probe.keep("rotary.cos", &cosines);
+            probe.keep("rotary.sin", &unsigned_sines(&rotary, &self.rope));
         }
         let mut x = embeds;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -165,11 +168,4 @@ fn pick(states: Tensor<3>, slots: &[usize]) -> Tensor<3> {
     let index: Vec<i32> = slots.iter().map(|slot| *slot as i32).collect();
     let index = Tensor::<1, Int>::from_data(TensorData::new(index, [slots.len()]), &states.device());
     states.reshape([1, rows * width, size]).select(1, index)
-}
-
-/// The sines as the reference keeps them, `[B, S, Dh]`: our table has the sign of the rotation in it.
-fn unsigned_sines(table: &Tensor<4>) -> Tensor<3> {
-    let [rows, width, _, head_dim] = table.dims();
-    let pairs = table.clone().reshape([rows, width, head_dim / 2, 2]);
-    pairs.narrow(3, 1, 1).expand([rows, width, head_dim / 2, 2]).reshape([rows, width, head_dim])
 }

@@ -10,8 +10,10 @@ use crate::attention::attend_all;
 use crate::batch::Grid;
 use crate::config::VisionConfig;
 use crate::linear::{Linear, LinearConfig};
+use crate::norm::RmsNorm;
 use crate::probe::Probe;
 use crate::rope::{RotaryTable, rotate_halves};
+use crate::site::Site;
 
 /// Self-attention within frames.
 #[derive(Module, Debug)]
@@ -20,6 +22,10 @@ pub struct VisionAttention {
     pub qkv: Linear,
     /// `D -> D`
     pub proj: Linear,
+    /// Over each head's queries.
+    pub q_norm: Option<RmsNorm>,
+    /// Over each head's keys.
+    pub k_norm: Option<RmsNorm>,
     /// `H`
     pub num_heads: usize,
 }
@@ -45,11 +51,14 @@ impl FrameRun {
 
 impl VisionAttention {
     /// Builds the layer.
-    pub(crate) fn init(config: &VisionConfig, device: &Device) -> Self {
+    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
         let width = config.hidden_size;
+        let norm = || RmsNorm::init(width / config.num_heads, config.rms_norm_eps, &site.device);
         Self {
-            qkv: LinearConfig::new(width, 3 * width).init(device),
-            proj: LinearConfig::new(width, width).init(device),
+            qkv: LinearConfig::new(width, 3 * width).with_bias(config.qkv_bias).init(site),
+            proj: LinearConfig::new(width, width).with_bias(config.block_bias).init(site),
+            q_norm: config.qk_norm.then(norm),
+            k_norm: config.qk_norm.then(norm),
             num_heads: config.num_heads,
         }
     }
@@ -73,7 +82,7 @@ impl VisionAttention {
         let qkv = self.qkv.forward(x); // [P, 3D]
         probe.keep_inside("attn.qkv", &qkv);
         let qkv = qkv.reshape([patches, 3 * heads, head_dim]); // queries, keys, values
-        let turned = rotate_halves(qkv.clone().narrow(1, 0, 2 * heads), rotary); // [P, 2H, Dh]
+        let turned = rotate_halves(self.queries_and_keys(&qkv), rotary); // [P, 2H, Dh]
         let values = qkv.narrow(1, 2 * heads, heads); // [P, H, Dh]
         let mut first = 0;
         let mut parts = Vec::with_capacity(runs.len());
@@ -96,5 +105,24 @@ impl VisionAttention {
         let out = self.proj.forward(Tensor::cat(parts, 0));
         probe.keep_inside("attn.proj", &out);
         out
+    }
+
+    /// Queries and keys side by side, normalised where the layer has norms for them.
+    ///
+    /// # Shapes
+    ///
+    /// - qkv: `[P, 3H, Dh]`
+    /// - output: `[P, 2H, Dh]`
+    fn queries_and_keys(&self, qkv: &Tensor<3>) -> Tensor<3> {
+        let heads = self.num_heads;
+        let both = qkv.clone().narrow(1, 0, 2 * heads);
+        match (&self.q_norm, &self.k_norm) {
+            (Some(q_norm), Some(k_norm)) => {
+                let q = q_norm.forward(both.clone().narrow(1, 0, heads));
+                let k = k_norm.forward(both.narrow(1, heads, heads));
+                Tensor::cat(vec![q, k], 1)
+            }
+            _ => both,
+        }
     }
 }

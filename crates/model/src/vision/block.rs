@@ -2,17 +2,17 @@
 //!
 //! Checkpoint names: `model.visual.blocks.{i}.*`.
 //!
-//! Dimensions: `P` patches, `D` width of the stream, `F` width inside the gate.
+//! Dimensions: `P` patches, `D` width of the stream.
 
 use burn::prelude::*;
-use burn::tensor::activation::silu;
 
 use super::attention::{FrameRun, VisionAttention};
 use crate::config::VisionConfig;
-use crate::linear::{Linear, LinearConfig};
+use crate::mlp::GatedMlp;
 use crate::norm::RmsNorm;
 use crate::probe::Probe;
 use crate::rope::RotaryTable;
+use crate::site::Site;
 
 /// Pre-norm block: attention within frames, then a gated feed-forward.
 #[derive(Module, Debug)]
@@ -24,30 +24,19 @@ pub struct VisionBlock {
     /// Before the feed-forward.
     pub norm2: RmsNorm,
     /// Feed-forward.
-    pub mlp: VisionMlp,
-}
-
-/// SwiGLU feed-forward: `down_proj(silu(gate_proj(x)) · up_proj(x))`.
-#[derive(Module, Debug)]
-pub struct VisionMlp {
-    /// `D -> F`
-    pub gate_proj: Linear,
-    /// `D -> F`
-    pub up_proj: Linear,
-    /// `F -> D`
-    pub down_proj: Linear,
+    pub mlp: GatedMlp,
 }
 
 impl VisionBlock {
     /// Builds the block.
-    pub(crate) fn init(config: &VisionConfig, device: &Device) -> Self {
-        let norm = || RmsNorm::init(config.hidden_size, config.rms_norm_eps, device);
+    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
+        let width = config.hidden_size;
+        let norm = || RmsNorm::init(width, config.rms_norm_eps, &site.device);
         Self {
             norm1: norm(),
-            attn: VisionAttention::init(config, device),
+            attn: VisionAttention::init(config, site),
             norm2: norm(),
-            // The gate is as wide as the tower's output, not `intermediate_size`: modeling_glm4v.py, Glm4VisionMlp.
-            mlp: VisionMlp::init(config.hidden_size, config.out_hidden_size, device),
+            mlp: GatedMlp::init(width, config.block_intermediate_size, config.block_bias, site),
         }
     }
 
@@ -74,25 +63,5 @@ impl VisionBlock {
         let fed = self.mlp.forward(normal, probe);
         probe.keep_inside("mlp", &fed);
         x + fed
-    }
-}
-
-impl VisionMlp {
-    fn init(width: usize, inner: usize, device: &Device) -> Self {
-        Self {
-            gate_proj: LinearConfig::new(width, inner).init(device),
-            up_proj: LinearConfig::new(width, inner).init(device),
-            down_proj: LinearConfig::new(inner, width).init(device),
-        }
-    }
-
-    fn forward(&self, x: Tensor<2>, probe: &mut Probe) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone()); // [P, F]
-        probe.keep_inside("mlp.gate_proj", &gate);
-        let up = self.up_proj.forward(x);
-        probe.keep_inside("mlp.up_proj", &up);
-        let out = self.down_proj.forward(silu(gate) * up);
-        probe.keep_inside("mlp.down_proj", &out);
-        out
     }
 }

@@ -11,7 +11,7 @@ use burn::tensor::{DType, TensorData};
 
 use crate::batch::Grid;
 use crate::config::VisionConfig;
-use crate::linear::empty;
+use crate::matrix::empty;
 
 /// Patches to vectors.
 #[derive(Module, Debug)]

@@ -11,9 +11,11 @@ use burn::tensor::activation::{gelu, silu};
 use burn::tensor::module::linear;
 
 use crate::config::VisionConfig;
-use crate::linear::{Linear, LinearConfig, empty};
+use crate::linear::{Linear, LinearConfig};
+use crate::matrix::empty;
 use crate::norm::LayerNorm;
 use crate::probe::Probe;
+use crate::site::Site;
 
 /// A convolution over blocks of patches whose kernel is its stride.
 #[derive(Module, Debug)]
@@ -26,8 +28,9 @@ pub struct Downsample {
 
 impl Downsample {
     /// Builds the convolution.
-    pub(crate) fn init(config: &VisionConfig, device: &Device) -> Self {
+    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
         let side = config.spatial_merge_size;
+        let device = &site.device;
         Self {
             weight: empty([config.out_hidden_size, config.hidden_size, side, side], device),
             bias: empty([config.out_hidden_size], device),
@@ -68,13 +71,13 @@ pub struct PatchMerger {
 
 impl PatchMerger {
     /// Builds the merger.
-    pub(crate) fn init(config: &VisionConfig, device: &Device) -> Self {
-        let (width, inner) = (config.out_hidden_size, config.intermediate_size);
-        let linear = |d_input, d_output| LinearConfig::new(d_input, d_output).init(device);
+    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
+        let (width, inner) = (config.out_hidden_size, config.merger_intermediate_size);
+        let linear = |d_input, d_output| LinearConfig::new(d_input, d_output).init(site);
         Self {
             proj: linear(width, width),
             // torch's default epsilon: the config's belongs to the RMS norms.
-            post_projection_norm: LayerNorm::init(width, 1e-5, device),
+            post_projection_norm: LayerNorm::init(width, 1e-5, &site.device),
             gate_proj: linear(width, inner),
             up_proj: linear(width, inner),
             down_proj: linear(inner, width),

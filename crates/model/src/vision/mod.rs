@@ -10,7 +10,7 @@ mod embed;
 mod merger;
 
 pub use attention::VisionAttention;
-pub use block::{VisionBlock, VisionMlp};
+pub use block::VisionBlock;
 pub use embed::{PatchEmbed, PatchProjection, PositionEmbedding, PositionTable};
 pub use merger::{Downsample, PatchMerger};
 
@@ -22,6 +22,7 @@ use crate::config::VisionConfig;
 use crate::norm::RmsNorm;
 use crate::probe::Probe;
 use crate::rope::RotaryTable;
+use crate::site::Site;
 use attention::FrameRun;
 
 /// Patches to tokens.
@@ -30,9 +31,9 @@ pub struct VisionTower {
     /// Pixels to the stream.
     pub patch_embed: PatchEmbed,
     /// Learned positions.
-    pub embeddings: PositionEmbedding,
+    pub embeddings: Option<PositionEmbedding>,
     /// After the patch map.
-    pub post_conv_layernorm: RmsNorm,
+    pub post_conv_layernorm: Option<RmsNorm>,
     /// The blocks.
     pub blocks: Vec<VisionBlock>,
     /// After the blocks.
@@ -47,16 +48,17 @@ pub struct VisionTower {
 
 impl VisionTower {
     /// Builds the tower.
-    pub(crate) fn init(config: &VisionConfig, device: &Device) -> Self {
+    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
+        let device = &site.device;
         let norm = || RmsNorm::init(config.hidden_size, config.rms_norm_eps, device);
         Self {
             patch_embed: PatchEmbed::init(config, device),
-            embeddings: PositionEmbedding::init(config, device),
-            post_conv_layernorm: norm(),
-            blocks: (0..config.depth).map(|_| VisionBlock::init(config, device)).collect(),
+            embeddings: config.learned_positions.then(|| PositionEmbedding::init(config, device)),
+            post_conv_layernorm: config.learned_positions.then(norm),
+            blocks: (0..config.depth).map(|_| VisionBlock::init(config, site)).collect(),
             post_layernorm: norm(),
-            downsample: Downsample::init(config, device),
-            merger: PatchMerger::init(config, device),
+            downsample: Downsample::init(config, site),
+            merger: PatchMerger::init(config, site),
             spatial_merge_size: config.spatial_merge_size,
         }
     }
@@ -74,10 +76,12 @@ impl VisionTower {
         let pixels = TensorData::new(patches.values.clone(), [count, values]);
         let pixels = Tensor::<2>::from_data(pixels, (&device, DType::F32));
         probe.enter("vision");
-        let x = self.patch_embed.forward(pixels); // [P, H]
+        let mut x = self.patch_embed.forward(pixels); // [P, H]
         probe.keep("patch_embed", &x);
-        let x = self.post_conv_layernorm.forward(x);
-        probe.keep("post_conv_layernorm", &x);
+        if let Some(norm) = &self.post_conv_layernorm {
+            x = norm.forward(x);
+            probe.keep("post_conv_layernorm", &x);
+        }
         let [_, hidden] = x.dims();
         let head_dim = self.blocks.first().map_or(4, |block| hidden / block.attn.num_heads);
         let rotary = RotaryTable::vision(head_dim, self.spatial_merge_size, &patches.grids, &device);
@@ -85,8 +89,10 @@ impl VisionTower {
             probe.keep("rotary.cos", &rotary.cos.clone().squeeze_dim::<2>(1));
             probe.keep("rotary.sin", &unsigned_sines(&rotary.sin));
         }
-        let mut x = self.embeddings.forward(x, &patches.grids);
-        probe.keep("embeddings", &x);
+        if let Some(embeddings) = &self.embeddings {
+            x = embeddings.forward(x, &patches.grids);
+            probe.keep("embeddings", &x);
+        }
         let runs = FrameRun::of(&patches.grids);
         for (index, block) in self.blocks.iter().enumerate() {
             probe.enter_block("blocks", index);

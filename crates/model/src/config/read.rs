@@ -1,142 +1,12 @@
-//! `config.json`, checked.
-//!
-//! Published files come in two styles: transformers 4 keeps `rope_theta`, `partial_rotary_factor` and
-//! `rope_scaling` beside the other keys of `text_config`, transformers 5 gathers them in `rope_parameters`.
-//! Both give the same [`Glm4vConfig`]. Every value is checked here, once; the layers trust what they get.
+//! From the text of `config.json` to checked values.
 
 use serde::Deserialize;
 
-/// Why a `config.json` cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// Not json, or a value of the wrong type.
-    #[error("config.json: {0}")]
-    Json(#[from] serde_json::Error),
-    /// A key that the network cannot do without.
-    #[error("config.json: key \"{key}\" is missing; needed: {needed}")]
-    Missing {
-        /// Path of the key, with dots.
-        key: &'static str,
-        /// What it should hold.
-        needed: &'static str,
-    },
-    /// A value that makes no network.
-    #[error("config.json: key \"{key}\" is {found}; needed: {needed}")]
-    Invalid {
-        /// Path of the key, with dots.
-        key: &'static str,
-        /// The value in the file.
-        found: String,
-        /// What it should hold.
-        needed: String,
-    },
-}
+use super::{
+    Architecture, ConfigError, Glm4vConfig, MoeConfig, RotaryPairs, TextConfig, TextRopeConfig, VisionConfig,
+};
 
-/// The whole network: vision tower, text decoder and the tokens that join them.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Glm4vConfig {
-    /// The text decoder.
-    pub text: TextConfig,
-    /// The vision tower.
-    pub vision: VisionConfig,
-    /// Placeholder of an image feature and of a video frame's feature (`image_token_id`).
-    pub image_token_id: u32,
-    /// Placeholder of a whole video before it is expanded (`video_token_id`).
-    pub video_token_id: u32,
-    /// Whether the head uses the embedding table (`tie_word_embeddings`, outer or in `text_config`).
-    pub tie_word_embeddings: bool,
-}
-
-/// The text decoder (`text_config`).
-#[derive(Debug, Clone, PartialEq)]
-pub struct TextConfig {
-    /// Rows of the embedding table.
-    pub vocab_size: usize,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Width inside the feed-forward gate.
-    pub intermediate_size: usize,
-    /// Decoder layers.
-    pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key and value heads; each serves an equal share of the query heads.
-    pub num_key_value_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Longest sequence that the model was made for.
-    pub max_position_embeddings: usize,
-    /// Added to the mean square in every norm.
-    pub rms_norm_eps: f64,
-    /// Rotary positions.
-    pub rope: TextRopeConfig,
-    /// Tokens that end an answer.
-    pub eos_token_id: Vec<u32>,
-    /// Filler of short rows; its embedding is zero at first and is not trained.
-    pub pad_token_id: Option<u32>,
-    /// Standard deviation of fresh weights.
-    pub initializer_range: f64,
-}
-
-/// Rotary positions of the text decoder (`rope_parameters`).
-#[derive(Debug, Clone, PartialEq)]
-pub struct TextRopeConfig {
-    /// Base of the frequencies.
-    pub rope_theta: f64,
-    /// Rotated dimensions of a head; the rest passes through. `int(head_dim · partial_rotary_factor)`.
-    pub rotary_dim: usize,
-    /// How many frequencies follow the time, row and column position; they add up to `rotary_dim / 2`.
-    pub mrope_section: [usize; 3],
-}
-
-/// The vision tower (`vision_config`).
-#[derive(Debug, Clone, PartialEq)]
-pub struct VisionConfig {
-    /// Transformer blocks.
-    pub depth: usize,
-    /// Width of the patch stream.
-    pub hidden_size: usize,
-    /// Attention heads.
-    pub num_heads: usize,
-    /// Colour channels.
-    pub in_channels: usize,
-    /// Side in pixels of the square picture that the table of learned positions belongs to.
-    pub image_size: usize,
-    /// Side of a patch in pixels.
-    pub patch_size: usize,
-    /// Frames in a patch.
-    pub temporal_patch_size: usize,
-    /// Patches along the side of a block that becomes one token.
-    pub spatial_merge_size: usize,
-    /// Width of a token handed to the text decoder; also the width inside the blocks' feed-forward gate.
-    pub out_hidden_size: usize,
-    /// Width inside the merger's gate.
-    pub intermediate_size: usize,
-    /// Added to the mean square in every norm.
-    pub rms_norm_eps: f64,
-    /// Standard deviation of fresh weights.
-    pub initializer_range: f64,
-}
-
-impl VisionConfig {
-    /// Values in a patch: channels x frames x height x width.
-    pub fn patch_values(&self) -> usize {
-        self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
-    }
-
-    /// Side of the grid of learned positions.
-    pub fn position_side(&self) -> usize {
-        self.image_size / self.patch_size
-    }
-
-    /// Patches that become one token.
-    pub fn merged_patches(&self) -> usize {
-        self.spatial_merge_size * self.spatial_merge_size
-    }
-}
-
-/// Theta of the vision tower's rotary positions: fixed in the published code, never in a checkpoint of this architecture.
+/// Theta of the vision tower's rotary positions: fixed in the published code, never in a checkpoint of this family.
 pub(crate) const VISION_ROPE_THETA: f64 = 10000.0;
 
 #[derive(Deserialize)]
@@ -157,6 +27,19 @@ struct RawText {
     num_hidden_layers: Option<usize>,
     num_attention_heads: Option<usize>,
     num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    attention_bias: Option<bool>,
+    use_qk_norm: Option<bool>,
+    first_k_dense_replace: Option<usize>,
+    #[serde(alias = "num_local_experts")]
+    n_routed_experts: Option<usize>,
+    num_experts_per_tok: Option<usize>,
+    n_shared_experts: Option<usize>,
+    moe_intermediate_size: Option<usize>,
+    n_group: Option<usize>,
+    topk_group: Option<usize>,
+    norm_topk_prob: Option<bool>,
+    routed_scaling_factor: Option<f64>,
     max_position_embeddings: Option<usize>,
     rms_norm_eps: Option<f64>,
     hidden_act: Option<String>,
@@ -218,18 +101,21 @@ fn size(value: Option<usize>, key: &'static str, most: usize) -> Result<usize, C
     Ok(found)
 }
 
+fn invalid<T>(key: &'static str, found: impl ToString, needed: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid { key, found: found.to_string(), needed: needed.into() })
+}
+
 fn check(
     good: bool,
     key: &'static str,
     found: impl ToString,
     needed: impl Into<String>,
 ) -> Result<(), ConfigError> {
-    if good {
-        return Ok(());
-    }
-    Err(ConfigError::Invalid { key, found: found.to_string(), needed: needed.into() })
+    if good { Ok(()) } else { invalid(key, found, needed) }
 }
 
+const KNOWN: &str =
+    "\"glm4v\" (GLM-4.1V, GLM-4.6V-Flash), \"glm4v_moe\" (GLM-4.5V, GLM-4.6V) or \"glm_ocr\" (GLM-OCR)";
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_COUNT: usize = 1 << 14;
 const MAX_VOCAB: usize = 1 << 24;
@@ -242,22 +128,23 @@ impl Glm4vConfig {
     /// [`ConfigError`] names the key, its value and what was needed.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
         let raw: RawConfig = serde_json::from_str(json)?;
-        let model_type = need(raw.model_type, "model_type", "\"glm4v\"")?;
-        // glm46v is the same network: its own processor is what differs.
-        check(
-            matches!(model_type.as_str(), "glm4v" | "glm46v"),
-            "model_type",
-            format!("\"{model_type}\""),
-            "\"glm4v\" (GLM-4.1V, GLM-4.6V-Flash), the architecture that this version knows",
-        )?;
+        let model_type = need(raw.model_type, "model_type", KNOWN)?;
+        let architecture = match model_type.as_str() {
+            // glm46v is the same network: its own processor is what differs.
+            "glm4v" | "glm46v" => Architecture::Glm4v,
+            "glm4v_moe" => Architecture::Glm4vMoe,
+            "glm_ocr" => Architecture::GlmOcr,
+            _ => return invalid("model_type", format!("\"{model_type}\""), KNOWN),
+        };
         let text = need(raw.text_config, "text_config", "an object")?;
         let vision = need(raw.vision_config, "vision_config", "an object")?;
         // Either place may say so; the outer one is what transformers writes.
         let tie_word_embeddings =
             raw.tie_word_embeddings.unwrap_or(false) || text.tie_word_embeddings.unwrap_or(false);
         let config = Self {
-            text: text.check()?,
-            vision: vision.check()?,
+            architecture,
+            text: text.check(architecture)?,
+            vision: vision.check(architecture)?,
             image_token_id: need(raw.image_token_id, "image_token_id", "a token id")?,
             video_token_id: need(raw.video_token_id, "video_token_id", "a token id")?,
             tie_word_embeddings,
@@ -299,7 +186,7 @@ impl Glm4vConfig {
 }
 
 impl RawText {
-    fn check(self) -> Result<TextConfig, ConfigError> {
+    fn check(self, architecture: Architecture) -> Result<TextConfig, ConfigError> {
         let hidden_size = size(self.hidden_size, "text_config.hidden_size", MAX_WIDTH)?;
         let heads = size(self.num_attention_heads, "text_config.num_attention_heads", MAX_COUNT)?;
         let kv_heads = size(
@@ -307,12 +194,7 @@ impl RawText {
             "text_config.num_key_value_heads",
             MAX_COUNT,
         )?;
-        check(
-            hidden_size.is_multiple_of(heads),
-            "text_config.num_attention_heads",
-            heads,
-            format!("a divisor of text_config.hidden_size, {hidden_size}"),
-        )?;
+        let head_dim = self.head_width(architecture, hidden_size, heads)?;
         check(
             heads.is_multiple_of(kv_heads),
             "text_config.num_key_value_heads",
@@ -320,13 +202,6 @@ impl RawText {
             format!("a divisor of text_config.num_attention_heads, {heads}"),
         )?;
         check_activation(self.hidden_act.as_deref(), "text_config.hidden_act")?;
-        let head_dim = hidden_size / heads;
-        check(
-            head_dim.is_multiple_of(2),
-            "text_config.num_attention_heads",
-            heads,
-            format!("a number that leaves heads of an even width of text_config.hidden_size, {hidden_size}"),
-        )?;
         let vocab_size = size(self.vocab_size, "text_config.vocab_size", MAX_VOCAB)?;
         if let Some(pad) = self.pad_token_id {
             check(
@@ -344,10 +219,18 @@ impl RawText {
             vocab_size,
             hidden_size,
             intermediate_size: size(self.intermediate_size, "text_config.intermediate_size", MAX_WIDTH)?,
+            moe: if architecture == Architecture::Glm4vMoe { Some(self.experts()?) } else { None },
             num_hidden_layers: size(self.num_hidden_layers, "text_config.num_hidden_layers", MAX_COUNT)?,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
+            // Only glm4v_moe reads the key: modeling_glm4v.py and modeling_glm_ocr.py have it written in.
+            attention_bias: match architecture {
+                Architecture::Glm4v => true,
+                Architecture::Glm4vMoe => self.attention_bias.unwrap_or(false),
+                Architecture::GlmOcr => false,
+            },
+            sandwich_norms: architecture != Architecture::Glm4vMoe,
             max_position_embeddings: self.max_position_embeddings.unwrap_or(65536),
             rms_norm_eps,
             rope: rope(
@@ -355,6 +238,7 @@ impl RawText {
                 self.rope_theta,
                 self.partial_rotary_factor,
                 head_dim,
+                architecture,
             )?,
             eos_token_id: match self.eos_token_id {
                 Some(OneOrMany::One(id)) => vec![id],
@@ -367,12 +251,85 @@ impl RawText {
     }
 }
 
+impl RawText {
+    /// Width of a head: divided up in glm4v, told in the others.
+    fn head_width(
+        &self,
+        architecture: Architecture,
+        hidden_size: usize,
+        heads: usize,
+    ) -> Result<usize, ConfigError> {
+        if let (Some(_), false) = (self.head_dim, architecture == Architecture::Glm4v) {
+            let head_dim = size(self.head_dim, "text_config.head_dim", 1 << 14)?;
+            check(head_dim.is_multiple_of(2), "text_config.head_dim", head_dim, "an even number")?;
+            return Ok(head_dim);
+        }
+        check(
+            hidden_size.is_multiple_of(heads) && (hidden_size / heads).is_multiple_of(2),
+            "text_config.num_attention_heads",
+            heads,
+            format!("a number that leaves heads of an even width of text_config.hidden_size, {hidden_size}"),
+        )?;
+        Ok(hidden_size / heads)
+    }
+
+    fn experts(&self) -> Result<MoeConfig, ConfigError> {
+        let routed = size(self.n_routed_experts, "text_config.n_routed_experts", MAX_COUNT)?;
+        let chosen = size(self.num_experts_per_tok, "text_config.num_experts_per_tok", MAX_COUNT)?;
+        let groups = size(self.n_group.or(Some(1)), "text_config.n_group", MAX_COUNT)?;
+        let kept = size(self.topk_group.or(Some(1)), "text_config.topk_group", MAX_COUNT)?;
+        check(
+            !self.use_qk_norm.unwrap_or(false),
+            "text_config.use_qk_norm",
+            "true",
+            "false: no published checkpoint normalises queries and keys here",
+        )?;
+        check(
+            // A group is judged by its two best experts.
+            routed.is_multiple_of(groups) && routed / groups >= 2,
+            "text_config.n_group",
+            groups,
+            format!("a divisor of text_config.n_routed_experts, {routed}, that leaves groups of two or more"),
+        )?;
+        check(
+            kept <= groups,
+            "text_config.topk_group",
+            kept,
+            format!("at most text_config.n_group, {groups}"),
+        )?;
+        check(
+            chosen <= kept * (routed / groups),
+            "text_config.num_experts_per_tok",
+            chosen,
+            format!("at most the {} experts of the groups that are kept", kept * (routed / groups)),
+        )?;
+        let factor = self.routed_scaling_factor.unwrap_or(1.0);
+        check(factor.is_finite(), "text_config.routed_scaling_factor", factor, "a finite number")?;
+        Ok(MoeConfig {
+            first_k_dense_replace: self.first_k_dense_replace.unwrap_or(1),
+            n_routed_experts: routed,
+            num_experts_per_tok: chosen,
+            n_shared_experts: size(self.n_shared_experts.or(Some(1)), "text_config.n_shared_experts", 64)?,
+            moe_intermediate_size: size(
+                self.moe_intermediate_size,
+                "text_config.moe_intermediate_size",
+                MAX_WIDTH,
+            )?,
+            n_group: groups,
+            topk_group: kept,
+            norm_topk_prob: self.norm_topk_prob.unwrap_or(true),
+            routed_scaling_factor: factor,
+        })
+    }
+}
+
 /// Joins the two styles: what `rope_parameters` does not say is looked up beside it.
 fn rope(
     raw: RawRope,
     theta: Option<f64>,
     partial: Option<f64>,
     head_dim: usize,
+    architecture: Architecture,
 ) -> Result<TextRopeConfig, ConfigError> {
     let kind = raw.rope_type.unwrap_or_else(|| "default".into());
     check(
@@ -392,8 +349,9 @@ fn rope(
         rope_theta,
         "a positive number",
     )?;
-    // 1.0 is the architecture's own default (transformers 5, modeling_glm4v.py); published files say 0.5.
-    let partial = raw.partial_rotary_factor.or(partial).unwrap_or(1.0);
+    // Defaults of the reference (transformers 5); published files say 0.5, and 1.0 for glm_ocr.
+    let default = if architecture == Architecture::Glm4vMoe { 0.5 } else { 1.0 };
+    let partial = raw.partial_rotary_factor.or(partial).unwrap_or(default);
     let rotary_dim = (head_dim as f64 * partial) as usize;
     check(
         partial > 0.0 && partial <= 1.0 && rotary_dim >= 2 && rotary_dim.is_multiple_of(2),
@@ -415,18 +373,21 @@ fn rope(
         found,
         format!("three integers that add up to half the rotary dimensions, {half}"),
     )?;
-    Ok(TextRopeConfig { rope_theta, rotary_dim, mrope_section })
+    let pairs = match architecture {
+        Architecture::Glm4v | Architecture::GlmOcr => RotaryPairs::Neighbours,
+        Architecture::Glm4vMoe => RotaryPairs::Halves,
+    };
+    Ok(TextRopeConfig { pairs, rope_theta, rotary_dim, mrope_section })
 }
 
 impl RawVision {
-    fn check(self) -> Result<VisionConfig, ConfigError> {
+    fn check(self, architecture: Architecture) -> Result<VisionConfig, ConfigError> {
         check_activation(self.hidden_act.as_deref(), "vision_config.hidden_act")?;
-        check(
-            !self.attention_bias.unwrap_or(false),
-            "vision_config.attention_bias",
-            "true",
-            "false: this architecture has no bias there",
-        )?;
+        let ocr = architecture == Architecture::GlmOcr;
+        let bias = self.attention_bias.unwrap_or(ocr);
+        let in_channels = size(self.in_channels.or(Some(3)), "vision_config.in_channels", 16)?;
+        let out = size(self.out_hidden_size, "vision_config.out_hidden_size", MAX_WIDTH)?;
+        let inner = size(self.intermediate_size, "vision_config.intermediate_size", MAX_WIDTH)?;
         let rms_norm_eps = self.rms_norm_eps.unwrap_or(1e-5);
         check_epsilon(rms_norm_eps, "vision_config.rms_norm_eps")?;
         let initializer_range = self.initializer_range.unwrap_or(0.02);
@@ -435,13 +396,21 @@ impl RawVision {
             depth: size(self.depth, "vision_config.depth", MAX_COUNT)?,
             hidden_size: size(self.hidden_size, "vision_config.hidden_size", MAX_WIDTH)?,
             num_heads: size(self.num_heads, "vision_config.num_heads", MAX_COUNT)?,
-            in_channels: size(self.in_channels.or(Some(3)), "vision_config.in_channels", 16)?,
+            in_channels,
             image_size: size(self.image_size, "vision_config.image_size", MAX_WIDTH)?,
             patch_size: size(self.patch_size, "vision_config.patch_size", 1024)?,
             temporal_patch_size: size(self.temporal_patch_size, "vision_config.temporal_patch_size", 64)?,
             spatial_merge_size: size(self.spatial_merge_size, "vision_config.spatial_merge_size", 64)?,
-            out_hidden_size: size(self.out_hidden_size, "vision_config.out_hidden_size", MAX_WIDTH)?,
-            intermediate_size: size(self.intermediate_size, "vision_config.intermediate_size", MAX_WIDTH)?,
+            out_hidden_size: out,
+            // glm4v gives its blocks the width of the tower's output and its merger `intermediate_size`
+            // (Glm4VisionMlp, Glm4vVisionPatchMerger); glm_ocr gives its blocks `intermediate_size`
+            // (GlmOcrVisionPatchMerger).
+            block_intermediate_size: if ocr { inner } else { out },
+            merger_intermediate_size: if ocr { out * in_channels } else { inner },
+            qkv_bias: bias,
+            block_bias: ocr && bias,
+            qk_norm: ocr,
+            learned_positions: !ocr,
             rms_norm_eps,
             initializer_range,
         };

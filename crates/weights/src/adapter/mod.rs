@@ -1,0 +1,81 @@
+//! Adapters: PEFT folders to and from networks.
+//!
+//! An adapter folder holds `adapter_config.json` and `adapter_model.safetensors`. [`attach`] puts fresh adapters on the
+//! maps that a config names, [`AdapterFolder::apply`] those of a folder, [`save_adapter`] writes a folder that PEFT loads.
+//!
+//! Experts: transformers stacks the experts of a layer, and PEFT keeps their adapters stacked too, both projections under
+//! `….mlp.experts`: `base_layer.lora_A` for `gate_up_proj` where both have adapters, `lora_A` for `down_proj`, or for the only
+//! one that has. `lora_A` is `[E · r, in]`, experts one after another; `lora_B` is `[out, r · E]`, experts innermost.
+
+mod config;
+mod read;
+mod targets;
+mod write;
+
+pub use config::{AdapterConfig, Names};
+pub use read::AdapterFolder;
+pub use write::save_adapter;
+
+use burn::module::Param;
+use burn::prelude::*;
+use glm4v_model::{Glm4v, NamedVisitor, Precision, initialize_lora, visit_named};
+
+use crate::WeightsError;
+use targets::{is_saved, pick, spoken_name};
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+/// What PEFT puts before the name of every parameter.
+const PREFIX: &str = "base_model.model.";
+
+/// Puts fresh adapters on a network, and names the modules that got one.
+///
+/// # Errors
+///
+/// When a target matches nothing: the error lists what there is.
+pub fn attach(
+    mut model: Glm4v,
+    config: &AdapterConfig,
+    seed: u64,
+    precision: Precision,
+) -> Result<(Glm4v, Vec<String>), WeightsError> {
+    if let Some(problem) = config.problem() {
+        return Err(WeightsError::Adapter(problem));
+    }
+    check_saved(config, &model)?;
+    let picked = pick(config, &mut model)?;
+    let device = model.device();
+    model.for_each_linear(|name, linear| {
+        if let Some(size) = picked.adapters.get(&spoken_name(name)) {
+            linear.lora = Some(size.init(linear.d_input(), linear.d_output(), &device));
+        }
+    });
+    Ok((initialize_lora(model, seed, precision.dtype()), picked.adapters.into_keys().collect()))
+}
+
+/// Whether a parameter learns under an adapter: factors, and what `modules_to_save` names.
+pub fn learns_with(config: &AdapterConfig, parameter: &str) -> bool {
+    parameter.ends_with(".lora.a") || parameter.ends_with(".lora.b") || is_saved(config, parameter)
+}
+
+/// Makes sure that everything in `modules_to_save` is there.
+fn check_saved(config: &AdapterConfig, model: &Glm4v) -> Result<(), WeightsError> {
+    struct Names(Vec<String>);
+    impl NamedVisitor for Names {
+        fn visit<const D: usize>(&mut self, name: &str, _param: &Param<Tensor<D>>) {
+            self.0.push(name.to_owned());
+        }
+    }
+    let mut names = Names(Vec::new());
+    visit_named(model, &mut names);
+    for module in config.modules_to_save.iter().flatten() {
+        let one = AdapterConfig { modules_to_save: Some(vec![module.clone()]), ..config.clone() };
+        if !names.0.iter().any(|name| is_saved(&one, name)) {
+            return Err(WeightsError::Adapter(format!(
+                "modules_to_save: \"{module}\" is no module of this model; modules are named as lm_head, embed_tokens or \
+                 model.visual.merger"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! From a PEFT folder to a network.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::module::Param;
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use glm4v_model::{Glm4v, Linear, LoraConfig, NamedMapper, Precision, map_named};
+
+use super::config::AdapterConfig;
+use super::targets::{size, spoken_name};
+use super::{CONFIG, PREFIX, TENSORS};
+use crate::{TensorFile, WeightsError, list_names};
+
+/// An adapter as PEFT saves it.
+#[derive(Debug)]
+pub struct AdapterFolder {
+    path: PathBuf,
+    config: AdapterConfig,
+    file: TensorFile,
+    /// Names in the file by what is left of them without prefix: `….q_proj.lora_A`, or a parameter's name.
+    names: BTreeMap<String, String>,
+}
+
+/// The two factors of an adapter on the host, in f32.
+struct Factors {
+    /// `[r, in]`
+    a: Matrix,
+    /// `[out, r]`
+    b: Matrix,
+}
+
+struct Matrix {
+    rows: usize,
+    columns: usize,
+    values: Vec<f32>,
+}
+
+impl AdapterFolder {
+    /// Reads the config and the header of the tensors.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing or broken, or the adapter is of a kind that this version does not compute.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        if !path.is_dir() {
+            return Err(WeightsError::NoFolder { path: path.to_owned() });
+        }
+        let file = path.join(CONFIG);
+        if !file.exists() {
+            return Err(WeightsError::MissingFile {
+                folder: path.to_owned(),
+                file: CONFIG.into(),
+                remedy: "needed: an adapter folder as PEFT or glm4v train makes them; a whole model goes to --model",
+            });
+        }
+        let json = fs::read_to_string(&file).map_err(WeightsError::read(&file))?;
+        let here = |problem: String| WeightsError::Adapter(format!("{}: {problem}", file.display()));
+        let config: AdapterConfig = serde_json::from_str(&json).map_err(|error| here(error.to_string()))?;
+        if let Some(problem) = config.problem() {
+            return Err(here(problem));
+        }
+        let tensors = path.join(TENSORS);
+        if !tensors.exists() {
+            return Err(WeightsError::MissingFile {
+                folder: path.to_owned(),
+                file: TENSORS.into(),
+                remedy: "needed: an adapter saved as safetensors (save_pretrained with safe_serialization)",
+            });
+        }
+        let file = TensorFile::open(&tensors)?;
+        let names = file.names()?.into_iter().map(|name| (plain(&name), name)).collect();
+        Ok(Self { path: path.to_owned(), config, file, names })
+    }
+
+    /// What `adapter_config.json` says.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// Puts the adapter on a network, and replaces what it keeps whole.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor of the adapter has no place in the network, or another shape than its place.
+    pub fn apply(&self, mut model: Glm4v, precision: Precision) -> Result<Glm4v, WeightsError> {
+        let device = model.device();
+        let mut used = BTreeSet::new();
+        let mut failed = None;
+        model.for_each_linear(|name, linear| {
+            if failed.is_none() {
+                let found = self.factors(name, linear, &mut used).and_then(|factors| match factors {
+                    Some(factors) => self.put(name, linear, factors, &device, precision),
+                    None => Ok(()),
+                });
+                failed = found.err();
+            }
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let mut whole = Whole { folder: self, used: &mut used, failed: None, dtype: precision.dtype() };
+        let model = map_named(model, &mut whole);
+        if let Some(error) = whole.failed {
+            return Err(error);
+        }
+        let left: Vec<String> = self.names.keys().filter(|name| !used.contains(*name)).cloned().collect();
+        if !left.is_empty() {
+            return Err(self.problem(format!(
+                "{} tensors belong to no part of this model: {}; is it the adapter of another model?",
+                left.len(),
+                list_names(&left, 8)
+            )));
+        }
+        Ok(model)
+    }
+
+    fn problem(&self, problem: String) -> WeightsError {
+        WeightsError::Adapter(format!("{}: {problem}", self.path.display()))
+    }
+
+    /// The factors for a linear map in whichever form the file has them, and notes the names they come from.
+    fn factors(
+        &self,
+        name: &str,
+        linear: &Linear,
+        used: &mut BTreeSet<String>,
+    ) -> Result<Option<Factors>, WeightsError> {
+        if let Some(factors) = self.pair(name, used)? {
+            return Ok(Some(factors));
+        }
+        let Some((layer, expert)) = name.split_once(".mlp.experts.") else { return Ok(None) };
+        let (number, kind) = expert.split_once('.').unwrap_or((expert, ""));
+        if kind == "gate_up_proj" {
+            // transformers 4 and others have the two projections of an expert apart.
+            let module = |part: &str| format!("{layer}.mlp.experts.{number}.{part}");
+            let gate = self.pair(&module("gate_proj"), used)?;
+            let up = self.pair(&module("up_proj"), used)?;
+            if gate.is_some() || up.is_some() {
+                return Ok(Some(side_by_side(gate, up, linear)));
+            }
+        }
+        let stack = format!("{layer}.mlp.experts");
+        let inner = format!("{stack}.base_layer");
+        let both = self.names.contains_key(&format!("{inner}.lora_A"));
+        let place = match kind {
+            "gate_up_proj" if both => inner,
+            "down_proj" if both => stack,
+            // Only one projection has adapters: the config says which.
+            _ if !both && self.targets_experts(kind) => stack,
+            _ => return Ok(None),
+        };
+        let Some(stacked) = self.pair(&place, used)? else { return Ok(None) };
+        let number: usize = number.parse().unwrap_or(usize::MAX);
+        let rank = size(&self.config, &spoken_name(name))?.rank;
+        let experts = stacked.a.rows / rank;
+        if experts * rank != stacked.a.rows || stacked.b.columns != stacked.a.rows || number >= experts {
+            return Err(self.problem(format!(
+                "{place}: lora_A has {} rows and lora_B {} columns; needed: the rank, {rank}, times the number of experts",
+                stacked.a.rows, stacked.b.columns
+            )));
+        }
+        Ok(Some(stacked.of_expert(number, experts, rank)))
+    }
+
+    /// Whether the config's targets name the experts' projection `kind`.
+    fn targets_experts(&self, kind: &str) -> bool {
+        self.config
+            .target_parameters
+            .iter()
+            .flatten()
+            .any(|name| name == kind || name.ends_with(&format!(".{kind}")))
+    }
+
+    /// `lora_A` and `lora_B` of a module of the file.
+    fn pair(&self, module: &str, used: &mut BTreeSet<String>) -> Result<Option<Factors>, WeightsError> {
+        let [a, b] = ["lora_A", "lora_B"].map(|part| format!("{module}.{part}"));
+        match (self.names.get(&a), self.names.get(&b)) {
+            (Some(name_a), Some(name_b)) => {
+                let factors = Factors { a: self.matrix(name_a)?, b: self.matrix(name_b)? };
+                used.extend([a, b]);
+                Ok(Some(factors))
+            }
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(self.problem(format!("{b} is missing, and {a} is there"))),
+            (None, Some(_)) => Err(self.problem(format!("{a} is missing, and {b} is there"))),
+        }
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix, WeightsError> {
+        let data = self.file.float(name, DType::F32)?;
+        let shape = data.shape().to_vec();
+        let &[rows, columns] = shape.as_slice() else {
+            return Err(self.problem(format!("{name} has shape {shape:?}; needed: a matrix")));
+        };
+        let values = data.try_to_vec().map_err(|error| self.problem(format!("{name}: {error:?}")))?;
+        Ok(Matrix { rows, columns, values })
+    }
+
+    fn put(
+        &self,
+        name: &str,
+        linear: &mut Linear,
+        Factors { a, b }: Factors,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<(), WeightsError> {
+        let (d_input, d_output, rank) = (linear.d_input(), linear.d_output(), a.rows);
+        if (a.columns, b.rows, b.columns) != (d_input, d_output, rank) || rank == 0 {
+            return Err(self.problem(format!(
+                "{name}: lora_A is [{}, {}] and lora_B [{}, {}]; needed: [r, {d_input}] and [{d_output}, r]",
+                a.rows, a.columns, b.rows, b.columns
+            )));
+        }
+        let said = size(&self.config, &spoken_name(name))?;
+        // Two projections side by side have twice the rank; the scale is that of each.
+        let mut lora = LoraConfig { rank, ..said }.init(d_input, d_output, device);
+        lora.scale = said.scale();
+        let dtype = precision.dtype();
+        let fill = |param: Param<Tensor<2>>, matrix: Matrix| {
+            let data = TensorData::new(matrix.values, [matrix.rows, matrix.columns]);
+            let value = Tensor::<2>::from_data(data, (device, DType::F32)).cast(dtype);
+            let id = param.id;
+            param.transform_for_load(value, id)
+        };
+        lora.a = fill(lora.a, a);
+        lora.b = fill(lora.b, b);
+        linear.lora = Some(lora);
+        Ok(())
+    }
+}
+
+/// A name of the file without what PEFT puts around it.
+fn plain(name: &str) -> String {
+    let name = name.strip_prefix(PREFIX).unwrap_or(name).replace(".modules_to_save", "");
+    for part in ["lora_A", "lora_B"] {
+        // `.weight`, or in older files `.default.weight`
+        if let Some((module, _)) = name.rsplit_once(&format!(".{part}.")) {
+            return format!("{module}.{part}");
+        }
+    }
+    name
+}
+
+impl Factors {
+    /// One expert's part of stacked factors.
+    fn of_expert(&self, number: usize, experts: usize, rank: usize) -> Self {
+        let (width, first) = (self.a.columns, number * rank);
+        let a = self.a.values[first * width..(first + rank) * width].to_vec();
+        let b = self
+            .b
+            .values
+            .chunks(self.b.columns)
+            .flat_map(|row| (0..rank).map(move |j| row[j * experts + number]))
+            .collect();
+        Self {
+            a: Matrix { rows: rank, columns: width, values: a },
+            b: Matrix { rows: self.b.rows, columns: rank, values: b },
+        }
+    }
+}
+
+/// The adapters of two projections as one of their fused projection: the first factors one below the other, the second
+/// ones block by block, the gate's rows before those of `up`.
+fn side_by_side(gate: Option<Factors>, up: Option<Factors>, linear: &Linear) -> Factors {
+    let (width, inner) = (linear.d_input(), linear.d_output() / 2);
+    let [gate_rank, up_rank] = [&gate, &up].map(|part| part.as_ref().map_or(0, |part| part.a.rows));
+    let rank = gate_rank + up_rank;
+    let mut a = Vec::new();
+    let mut b = vec![0.0; 2 * inner * rank];
+    for (part, (first_row, first_column)) in [(gate, (0, 0)), (up, (inner, gate_rank))] {
+        let Some(part) = part else { continue };
+        a.extend(part.a.values);
+        for (row, values) in part.b.values.chunks(part.b.columns.max(1)).enumerate().take(inner) {
+            let start = (first_row + row) * rank + first_column;
+            b[start..start + values.len()].copy_from_slice(values);
+        }
+    }
+    Factors {
+        a: Matrix { rows: rank, columns: width, values: a },
+        b: Matrix { rows: 2 * inner, columns: rank, values: b },
+    }
+}
+
+/// Replaces the parameters that an adapter keeps whole.
+struct Whole<'a> {
+    folder: &'a AdapterFolder,
+    used: &'a mut BTreeSet<String>,
+    failed: Option<WeightsError>,
+    dtype: DType,
+}
+
+impl NamedMapper for Whole<'_> {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(stored) = self.folder.names.get(name) else { return param };
+        let read = || -> Result<TensorData, WeightsError> {
+            let data = self.folder.file.float(stored, self.dtype)?;
+            let (found, needed) = (data.shape().to_vec(), param.lazy_shape().to_vec());
+            if found != needed {
+                return Err(self.folder.problem(format!("{name} has shape {found:?}; needed: {needed:?}")));
+            }
+            Ok(data)
+        };
+        match read() {
+            Ok(data) => {
+                self.used.insert(name.to_owned());
+                let (id, device) = (param.id, param.lazy_device());
+                param.transform_for_load(Tensor::from_data(data, (&device, self.dtype)), id)
+            }
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                param
+            }
+        }
+    }
+}
