@@ -46,7 +46,7 @@ pub use config::{
     Architecture, ConfigError, Glm4vConfig, MoeConfig, RotaryPairs, TextConfig, TextRopeConfig, VisionConfig,
 };
 pub use device::{Backend, DeviceError, Precision};
-pub use fusion::{FusionError, fuse};
+pub use fusion::{Features, FusionError, fuse};
 pub use glm4v::{Glm4v, Glm4vModel, TextInput};
 pub use init::{initialize, initialize_lora};
 pub use linear::{Linear, LinearConfig};

@@ -72,6 +72,8 @@ pub struct Outcome {
     pub report: Option<EvalReport>,
     /// Folder with the final weights.
     pub folder: PathBuf,
+    /// Whether they are an adapter's, to be used with the model that the run began with.
+    pub adapter: bool,
 }
 
 /// A run, ready to start or to go on.
@@ -261,7 +263,8 @@ impl Session {
         }
         let folder = self.finish()?;
         observer.saved(&folder);
-        Ok(Outcome { report, folder })
+        let adapter = matches!(self.learned, Learned::Adapter(_));
+        Ok(Outcome { report, folder, adapter })
     }
 
     /// Saves everything for a later `--resume`.

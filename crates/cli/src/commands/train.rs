@@ -30,7 +30,8 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
         print_line(&sample(report, show))?;
         print_line(&report.summary())?;
     }
-    print_line(&format!("model: {}", outcome.folder.display()))
+    let made = if outcome.adapter { "adapter" } else { "model" };
+    print_line(&format!("{made}: {}", outcome.folder.display()))
 }
 
 /// A few answers from all over the data set.

@@ -265,7 +265,13 @@ impl RawText {
             return Ok(head_dim);
         }
         check(
-            hidden_size.is_multiple_of(heads) && (hidden_size / heads).is_multiple_of(2),
+            hidden_size.is_multiple_of(heads),
+            "text_config.num_attention_heads",
+            heads,
+            format!("a divisor of text_config.hidden_size, {hidden_size}"),
+        )?;
+        check(
+            (hidden_size / heads).is_multiple_of(2),
             "text_config.num_attention_heads",
             heads,
             format!("a number that leaves heads of an even width of text_config.hidden_size, {hidden_size}"),
