@@ -5,7 +5,7 @@ mod support;
 
 use glm4v_processor::{ImageProcessor, ImageSource, PatchedImage, Rgb, resize_bicubic, smart_resize};
 use serde_json::Value;
-use support::{Tensors, cases, golden, json, usizes};
+use support::{Tensors, cases, checksum, golden, json, usizes};
 
 /// What `Glm4vImageProcessor()` starts from, with the size of a case.
 fn processor(options: &Value) -> ImageProcessor {
@@ -123,13 +123,6 @@ fn files_are_decoded_like_load_image() {
         let allowed = if name.starts_with("jpeg") { 4 } else { 0 };
         assert!(largest <= allowed, "{name}: {} values differ, by up to {largest}", distances.len());
     }
-}
-
-/// FNV-1a, as in `tests/fixtures/processor/make.py`.
-fn checksum(bytes: impl IntoIterator<Item = u8>) -> String {
-    let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
-    let sum = bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, step);
-    format!("{sum:016x}")
 }
 
 #[test]

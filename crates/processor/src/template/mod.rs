@@ -22,6 +22,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json, json};
 
 use crate::messages::{Content, Message, Part};
+use crate::spelled::Place;
 
 /// Steps that a template may take, and as many again for every [`PARTS_PER_STEPS`] messages and parts.
 const STEPS: u64 = 10_000_000;
@@ -70,6 +71,17 @@ pub enum TemplateError {
         line: usize,
         /// Steps allowed.
         steps: u64,
+    },
+    /// The words of the conversation spell a token that only the template may write.
+    #[error(
+        "{place}: its text spells {token}, which only the chat template writes; take it out, or allow it \
+         (--allow-special-tokens)"
+    )]
+    Spelled {
+        /// Where.
+        place: Place,
+        /// The token.
+        token: String,
     },
     /// The template writes too much.
     #[error("chat template: writes more than {limit} bytes")]
