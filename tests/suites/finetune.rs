@@ -322,3 +322,104 @@ fn copy(from: &Path, to: &Path) {
         fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
 }
+
+#[test]
+fn adapters_learn_alone_and_a_resumed_run_drops_out_what_it_would_have() {
+    let folder = tempdir().unwrap();
+    let model = fresh_model(folder.path());
+    let (straight, resumed) = (folder.path().join("straight"), folder.path().join("resumed"));
+    let start = format!("model.folder={}", model.display());
+    let settings = [
+        "schedule.steps=8",
+        "run.save_every=4",
+        "model.init=weights",
+        &start,
+        "lora.target_modules=all-linear",
+        "lora.dropout=0.2",
+        "lora.modules_to_save=[\"lm_head\"]",
+        "optim.lr=1e-2",
+    ];
+    trained(&straight, &settings);
+    copy(&straight.join("checkpoints/step-4"), &resumed.join("checkpoints/step-4"));
+
+    Said::by(train(&resumed, &settings).arg("--resume")).success();
+
+    assert_eq!(numbers(&resumed), numbers(&straight)[4..]);
+    let file = |run: &Path| fs::read(run.join("final/adapter_model.safetensors")).unwrap();
+    assert!(file(&resumed) == file(&straight), "the last adapters differ");
+    let losses = losses(&straight);
+    assert!(losses[7] < losses[0], "{losses:?}");
+    let names = TensorFile::open(&straight.join("final/adapter_model.safetensors")).unwrap().names();
+    let whole: Vec<&String> = names.iter().filter(|name| !name.contains(".lora_")).collect();
+    assert_eq!(whole, ["base_model.model.lm_head.weight"]);
+}
+
+#[test]
+fn without_dropout_the_same_run_has_other_numbers() {
+    let folder = tempdir().unwrap();
+    let [with, without] = ["0.3", "0.0"].map(|share| {
+        let run = folder.path().join(share);
+        let dropout = format!("lora.dropout={share}");
+        trained(&run, &["schedule.steps=3", "lora.target_modules=all-linear", "optim.lr=1e-2", &dropout]);
+        losses(&run)
+    });
+
+    assert_ne!(with[2], without[2]);
+}
+
+#[test]
+fn commands_take_an_adapter_and_refuse_one_of_another_model() {
+    let folder = tempdir().unwrap();
+    let model = fresh_model(folder.path());
+    let run = folder.path().join("run");
+    let start = format!("model.folder={}", model.display());
+    trained(
+        &run,
+        &[
+            "schedule.steps=2",
+            "model.init=weights",
+            &start,
+            "lora.target_modules=[\"q_proj\"]",
+            "optim.lr=0.1",
+        ],
+    );
+    let (model, adapter) = (model.to_str().unwrap(), run.join("final"));
+    let adapter = adapter.to_str().unwrap();
+    let eval = |more: &[&str]| {
+        let all = ["eval", "--model", model, "--data", "digits:test", "--max-new-tokens", "2", "--json"];
+        let said = Said::by(command().args(all).args(more)).success();
+        let last: Value = serde_json::from_str(said.stdout.lines().last().unwrap()).unwrap();
+        last["loss"].as_f64().unwrap()
+    };
+
+    assert_ne!(eval(&[]), eval(&["--adapter", adapter]));
+    let other = repository().join("tests/fixtures/golden/lora/adapter");
+    let said =
+        Said::by(command().args(["generate", "--model", model, "--prompt", "x", "--adapter"]).arg(other));
+    said.refused(&["lora/adapter", "belong to no part of this model"]);
+    glm4v(["generate", "--model", model, "--prompt", "x", "--adapter", model])
+        .refused(&["adapter_config.json is missing", "needed: an adapter folder"]);
+}
+
+#[test]
+fn targets_that_match_nothing_are_answered_with_what_there_is() {
+    let folder = tempdir().unwrap();
+    for (setting, words) in [
+        (
+            "lora.target_modules=[\"q_proj\", \"query\"]",
+            &["\"query\" matches no linear map", "model.language_model.layers.*.self_attn.q_proj"][..],
+        ),
+        (
+            "lora.target_modules=.*query",
+            &["\".*query\" matches no linear map", "model.visual.merger.gate_proj"],
+        ),
+        ("lora.target_modules=(", &["\"(\" is not a regular expression"]),
+        ("lora.target_parameters=[\"mlp.experts.down_proj\"]", &["\"mlp.experts.down_proj\" matches no"]),
+    ] {
+        let run = folder.path().join("run");
+        Said::by(&mut train(&run, &["schedule.steps=1", setting])).refused(words);
+    }
+    let run = folder.path().join("run");
+    let frozen = ["lora.target_modules=all-linear", "model.learn.text=frozen"];
+    Said::by(&mut train(&run, &frozen)).refused(&["model.learn", "left out beside [lora]"]);
+}

@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Init(Init),
     /// Write a model's weights in another type or in files of another size
     Convert(Convert),
+    /// Fold an adapter into plain weights
+    Merge(Merge),
     /// Write one forward pass, everything by name
     Trace(Trace),
     /// Show devices, or what a model folder holds
@@ -197,6 +199,25 @@ pub(crate) struct Convert {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Folder to make
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Most bytes in a file of weights, as 500MB or 4GiB
+    #[arg(long, default_value_t, value_name = "SIZE")]
+    pub(crate) shard_size: ShardSize,
+}
+
+/// Fold an adapter into plain weights.
+///
+/// Tensors keep their type unless --dtype asks for another; sums are formed in f32.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Merge {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: PathBuf,
     /// Folder to make
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,

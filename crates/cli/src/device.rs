@@ -1,8 +1,7 @@
 //! Opening the hardware that the flags ask for.
 
 use anyhow::bail;
-use burn::tensor::Device;
-use glm4v_model::Precision;
+use glm4v_model::{Precision, Site};
 
 use crate::args::{Dtype, Global};
 
@@ -20,15 +19,15 @@ pub(crate) fn with_threads<T: Send>(
     pool(rayon::ThreadPoolBuilder::new()).build()?.install(work)
 }
 
-/// The device and type that the flags ask for.
-pub(crate) fn open(global: &Global) -> anyhow::Result<(Device, Precision)> {
+/// Where and in which type the flags want the network.
+pub(crate) fn open(global: &Global) -> anyhow::Result<(Site, Precision)> {
     let device = global.backend.open()?;
     let precision = precision(global)?;
     precision.check(global.backend.resolve(), &device)?;
     if global.verbose > 0 {
         say!("backend {}, dtype {precision}", global.backend.resolve());
     }
-    Ok((device, precision))
+    Ok((Site::of(global.backend, &device, precision.dtype()), precision))
 }
 
 /// The type that the flags ask for.

@@ -59,6 +59,19 @@ pub enum DeviceError {
         /// Devices found.
         found: usize,
     },
+    /// A tensor that the device cannot hold in one piece, nor the network in several.
+    #[error(
+        "{name} takes {bytes} bytes, and this device binds tensors of at most {most}; use --backend cpu or cuda, or \
+         --dtype f16 where the device has it"
+    )]
+    TooLarge {
+        /// The parameter.
+        name: String,
+        /// What it takes.
+        bytes: u64,
+        /// What the device takes.
+        most: u64,
+    },
     /// No such name.
     #[error("dtype \"{found}\" is unknown; needed: f32, bf16 or f16")]
     UnknownDtype {

@@ -28,6 +28,18 @@ pub enum FusionError {
         /// Tokens that the grids call for.
         needed: usize,
     },
+    /// Features that were made earlier do not fit the grids, or the model.
+    #[error(
+        "{kind} features have shape {found:?}; needed: {needed:?}, a row for each token that the grids call for"
+    )]
+    FeatureShape {
+        /// "image" or "video".
+        kind: &'static str,
+        /// Rows and width of the features.
+        found: [usize; 2],
+        /// Tokens that the grids call for, and the model's width.
+        needed: [usize; 2],
+    },
     /// Patches and grids disagree.
     #[error("{kind} values: found {found}, but the grids call for {needed} ({patches} patches of {values})")]
     PatchCount {
@@ -79,8 +91,42 @@ pub enum FusionError {
     Position(#[from] PositionError),
 }
 
-/// Checks everything that the forward pass relies on.
-pub(crate) fn check(batch: &Batch, config: &Glm4vConfig) -> Result<(), FusionError> {
+/// What a batch's pictures are to the text decoder, images and videos apart, in the order of the batch's grids.
+///
+/// Made by [`Glm4v::encode`](crate::Glm4v::encode), or earlier and elsewhere: these are what vLLM calls `image_embeds` and
+/// `video_embeds`.
+#[derive(Debug, Clone, Default)]
+pub struct Features {
+    /// `[N, D]`; none without images.
+    pub images: Option<Tensor<2>>,
+    /// `[M, D]`; none without videos.
+    pub videos: Option<Tensor<2>>,
+}
+
+impl Features {
+    /// Makes sure that there is a feature for every token that the grids call for.
+    pub(crate) fn check(&self, batch: &Batch, config: &Glm4vConfig) -> Result<(), FusionError> {
+        let width = config.text.hidden_size;
+        for (kind, features, patches) in
+            [("image", &self.images, &batch.images), ("video", &self.videos, &batch.videos)]
+        {
+            let needed = tokens(patches, config);
+            let found = features.as_ref().map_or([0, width], Tensor::dims);
+            if found != [needed, width] {
+                return Err(FusionError::FeatureShape { kind, found, needed: [needed, width] });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tokens that grids call for.
+fn tokens(patches: &Patches, config: &Glm4vConfig) -> usize {
+    patches.grids.iter().map(|grid| grid.tokens(config.vision.spatial_merge_size)).sum()
+}
+
+/// Checks the prompts of a batch, and that their placeholders are as many as its grids call for.
+pub(crate) fn check_prompts(batch: &Batch, config: &Glm4vConfig) -> Result<(), FusionError> {
     let [rows, width] = batch.shape;
     for row in 0..rows {
         let ids = &batch.input_ids[row * width..(row + 1) * width];
@@ -92,37 +138,40 @@ pub(crate) fn check(batch: &Batch, config: &Glm4vConfig) -> Result<(), FusionErr
             return Err(FusionError::EmptyRow { row });
         }
     }
-    check_patches(batch, &batch.images, TokenKind::Image, config)?;
-    check_patches(batch, &batch.videos, TokenKind::Video, config)
-}
-
-fn check_patches(
-    batch: &Batch,
-    patches: &Patches,
-    of: TokenKind,
-    config: &Glm4vConfig,
-) -> Result<(), FusionError> {
-    let kind = match of {
-        TokenKind::Video => "video",
-        _ => "image",
-    };
-    let merge = config.vision.spatial_merge_size;
-    let fits = |size: usize| size > 0 && size.is_multiple_of(merge);
-    if let Some(bad) = patches.grids.iter().find(|g| g.t == 0 || !fits(g.h) || !fits(g.w)) {
-        return Err(FusionError::Grid { kind, t: bad.t, h: bad.h, w: bad.w, merge });
-    }
-    let values = config.vision.patch_values();
-    let (found, needed) = (patches.values.len(), patches.count() * values);
-    if found != needed {
-        let patches = patches.count();
-        return Err(FusionError::PatchCount { kind, found, needed, patches, values });
-    }
-    let found = batch.kinds.iter().filter(|k| **k == of).count();
-    let needed = patches.grids.iter().map(|grid| grid.tokens(merge)).sum();
-    if found != needed {
-        return Err(FusionError::TokenCount { kind, found, needed });
+    for (kind, name, patches) in
+        [(TokenKind::Image, "image", &batch.images), (TokenKind::Video, "video", &batch.videos)]
+    {
+        check_grids(name, patches, config)?;
+        let found = batch.kinds.iter().filter(|other| **other == kind).count();
+        let needed = tokens(patches, config);
+        if found != needed {
+            return Err(FusionError::TokenCount { kind: name, found, needed });
+        }
     }
     Ok(())
+}
+
+/// Checks that the pictures of a batch have the patches that their grids call for.
+pub(crate) fn check_patches(batch: &Batch, config: &Glm4vConfig) -> Result<(), FusionError> {
+    let values = config.vision.patch_values();
+    for (kind, patches) in [("image", &batch.images), ("video", &batch.videos)] {
+        check_grids(kind, patches, config)?;
+        let (found, needed) = (patches.values.len(), patches.count() * values);
+        if found != needed {
+            let patches = patches.count();
+            return Err(FusionError::PatchCount { kind, found, needed, patches, values });
+        }
+    }
+    Ok(())
+}
+
+fn check_grids(kind: &'static str, patches: &Patches, config: &Glm4vConfig) -> Result<(), FusionError> {
+    let merge = config.vision.spatial_merge_size;
+    let fits = |size: usize| size > 0 && size.is_multiple_of(merge);
+    match patches.grids.iter().find(|g| g.t == 0 || !fits(g.h) || !fits(g.w)) {
+        Some(bad) => Err(FusionError::Grid { kind, t: bad.t, h: bad.h, w: bad.w, merge }),
+        None => Ok(()),
+    }
 }
 
 /// Replaces the embeddings of placeholders, in order, by the features of their kind.

@@ -11,11 +11,11 @@ use burn::tensor::{DType, TensorData};
 use crate::batch::{Batch, Patches};
 use crate::cache::Cache;
 use crate::config::Glm4vConfig;
-use crate::fusion::{FusionError, check, fuse};
+use crate::fusion::{Features, FusionError, check_patches, check_prompts, fuse};
 use crate::linear::{Linear, LinearConfig};
-use crate::matrix::Site;
 use crate::positions::Positions;
 use crate::probe::Probe;
+use crate::site::Site;
 use crate::text::TextModel;
 use crate::vision::VisionTower;
 
@@ -95,16 +95,38 @@ impl Glm4v {
     ///
     /// When prompts and pictures do not belong together.
     pub fn embed(&self, batch: &Batch, probe: &mut Probe) -> Result<TextInput, FusionError> {
-        check(batch, &self.config)?;
-        let positions = Positions::of(batch, self.config.vision.spatial_merge_size)?;
+        check_prompts(batch, &self.config)?; // before the tower runs
+        let features = self.encode(batch, probe)?;
+        self.embed_features(batch, features)
+    }
+
+    /// Runs the vision tower over the pictures of a batch.
+    ///
+    /// # Errors
+    ///
+    /// When values and grids of the batch disagree.
+    pub fn encode(&self, batch: &Batch, probe: &mut Probe) -> Result<Features, FusionError> {
+        check_patches(batch, &self.config)?;
         let mut encode = |patches: &Patches| {
             (!patches.grids.is_empty()).then(|| self.model.visual.forward(patches, probe))
         };
-        let images = encode(&batch.images);
-        let videos = encode(&batch.videos);
+        Ok(Features { images: encode(&batch.images), videos: encode(&batch.videos) })
+    }
+
+    /// Puts features, of this model's tower or made earlier, into the embedded prompts.
+    ///
+    /// Of the batch's pictures only the grids are looked at.
+    ///
+    /// # Errors
+    ///
+    /// When prompts and features do not belong together.
+    pub fn embed_features(&self, batch: &Batch, features: Features) -> Result<TextInput, FusionError> {
+        check_prompts(batch, &self.config)?;
+        features.check(batch, &self.config)?;
+        let positions = Positions::of(batch, self.config.vision.spatial_merge_size)?;
         let embeds = self.embed_tokens(batch);
         Ok(TextInput {
-            embeds: fuse(embeds, images, videos, &batch.kinds),
+            embeds: fuse(embeds, features.images, features.videos, &batch.kinds),
             positions,
             real: batch.attention_mask.clone(),
         })

@@ -36,6 +36,7 @@ mod norm;
 mod positions;
 mod probe;
 mod rope;
+mod site;
 pub mod text;
 pub mod vision;
 
@@ -45,15 +46,16 @@ pub use config::{
     Architecture, ConfigError, Glm4vConfig, MoeConfig, RotaryPairs, TextConfig, TextRopeConfig, VisionConfig,
 };
 pub use device::{Backend, DeviceError, Precision};
-pub use fusion::{FusionError, fuse};
+pub use fusion::{Features, FusionError, fuse};
 pub use glm4v::{Glm4v, Glm4vModel, TextInput};
 pub use init::{Fresh, initialize, initialize_lora};
 pub use linear::{Linear, LinearConfig};
 pub use lora::{Lora, LoraConfig};
-pub use matrix::{Matrix, Site};
+pub use matrix::Matrix;
 pub use mlp::GatedMlp;
 pub use named::{NamedMapper, NamedVisitor, map_named, visit_named};
 pub use norm::{LayerNorm, RmsNorm};
 pub use positions::{PositionError, Positions};
 pub use probe::Probe;
 pub use rope::RotaryTable;
+pub use site::Site;

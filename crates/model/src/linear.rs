@@ -9,7 +9,8 @@ use burn::module::Param;
 use burn::prelude::*;
 
 use crate::lora::Lora;
-use crate::matrix::{Matrix, Site, empty};
+use crate::matrix::{Matrix, empty};
+use crate::site::Site;
 
 /// Configuration of a [`Linear`].
 #[derive(Debug, Clone)]

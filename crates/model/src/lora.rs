@@ -76,8 +76,12 @@ impl Lora {
         burn::tensor::module::linear(narrow, self.b.val().transpose(), None) * self.scale
     }
 
-    /// The dense change that the adapter stands for, as two factors of which the first is scaled: `s · B` and `A`.
-    pub(crate) fn factors(&self) -> [Tensor<2>; 2] {
+    /// The dense change that the adapter stands for, as two factors of which the first is scaled, in f32.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `s · B`, `[O, r]`, and `A`, `[r, I]`
+    pub fn factors(&self) -> [Tensor<2>; 2] {
         use burn::tensor::DType::F32;
         [self.b.val().cast(F32) * self.scale, self.a.val().cast(F32)]
     }

@@ -11,27 +11,7 @@ use burn::prelude::*;
 use burn::tensor::module::{embedding, linear};
 use burn::tensor::{DType, TensorData};
 
-/// Where a network is built.
-#[derive(Debug, Clone)]
-pub struct Site {
-    /// The device.
-    pub device: Device,
-    /// Values that one tensor may have there; none if memory is the only bound.
-    pub most_values: Option<usize>,
-}
-
-impl Site {
-    /// A device that takes tensors of any size.
-    pub fn unbounded(device: &Device) -> Self {
-        Self { device: device.clone(), most_values: None }
-    }
-
-    /// A device that takes tensors of at most `bytes`, filled with values of `dtype`.
-    pub fn bounded(device: &Device, bytes: u64, dtype: DType) -> Self {
-        let values = usize::try_from(bytes).unwrap_or(usize::MAX) / dtype.size();
-        Self { device: device.clone(), most_values: Some(values.max(1)) }
-    }
-}
+use crate::site::Site;
 
 /// `[R, C]`, rows as checkpoints store them.
 ///
@@ -47,7 +27,7 @@ pub enum Matrix {
 impl Matrix {
     /// A matrix that waits for its values.
     pub fn init([rows, columns]: [usize; 2], site: &Site) -> Self {
-        let piece = site.most_values.map_or(rows, |most| (most / columns).clamp(1, rows));
+        let piece = site.most_values().map_or(rows, |most| (most / columns).clamp(1, rows));
         if piece == rows {
             return Self::Whole(empty([rows, columns], &site.device));
         }

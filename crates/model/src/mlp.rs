@@ -9,8 +9,8 @@ use burn::prelude::*;
 use burn::tensor::activation::silu;
 
 use crate::linear::{Linear, LinearConfig};
-use crate::matrix::Site;
 use crate::probe::Probe;
+use crate::site::Site;
 
 /// SwiGLU feed-forward: `down_proj(silu(gate_proj(x)) · up_proj(x))`.
 #[derive(Module, Debug)]

@@ -54,7 +54,7 @@ impl ModelFolder {
 }
 
 /// A tensor of a checkpoint in another type.
-fn converted<'a>(
+pub(crate) fn converted<'a>(
     checkpoint: &'a Checkpoint,
     name: &str,
     precision: Precision,

@@ -22,6 +22,7 @@ mod folder;
 mod fresh;
 mod layout;
 mod load;
+mod merge;
 mod names;
 mod numbers;
 mod publish;
@@ -140,6 +141,9 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
     },
+    /// The device does not take the network.
+    #[error(transparent)]
+    Device(#[from] glm4v_model::DeviceError),
     /// An adapter that cannot be read, or does not fit the network.
     #[error("{0}")]
     Adapter(String),

@@ -15,7 +15,7 @@ use crate::names::{self, EMBEDDING, HEAD};
 use crate::{LISTED, ModelFolder, Watch, WeightsError, list_names, numbers};
 
 impl ModelFolder {
-    /// Builds the network on `device` with the folder's weights in the wanted type, one tensor at a time.
+    /// Builds the network on a device that takes tensors of any size, with the folder's weights in the wanted type, one tensor at a time.
     ///
     /// Tensors that the network does not know are left alone, with a warning that lists them.
     ///
@@ -40,7 +40,7 @@ impl ModelFolder {
         let start = Instant::now();
         let checkpoint = Checkpoint::open(self.path())?;
         let config = self.config_for(&checkpoint)?;
-        let model = config.init_on(site);
+        let model = site.build(&config)?;
         let layout = Layout::of(&model);
         let sources = self.locate(&layout, &checkpoint, config.tie_word_embeddings)?;
         let total = sources.values().flatten().map(|source| source.bytes(&checkpoint)).sum();

@@ -17,13 +17,13 @@ use crate::args::{Generate, Global, Prompt};
 use crate::{device, interrupt};
 
 pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
-    let (device, precision) = device::open(global)?;
+    let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
     let config = settings(args, &folder)?;
     let encoded = processor.encode(&messages(&args.prompt)?, &RenderOptions::prompt())?;
     let tokenizer = processor.tokenizer();
     let batch = Batch::collate(&[prompt_sample(encoded)], tokenizer.special().end_of_text, PaddingSide::Left);
-    let model = load_model(&folder, args.adapter.as_deref(), &device, precision, global.quiet)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
     let stop = interrupt::listen("stopping")?;
 
     let start = Instant::now();

@@ -5,6 +5,7 @@ mod eval;
 mod generate;
 mod info;
 mod init;
+mod merge;
 mod trace;
 mod train;
 
@@ -13,6 +14,7 @@ pub(crate) use eval::eval;
 pub(crate) use generate::generate;
 pub(crate) use info::info;
 pub(crate) use init::init;
+pub(crate) use merge::merge;
 pub(crate) use trace::trace;
 pub(crate) use train::train;
 
@@ -20,7 +22,6 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use burn::prelude::Device;
 use glm4v_model::{Glm4v, Precision, Site};
 use glm4v_processor::{Message, Processor, parse_messages};
 use glm4v_weights::{AdapterFolder, ModelFolder};
@@ -48,15 +49,14 @@ fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
 fn load_model(
     folder: &ModelFolder,
     adapter: Option<&Path>,
-    device: &Device,
+    site: &Site,
     precision: Precision,
     quiet: bool,
 ) -> anyhow::Result<Glm4v> {
     // Looked at first: a broken adapter need not wait for the model.
     let adapter = adapter.map(AdapterFolder::open).transpose()?;
     let mut transfer = Transfer::new("loading", quiet);
-    let site = Site::unbounded(device);
-    let model = folder.load_on(&site, precision, &mut |done, of| transfer.at(done, of))?;
+    let model = folder.load_on(site, precision, &mut |done, of| transfer.at(done, of))?;
     drop(transfer);
     Ok(match adapter {
         Some(adapter) => adapter.apply(model, precision)?,

@@ -194,6 +194,7 @@ impl RawText {
             "text_config.num_key_value_heads",
             MAX_COUNT,
         )?;
+        let head_dim = self.head_width(architecture, hidden_size, heads)?;
         check(
             heads.is_multiple_of(kv_heads),
             "text_config.num_key_value_heads",
@@ -201,7 +202,6 @@ impl RawText {
             format!("a divisor of text_config.num_attention_heads, {heads}"),
         )?;
         check_activation(self.hidden_act.as_deref(), "text_config.hidden_act")?;
-        let head_dim = self.head_width(architecture, hidden_size, heads)?;
         let vocab_size = size(self.vocab_size, "text_config.vocab_size", MAX_VOCAB)?;
         if let Some(pad) = self.pad_token_id {
             check(
@@ -265,7 +265,13 @@ impl RawText {
             return Ok(head_dim);
         }
         check(
-            hidden_size.is_multiple_of(heads) && (hidden_size / heads).is_multiple_of(2),
+            hidden_size.is_multiple_of(heads),
+            "text_config.num_attention_heads",
+            heads,
+            format!("a divisor of text_config.hidden_size, {hidden_size}"),
+        )?;
+        check(
+            (hidden_size / heads).is_multiple_of(2),
             "text_config.num_attention_heads",
             heads,
             format!("a number that leaves heads of an even width of text_config.hidden_size, {hidden_size}"),

@@ -11,9 +11,9 @@ use crate::attention::{CausalMask, attend_causal};
 use crate::cache::LayerCache;
 use crate::config::{TextConfig, TextRopeConfig};
 use crate::linear::{Linear, LinearConfig};
-use crate::matrix::Site;
 use crate::probe::Probe;
 use crate::rope::{RotaryTable, rotate_text};
+use crate::site::Site;
 
 /// Causal self-attention.
 #[derive(Module, Debug)]

@@ -11,10 +11,10 @@ use super::mlp::FeedForward;
 use crate::attention::CausalMask;
 use crate::cache::LayerCache;
 use crate::config::TextConfig;
-use crate::matrix::Site;
 use crate::norm::RmsNorm;
 use crate::probe::Probe;
 use crate::rope::RotaryTable;
+use crate::site::Site;
 
 /// Norm, attention, sum; norm, feed-forward, sum. Most members of the family normalise what is added once more before
 /// the sum (sandwich norms).

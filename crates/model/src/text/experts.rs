@@ -13,9 +13,10 @@ use burn::tensor::{DType, TensorData};
 
 use super::mlp::FusedMlp;
 use crate::config::MoeConfig;
-use crate::matrix::{Site, empty};
+use crate::matrix::empty;
 use crate::mlp::GatedMlp;
 use crate::probe::Probe;
+use crate::site::Site;
 
 /// Routed and shared experts of a layer.
 #[derive(Module, Debug)]

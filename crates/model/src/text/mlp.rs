@@ -10,9 +10,9 @@ use burn::tensor::activation::silu;
 use super::experts::Experts;
 use crate::config::TextConfig;
 use crate::linear::{Linear, LinearConfig};
-use crate::matrix::Site;
 use crate::mlp::GatedMlp;
 use crate::probe::Probe;
+use crate::site::Site;
 
 /// The second half of a layer: each position on its own.
 #[derive(Module, Debug)]

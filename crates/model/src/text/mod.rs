@@ -20,11 +20,12 @@ use burn::tensor::TensorData;
 use crate::attention::CausalMask;
 use crate::cache::Cache;
 use crate::config::{TextConfig, TextRopeConfig};
-use crate::matrix::{Matrix, Site};
+use crate::matrix::Matrix;
 use crate::norm::RmsNorm;
 use crate::positions::Positions;
 use crate::probe::Probe;
 use crate::rope::{RotaryTable, unsigned_sines};
+use crate::site::Site;
 
 /// Embeddings to hidden states.
 #[derive(Module, Debug)]

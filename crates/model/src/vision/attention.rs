@@ -10,10 +10,10 @@ use crate::attention::attend_all;
 use crate::batch::Grid;
 use crate::config::VisionConfig;
 use crate::linear::{Linear, LinearConfig};
-use crate::matrix::Site;
 use crate::norm::RmsNorm;
 use crate::probe::Probe;
 use crate::rope::{RotaryTable, rotate_halves};
+use crate::site::Site;
 
 /// Self-attention within frames.
 #[derive(Module, Debug)]

@@ -8,11 +8,11 @@ use burn::prelude::*;
 
 use super::attention::{FrameRun, VisionAttention};
 use crate::config::VisionConfig;
-use crate::matrix::Site;
 use crate::mlp::GatedMlp;
 use crate::norm::RmsNorm;
 use crate::probe::Probe;
 use crate::rope::RotaryTable;
+use crate::site::Site;
 
 /// Pre-norm block: attention within frames, then a gated feed-forward.
 #[derive(Module, Debug)]

@@ -12,9 +12,10 @@ use burn::tensor::module::linear;
 
 use crate::config::VisionConfig;
 use crate::linear::{Linear, LinearConfig};
-use crate::matrix::{Site, empty};
+use crate::matrix::empty;
 use crate::norm::LayerNorm;
 use crate::probe::Probe;
+use crate::site::Site;
 
 /// A convolution over blocks of patches whose kernel is its stride.
 #[derive(Module, Debug)]

@@ -19,10 +19,10 @@ use burn::tensor::{DType, TensorData};
 
 use crate::batch::Patches;
 use crate::config::VisionConfig;
-use crate::matrix::Site;
 use crate::norm::RmsNorm;
 use crate::probe::Probe;
 use crate::rope::RotaryTable;
+use crate::site::Site;
 use attention::FrameRun;
 
 /// Patches to tokens.
