@@ -169,3 +169,42 @@ fn parts(part_type: &str, column: &str, value: Option<Value>) -> Result<VecDeque
     };
     values.into_iter().enumerate().map(part).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(content: &str, record: Value) -> Result<Value, String> {
+        let Value::Object(mut record) = record else { panic!("a record is an object") };
+        let mut media = Media::take(&mut record, &Layout::default()).map_err(|error| error.to_string())?;
+        let mut content = Value::from(content);
+        media.check(&[media.places(&content)]).map_err(|error| error.to_string())?;
+        media.fill(&mut content);
+        Ok(content)
+    }
+
+    #[test]
+    fn clips_are_files_or_lists_of_frames_and_may_have_a_rate() {
+        let videos =
+            json!([["1.png", "2.png"], {"path": "folder", "frame_rate": 4}, {"video": ["3.png", "4.png"]}]);
+        let parts = json!([
+            {"type": "video", "video": ["1.png", "2.png"]},
+            {"type": "text", "text": "a"},
+            {"type": "image", "path": "i.png"},
+            {"type": "video", "path": "folder", "frame_rate": 4},
+            {"type": "video", "video": ["3.png", "4.png"]},
+        ]);
+
+        let content = filled("<video>a<image><video><video>", json!({"images": ["i.png"], "videos": videos}));
+
+        assert_eq!(content, Ok(parts));
+    }
+
+    #[test]
+    fn a_picture_is_no_list_and_a_frame_is_a_path() {
+        let list = filled("<image>", json!({"images": [["1.png", "2.png"]]}));
+        assert_eq!(list, Err("\"images\"[0] is a list, needed a path or URL".to_owned()));
+        let number = filled("<video>", json!({"videos": [["1.png", 2]]}));
+        assert_eq!(number, Err("\"videos\"[0] is a list, needed a path or URL".to_owned()));
+    }
+}

@@ -97,10 +97,11 @@ mod tests {
     use std::error::Error;
 
     use glm4v_model::TokenKind;
+    use glm4v_processor::RenderOptions;
     use serde_json::json;
 
     use super::*;
-    use crate::fixture::{processor, record, records};
+    use crate::fixture::{processor, record, records, root};
 
     #[test]
     fn a_digit_is_the_prompt_the_word_and_the_end() {
@@ -135,6 +136,33 @@ mod tests {
         let whole = processor.tokenizer().encode(&text).unwrap();
         assert_eq!(ids, whole);
         assert_eq!(sample.images.grids.len(), 2);
+    }
+
+    #[test]
+    fn clips_take_their_places_and_nothing_of_them_is_taught() {
+        let processor = processor();
+        let clips = root().join("tests/fixtures/processor/video");
+        let clip = |name: &str| clips.join(name).display().to_string();
+        let record = record(json!({"messages": [
+            {"role": "user", "content": "<video>like <image>or<video>?"}, {"role": "assistant", "content": "yes"}],
+            "images": ["../digits/images/0004.png"],
+            "videos": [clip("template_8x84x56.png"), [clip("odd_5x84x56.png"), clip("odd_5x84x56.png")]]}));
+
+        let sample = encode(&record, &processor, None).unwrap();
+
+        // The prompt is what the model is asked, token for token, and the answer follows.
+        let asked = processor.encode(&record.messages[..1], &RenderOptions::prompt()).unwrap();
+        let tokenizer = processor.tokenizer();
+        let answer = [tokenizer.encode("yes").unwrap(), vec![tokenizer.special().end_of_text]].concat();
+        assert_eq!(sample.input_ids, [asked.input_ids, answer.clone()].concat());
+        let prompt = sample.input_ids.len() - answer.len();
+        assert!(sample.taught[..prompt].iter().all(|taught| !taught));
+        assert!(sample.taught[prompt..].iter().all(|taught| *taught));
+        assert_eq!(sample.videos.values, asked.pixel_values_videos);
+        assert_eq!(sample.videos.grids.iter().map(|grid| grid.t).collect::<Vec<_>>(), [2, 1]);
+        let count = |kind| sample.kinds.iter().filter(|found| **found == kind).count();
+        let tokens: usize = sample.videos.grids.iter().map(|grid| grid.tokens(2)).sum();
+        assert_eq!((count(TokenKind::Image), count(TokenKind::Video)), (4, tokens));
     }
 
     #[test]

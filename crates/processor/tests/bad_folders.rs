@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use glm4v_processor::{
-    ImageSource, Message, Part, Processor, ProcessorError, RenderOptions, Segment, VideoData, VideoSource,
+    ImageSource, Message, Part, Processor, ProcessorError, RenderOptions, SamplingRule, Segment, VideoData,
+    VideoSource,
 };
 use support::golden;
 use tempfile::TempDir;
@@ -119,6 +120,40 @@ fn the_template_may_lie_in_older_places() {
         let processor = Processor::load(folder.path()).unwrap();
         assert_eq!(processor.render(&[], &RenderOptions::default()).unwrap(), "old");
     }
+}
+
+#[test]
+fn the_configuration_of_clips_is_looked_for_where_upstream_looks() {
+    let folder = folder();
+    let most = || {
+        let config = Processor::load(folder.path()).unwrap().video_processor().config().clone();
+        (config.frame.max_pixels, config.sampling.fps, config.sampling.rule)
+    };
+    let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
+
+    // The pictures' file, if there is no other: GLM-OCR has none.
+    assert_eq!(most(), (9_633_792, 2.0, SamplingRule::Glm4v));
+    write(
+        "video_preprocessor_config.json",
+        r#"{"fps": 4, "size": {"shortest_edge": 1, "longest_edge": 50000}}"#,
+    );
+    assert_eq!(most(), (50_000, 4.0, SamplingRule::Glm4v));
+    write(
+        "processor_config.json",
+        r#"{"processor_class": "Glm46VProcessor", "video_processor": {"fps": 3}}"#,
+    );
+    assert_eq!(most(), (47_040_000, 3.0, SamplingRule::Glm46v));
+
+    write("processor_config.json", r#"{"video_processor": {"fps": 0}}"#);
+    let needed =
+        "DIR/processor_config.json: cannot be followed: \"fps\" is 0, needed more than 0, at most 1000";
+    assert_eq!(refused(folder.path()), needed);
+    write("processor_config.json", "{}");
+    write("video_preprocessor_config.json", "[");
+    assert_eq!(
+        refused(folder.path()),
+        "DIR/video_preprocessor_config.json, line 1, column 1: not valid json"
+    );
 }
 
 #[test]

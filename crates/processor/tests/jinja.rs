@@ -41,6 +41,13 @@ fn options(input: &Value) -> RenderOptions {
     }
 }
 
+/// What works in Python and is an error with its line here.
+const REFUSED: [&str; 3] = [
+    "{{ '%s-%d' % ('a', 3) }}",
+    "{{ 'a-b-c'.partition('-') }} {{ 'a'.center(5) }}",
+    "{{ [1, 2, 3] | first }}",
+];
+
 #[test]
 fn what_templates_use_of_python_gives_the_same_text_or_an_error_with_the_line() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/processor/jinja/cases.json");
@@ -63,7 +70,11 @@ fn what_templates_use_of_python_gives_the_same_text_or_an_error_with_the_line() 
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(refused.is_empty(), "{same} are the same; refused:\n{}", refused.join("\n"));
+    assert_eq!(same, 60, "refused:\n{}", refused.join("\n"));
+    assert_eq!(refused.len(), REFUSED.len(), "{}", refused.join("\n"));
+    for (refused, start) in refused.iter().zip(REFUSED) {
+        assert!(refused.starts_with(start), "{refused}");
+    }
 }
 
 /// Templates as published, which are not ours to copy: `GLM4V_TEMPLATES` names a folder of them, with
@@ -71,12 +82,17 @@ fn what_templates_use_of_python_gives_the_same_text_or_an_error_with_the_line() 
 #[test]
 fn published_templates_give_the_text_that_jinja_gives() {
     let Some(folder) = std::env::var_os("GLM4V_TEMPLATES").map(PathBuf::from) else { return };
-    let renders: Value = serde_json::from_str(&fs::read_to_string(folder.join("renders.json")).unwrap()).unwrap();
+    let renders: Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("renders.json")).unwrap()).unwrap();
     let mut compared = 0;
     for (name, cases) in renders.as_object().unwrap() {
-        let processor = with_template(&fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap()).unwrap();
+        let processor =
+            with_template(&fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap()).unwrap();
+        // One conversation spells `<|user|>`.
+        let processor = processor.with_special_tokens_allowed(true);
         for (case, row) in cases.as_object().unwrap() {
-            let rendered = processor.render(&messages(&row["input"]["messages"]), &options(&row["input"])).unwrap();
+            let rendered =
+                processor.render(&messages(&row["input"]["messages"]), &options(&row["input"])).unwrap();
             assert_eq!(rendered, row["rendered"].as_str().unwrap(), "{name}: {case}");
             compared += 1;
         }

@@ -154,6 +154,11 @@ fn gif_and_webp_tell_their_times() {
     for file in ["a.gif", "a.webp"] {
         let video = load(&folder.path().join(file));
 
+        if file == "a.gif" {
+            // Frame for frame what ffmpeg makes of it.
+            let every = all_frames(&folder, file, 56, 56);
+            assert!(video == processor().load(&pictures(every, Some(5.0))).unwrap());
+        }
         // 20 frames of 4 s: two a second are 0, 3, 5, 8, 10, 13, 15, 18.
         assert_eq!(video.grid[0], 4, "{file}");
         assert_eq!(video.timestamps, [0.0, 1.0, 2.0, 3.0], "{file}");
