@@ -482,17 +482,11 @@ fn shards_that_do_not_belong_together_are_refused_by_every_reader() {
         (|model| cut(&model.join(INDEX), 100), &["index.json: EOF while parsing"]),
         (
             |model| {
-                let extra = vec![("lm_head.weight".to_owned(), TensorData::new(vec![1.0f32], [1]))];
-                write_tensors(&model.join("more.safetensors"), extra, &[]).unwrap();
-                replace(
-                    &model.join(INDEX),
-                    "\"weight_map\": {",
-                    "\"weight_map\": {\"x\": \"more.safetensors\",",
-                );
-                replace(&model.join(INDEX), "\"x\":", "\"language_model.lm_head.weight\":");
-                let other =
-                    vec![("language_model.lm_head.weight".to_owned(), TensorData::new(vec![1.0f32], [1]))];
-                write_tensors(&model.join("more.safetensors"), other, &[]).unwrap();
+                let head = "language_model.lm_head.weight";
+                let again = vec![(head.to_owned(), TensorData::new(vec![1.0f32], [1]))];
+                write_tensors(&model.join("more.safetensors"), again, &[]).unwrap();
+                let entry = format!("\"weight_map\": {{\"{head}\": \"more.safetensors\",");
+                replace(&model.join(INDEX), "\"weight_map\": {", &entry);
             },
             &[
                 "tensor \"lm_head.weight\" is also in ",
@@ -531,7 +525,7 @@ fn a_type_or_a_size_that_means_nothing_here_is_refused() {
     let convert = ["convert", "--model", model.to_str().unwrap(), "--out", "no/such/place"];
 
     generate(&model, &["--prompt", "hi", "--dtype", "keep"])
-        .refused(&["--dtype keep is for glm4v convert", "needed here: f32, bf16 or f16"]);
+        .refused(&["--dtype keep is for glm4v convert and merge", "needed here: f32, bf16 or f16"]);
     for (flag, value, words) in [
         ("--shard-size", "0GB", "size \"0GB\" is unknown; needed: a positive number with a unit"),
         ("--shard-size", "5", "as 5GB, 500MB or 4GiB"),
