@@ -709,14 +709,43 @@ fn an_answer_longer_than_any_memory_ends_at_the_longest_sequence_of_the_model() 
 }
 
 #[test]
-fn a_prompt_that_spells_the_placeholder_is_refused() {
+fn a_prompt_that_spells_a_special_token_is_refused_unless_it_is_allowed() {
     let image = digit();
     let image = image.to_str().unwrap();
+    let allow = "--allow-special-tokens";
 
     generate(&checkpoint(), &["--prompt", "<|image|> what?"])
-        .refused(&["has 1 <|image|> placeholders, but 0 images were given", "message 0 spells"]);
-    generate(&checkpoint(), &["--prompt", "<|image|> what?", "--image", image])
-        .refused(&["has 2 <|image|> placeholders, but 1 images were given", "message 0 spells"]);
+        .refused(&["message 0, part 0: its text spells <|image|>", allow]);
+    generate(&checkpoint(), &["--prompt", "<|user|> what?", "--image", image])
+        .refused(&["message 0, part 1: its text spells <|user|>", allow]);
+    generate(&checkpoint(), &["--prompt", "<|user|> what?", "--image", image, allow]).success();
+    generate(&checkpoint(), &["--prompt", "<|image|> what?", "--image", image, allow]).refused(&[
+        "has 2 <|image|> placeholders, but 1 images were given",
+        "message 0, part 0: 2 placeholders",
+    ]);
+}
+
+#[test]
+fn a_clip_that_cannot_be_used_is_named() {
+    let folder = tempdir().unwrap();
+    let cut = folder.path().join("cut.mp4");
+    fs::write(&cut, b"\0\0\0\x18ftypmp42").unwrap();
+    let cut = cut.to_str().unwrap();
+
+    generate(&checkpoint(), &["--prompt", "what?", "--video", cut]).refused(&[
+        "video 0 of the conversation",
+        cut,
+        "not a video that ffprobe can read",
+    ]);
+    generate(&checkpoint(), &["--prompt", "what?", "--video", folder.path().to_str().unwrap()])
+        .refused(&["has no frames"]);
+    let without = Said::by(
+        command()
+            .args(["generate", "--prompt", "what?", "--video", cut, "--model"])
+            .arg(checkpoint())
+            .env("PATH", ""),
+    );
+    without.refused(&["needs ffprobe, which is not installed", "apt-get install"]);
 }
 
 #[test]
