@@ -138,8 +138,8 @@ fn frozen_parts_keep_every_bit_and_the_others_move() {
         trained(&run, &settings);
 
         let after = TensorFile::open(&run.join("final/model.safetensors")).unwrap();
-        let names = before.names().unwrap();
-        assert_eq!(after.names().unwrap(), names);
+        let names = before.names();
+        assert_eq!(after.names(), names);
         for name in names {
             let values = |file: &TensorFile| file.float(&name, DType::F32).unwrap();
             let kept = values(&before) == values(&after);
@@ -217,7 +217,7 @@ fn trace_writes_what_is_documented_and_generates_what_generate_says() {
         let said = Said::by(shared("generate").args(["--greedy", "--json"])).success();
 
         let file = TensorFile::open(&out).unwrap();
-        let shape = |name: &str| file.shape(name).unwrap().unwrap_or_else(|| panic!("{name} is missing"));
+        let shape = |name: &str| file.shape(name).unwrap_or_else(|| panic!("{name} is missing"));
         let [_, tokens] = shape("input_ids")[..] else { panic!("input_ids is [1, S]") };
         let vocabulary = ModelFolder::open(&model).unwrap().config().text.vocab_size;
         assert_eq!(shape("input_ids"), [1, tokens]);
@@ -225,7 +225,7 @@ fn trace_writes_what_is_documented_and_generates_what_generate_says() {
         assert_eq!(shape("position_ids"), [3, 1, tokens]);
         assert_eq!(shape("rope_deltas"), [1, 1]);
         assert_eq!(shape("logits"), [1, tokens, vocabulary]);
-        assert!(file.names().unwrap().iter().filter(|name| name.starts_with("mid.")).count() > 10);
+        assert!(file.names().iter().filter(|name| name.starts_with("mid.")).count() > 10);
 
         // The first token is the most probable one of the whole pass.
         let (generated, _) = file.integers("generated").unwrap();
@@ -349,7 +349,7 @@ fn adapters_learn_alone_and_a_resumed_run_drops_out_what_it_would_have() {
     assert!(file(&resumed) == file(&straight), "the last adapters differ");
     let losses = losses(&straight);
     assert!(losses[7] < losses[0], "{losses:?}");
-    let names = TensorFile::open(&straight.join("final/adapter_model.safetensors")).unwrap().names().unwrap();
+    let names = TensorFile::open(&straight.join("final/adapter_model.safetensors")).unwrap().names();
     let whole: Vec<&String> = names.iter().filter(|name| !name.contains(".lora_")).collect();
     assert_eq!(whole, ["base_model.model.lm_head.weight"]);
 }

@@ -13,12 +13,14 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use glm4v_infer::{GenerationConfig, generate};
 use glm4v_model::text::load_balancing_loss;
-use glm4v_model::{Glm4v, NamedVisitor, Positions, Precision, Probe, visit_named};
+use glm4v_model::{Glm4v, NamedVisitor, Positions, Precision, Probe, Site, visit_named};
 use glm4v_tests::{Case, backend, golden, max_difference, relative_l2, values_of};
 use glm4v_train::{
     AdamW, AdamWConfig, NamedGradients, Schedule, ScheduleKind, Targets, cross_entropy, freeze_all_but, loss,
 };
-use glm4v_weights::{AdapterConfig, AdapterFolder, ModelFolder, Names, attach, save_adapter};
+use glm4v_weights::{
+    AdapterConfig, AdapterFolder, ModelFolder, Names, TensorFile, attach, save_adapter, save_model,
+};
 
 /// The members of the family that the golden cases have checkpoints of.
 const FAMILIES: [&str; 4] = ["glm4v", "glm4v_moe", "glm46v", "glm_ocr"];
@@ -541,5 +543,43 @@ fn an_adapter_is_the_same_after_it_was_saved() {
         let difference = max_difference(&logits(&again.merge_adapters()), &logits(&model));
         println!("{family}: merged and unmerged differ by {difference:.1e}");
         assert!(difference < LOGITS, "{family}: merged and unmerged differ by {difference}");
+    }
+}
+
+#[test]
+fn a_network_in_pieces_computes_learns_and_is_saved_as_the_whole_one() {
+    let folder = ModelFolder::open(&checkpoint("glm4v")).unwrap();
+    let device = backend().open().unwrap().autodiff();
+    // The patch convolution takes 301,056 bytes and cannot be split; the token table and the head take 460,800.
+    let site = Site::bounded(&device, 302_000, Precision::F32.dtype());
+    let model = folder.load_on(&site, Precision::F32, &mut |_, _| {}).unwrap();
+    assert!(parameters(&model).contains_key("lm_head.weight.1"), "the head is in pieces");
+    assert!(parameters(&model).contains_key("model.language_model.embed_tokens.weight.1"));
+    let case = Case::open("forward/glm4v/image_single");
+    let batch = case.batch();
+
+    let logits = model.forward(&batch).unwrap().inner().into_data();
+
+    let difference = max_difference(&values_of(&logits), &values_of(&case.float("out.logits")));
+    assert!(difference < LOGITS, "logits differ by {difference}");
+    let batch = Case::open("train/glm4v/loss_and_grads").batch();
+    let targets = Targets::of(&batch);
+    let moved = |model: Glm4v| {
+        let gradients = NamedGradients::take(&model, loss(&model, &batch, &targets).unwrap().backward());
+        let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+        let model = AdamW::new(settings).step(model, gradients, 1e-3, 1.0);
+        let saved = tempfile::tempdir().unwrap();
+        save_model(&model, folder.path(), saved.path(), Precision::F32).unwrap();
+        let file = TensorFile::open(&saved.path().join("model.safetensors")).unwrap();
+        let read =
+            |name: &String| (name.clone(), values_of(&file.float(name, Precision::F32.dtype()).unwrap()));
+        file.names().iter().map(read).collect::<BTreeMap<_, _>>()
+    };
+    let (pieces, whole) = (moved(model), moved(trainable("glm4v")));
+    assert_eq!(pieces.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
+    for (name, found) in pieces {
+        let difference = relative_l2(&found, &whole[&name]);
+        // The sign of a key bias's gradient is noise, see above.
+        assert!(difference < 1e-4 || name.ends_with("k_proj.bias"), "{name} differs by {difference:.1e}");
     }
 }

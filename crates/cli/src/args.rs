@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use glm4v_model::{Backend, Precision};
+use glm4v_model::{Backend, DeviceError, Precision};
+use glm4v_weights::ShardSize;
 
 /// Load, train and run GLM's vision-language models.
 #[derive(Debug, Parser)]
@@ -22,9 +23,9 @@ pub(crate) struct Global {
     /// Hardware to run on: auto, cpu, wgpu, cuda, or one of several as cuda:1
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
     pub(crate) backend: Backend,
-    /// Type of weights and activations: f32, bf16 or f16 [default: f32 on cpu and wgpu, bf16 on cuda]
+    /// Type of weights and activations: f32, bf16 or f16 [default: f32 on cpu and wgpu, bf16 on cuda; convert: keep]
     #[arg(long, global = true, value_name = "TYPE")]
-    pub(crate) dtype: Option<Precision>,
+    pub(crate) dtype: Option<Dtype>,
     /// Threads of the cpu backend [default: one a core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -34,6 +35,23 @@ pub(crate) struct Global {
     /// Say nothing but results and errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
+}
+
+/// A type of numbers, or what a file has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dtype {
+    /// The type that the weights have.
+    Keep,
+    /// This one.
+    Of(Precision),
+}
+
+impl std::str::FromStr for Dtype {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        if text == "keep" { Ok(Self::Keep) } else { text.parse().map(Self::Of) }
+    }
 }
 
 /// What to do.
@@ -47,6 +65,10 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Make fresh weights in the published layout
     Init(Init),
+    /// Write a model's weights in another type or in files of another size
+    Convert(Convert),
+    /// Fold an adapter into plain weights
+    Merge(Merge),
     /// Write one forward pass, everything by name
     Trace(Trace),
     /// Show devices, or what a model folder holds
@@ -220,6 +242,42 @@ pub(crate) struct Init {
     /// Start of the random numbers
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Most bytes in a file of weights, as 500MB or 4GiB
+    #[arg(long, default_value_t, value_name = "SIZE")]
+    pub(crate) shard_size: ShardSize,
+}
+
+/// Write a model's weights in another type or in files of another size.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Convert {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Folder to make
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Most bytes in a file of weights, as 500MB or 4GiB
+    #[arg(long, default_value_t, value_name = "SIZE")]
+    pub(crate) shard_size: ShardSize,
+}
+
+/// Fold an adapter into plain weights.
+///
+/// Tensors keep their type unless --dtype asks for another; sums are formed in f32.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Merge {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: PathBuf,
+    /// Folder to make
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Most bytes in a file of weights, as 500MB or 4GiB
+    #[arg(long, default_value_t, value_name = "SIZE")]
+    pub(crate) shard_size: ShardSize,
 }
 
 /// Write one forward pass, everything by name.

@@ -1,9 +1,9 @@
 //! Opening the hardware that the flags ask for.
 
-use burn::tensor::Device;
-use glm4v_model::{Backend, Precision};
+use anyhow::bail;
+use glm4v_model::{Precision, Site};
 
-use crate::args::Global;
+use crate::args::{Dtype, Global};
 
 /// Runs `work` with the threads that were asked for.
 ///
@@ -19,18 +19,22 @@ pub(crate) fn with_threads<T: Send>(
     pool(rayon::ThreadPoolBuilder::new()).build()?.install(work)
 }
 
-/// The device and type that the flags ask for.
-pub(crate) fn open(global: &Global) -> anyhow::Result<(Device, Precision)> {
+/// Where and in which type the flags want the network.
+pub(crate) fn open(global: &Global) -> anyhow::Result<(Site, Precision)> {
     let device = global.backend.open()?;
-    let precision = precision(global);
+    let precision = precision(global)?;
     precision.check(global.backend.resolve(), &device)?;
     if global.verbose > 0 {
         say!("backend {}, dtype {precision}", global.backend.resolve());
     }
-    Ok((device, precision))
+    Ok((Site::of(global.backend, &device, precision.dtype()), precision))
 }
 
 /// The type that the flags ask for.
-pub(crate) fn precision(global: &Global) -> Precision {
-    global.dtype.unwrap_or_else(|| Backend::default_precision(global.backend))
+pub(crate) fn precision(global: &Global) -> anyhow::Result<Precision> {
+    match global.dtype {
+        None => Ok(global.backend.default_precision()),
+        Some(Dtype::Of(precision)) => Ok(precision),
+        Some(Dtype::Keep) => bail!("--dtype keep is for glm4v convert; needed here: f32, bf16 or f16"),
+    }
 }

@@ -1,4 +1,5 @@
-//! A run on the terminal: a bar with loss, rate and time left, and a line for whatever lasts.
+//! Progress on the terminal: of a run, a bar with loss, rate and time left, and a line for whatever lasts; of weights
+//! that are read or written, a bar.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -48,6 +49,43 @@ fn bar(length: usize, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("the template is fixed");
     let target = ProgressDrawTarget::stderr_with_hz(8);
     ProgressBar::with_draw_target(Some(length as u64), target).with_style(style)
+}
+
+/// Time after which reading or writing weights is worth a bar.
+const SOON: Duration = Duration::from_millis(500);
+
+/// Weights on their way, on a terminal; nothing if they are there in a moment.
+pub(crate) struct Transfer {
+    what: &'static str,
+    shown: bool,
+    start: Instant,
+    bar: ProgressBar,
+}
+
+impl Transfer {
+    /// Shows nothing if `quiet`; `what` is a word such as "loading".
+    pub(crate) fn new(what: &'static str, quiet: bool) -> Self {
+        let shown = !quiet && std::io::stderr().is_terminal();
+        Self { what, shown, start: Instant::now(), bar: ProgressBar::hidden() }
+    }
+
+    /// So many bytes of so many are done.
+    pub(crate) fn at(&mut self, done: u64, of: u64) {
+        if !self.shown || self.start.elapsed() < SOON {
+            return;
+        }
+        if self.bar.is_hidden() {
+            let template = "{msg} {bar:24} {bytes}/{total_bytes} [{eta} left]";
+            self.bar = bar(of as usize, template).with_message(self.what).with_elapsed(self.start.elapsed());
+        }
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 /// A count with its thousands apart.

@@ -8,20 +8,56 @@ use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
+use crate::config::Glm4vConfig;
 use crate::glm4v::Glm4v;
 use crate::named::{NamedMapper, map_named};
 
-/// Fills every parameter with fresh values of `dtype`.
+/// Fills every parameter with fresh values of `dtype`; a router's correction stays f32.
 pub fn initialize(model: Glm4v, seed: u64, dtype: DType) -> Glm4v {
-    let config = model.config.clone();
-    let mut filler = Filler {
-        seed,
-        dtype,
-        text_range: config.text.initializer_range,
-        vision_range: config.vision.initializer_range,
-        pad: config.text.pad_token_id,
-    };
-    map_named(model, &mut filler)
+    let fresh = Fresh::new(&model.config, seed);
+    map_named(model, &mut Filler { fresh, dtype, whole: String::new(), rows: 0 })
+}
+
+/// Makes fresh values, any part of a parameter at a time.
+#[derive(Debug)]
+pub struct Fresh {
+    seed: u64,
+    text_range: f64,
+    vision_range: f64,
+    pad: Option<u32>,
+}
+
+impl Fresh {
+    /// Values for the network of a config.
+    pub fn new(config: &Glm4vConfig, seed: u64) -> Self {
+        Self {
+            seed,
+            text_range: config.text.initializer_range,
+            vision_range: config.vision.initializer_range,
+            pad: config.text.pad_token_id,
+        }
+    }
+
+    /// Fills `values` with those of the parameter `name` from value `first` on; its rows are `width` wide.
+    ///
+    /// A parameter in pieces has the values that it has in one: `name` is then that of the whole.
+    pub fn fill(&self, name: &str, width: usize, first: usize, values: &mut [f32]) {
+        if name.ends_with("norm.weight") || name.ends_with("norm1.weight") || name.ends_with("norm2.weight") {
+            values.fill(1.0);
+        } else if name.ends_with("bias") || name.ends_with(".lora.b") {
+            values.fill(0.0);
+        } else {
+            let range = if name.starts_with("model.visual") { self.vision_range } else { self.text_range };
+            Normal::new(self.seed, name).fill(first, values, range);
+        }
+        if let (true, Some(pad)) = (name.ends_with("embed_tokens.weight"), self.pad) {
+            // The token's row, as far as it is among these.
+            let row = pad as usize * width;
+            let place = |value: usize| value.saturating_sub(first).min(values.len());
+            let (start, end) = (place(row), place(row + width));
+            values[start..end].fill(0.0);
+        }
+    }
 }
 
 /// Fills every adapter with the values that training starts from: `a` uniform within `1 / √I`, as PEFT has it
@@ -54,33 +90,40 @@ impl NamedMapper for LoraFiller {
 }
 
 struct Filler {
-    seed: u64,
+    fresh: Fresh,
     dtype: DType,
-    text_range: f64,
-    vision_range: f64,
-    pad: Option<u32>,
+    /// The matrix whose pieces are being filled, and its rows so far.
+    whole: String,
+    rows: usize,
 }
 
 impl NamedMapper for Filler {
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let shape = param.lazy_shape();
+        let width: usize = shape.iter().skip(1).product();
+        // Pieces come one after another, as `lm_head.weight.0` and so on.
+        let (whole, piece) = match name.rsplit_once('.') {
+            Some((whole, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => (whole, true),
+            _ => (name, false),
+        };
+        if !piece || self.whole != whole {
+            self.whole = whole.to_owned();
+            self.rows = 0;
+        }
         let mut values = vec![0.0f32; shape.num_elements()];
-        if name.ends_with("norm.weight") || name.ends_with("norm1.weight") || name.ends_with("norm2.weight") {
-            values.fill(1.0);
-        } else if !name.ends_with("bias") && !name.ends_with(".lora.b") {
-            let range = if name.starts_with("model.visual") { self.vision_range } else { self.text_range };
-            Normal::new(self.seed, name).fill(&mut values, range);
-        }
-        if let (true, Some(pad)) = (name.ends_with("embed_tokens.weight"), self.pad) {
-            let width = shape[1];
-            values[pad as usize * width..][..width].fill(0.0);
-        }
-        let device = param.lazy_device();
-        let value = Tensor::<D>::from_data(TensorData::new(values, shape), (&device, DType::F32));
+        self.fresh.fill(whole, width, self.rows * width, &mut values);
+        self.rows += shape.first().copied().unwrap_or(1);
+        let dtype = if name.ends_with("e_score_correction_bias") { DType::F32 } else { self.dtype };
+        // Rounded on the host, and so alike on every backend and in files.
+        let data = TensorData::new(values, shape).convert_dtype(dtype);
         let id = param.id;
-        param.transform_for_load(value.cast(self.dtype), id)
+        let value = Tensor::<D>::from_data(data, (&param.lazy_device(), dtype));
+        param.transform_for_load(value, id)
     }
 }
+
+/// What SplitMix64 adds to its state for each number.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Normal values from SplitMix64 and the Box-Muller transform.
 struct Normal {
@@ -93,11 +136,11 @@ impl Normal {
         let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
-        Self { state: hash ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) }
+        Self { state: hash ^ seed.wrapping_mul(STEP) }
     }
 
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.state = self.state.wrapping_add(STEP);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -109,15 +152,25 @@ impl Normal {
         ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 
-    fn fill(&mut self, values: &mut [f32], deviation: f64) {
-        for pair in values.chunks_mut(2) {
-            let radius = deviation * (-2.0 * self.uniform().ln()).sqrt();
-            let (sin, cos) = (std::f64::consts::TAU * self.uniform()).sin_cos();
-            pair[0] = (radius * cos) as f32;
-            if let Some(second) = pair.get_mut(1) {
-                *second = (radius * sin) as f32;
-            }
+    /// The stream's values from `first` on, without making those before.
+    fn fill(mut self, first: usize, values: &mut [f32], deviation: f64) {
+        // Two values a pair, two numbers a pair.
+        let before = (first / 2 * 2) as u64;
+        self.state = self.state.wrapping_add(before.wrapping_mul(STEP));
+        let (odd, even) = values.split_at_mut((first % 2).min(values.len()));
+        for value in odd {
+            *value = self.pair(deviation)[1];
         }
+        for values in even.chunks_mut(2) {
+            let pair = self.pair(deviation);
+            values.copy_from_slice(&pair[..values.len()]);
+        }
+    }
+
+    fn pair(&mut self, deviation: f64) -> [f32; 2] {
+        let radius = deviation * (-2.0 * self.uniform().ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * self.uniform()).sin_cos();
+        [(radius * cos) as f32, (radius * sin) as f32]
     }
 }
 
@@ -125,7 +178,7 @@ impl Normal {
 #[cfg(feature = "cpu")]
 mod tests {
     use super::*;
-    use crate::Glm4vConfig;
+    use crate::Site;
 
     fn table(seed: u64) -> Vec<f32> {
         let model = initialize(Glm4vConfig::tiny().init(&Device::flex()), seed, DType::F32);
@@ -137,6 +190,31 @@ mod tests {
     fn the_seed_alone_decides() {
         assert_eq!(table(3), table(3));
         assert_ne!(table(3), table(4));
+    }
+
+    #[test]
+    fn any_part_of_a_parameter_has_the_values_that_the_whole_has() {
+        let fresh = Fresh::new(&Glm4vConfig::tiny(), 3);
+        let name = "model.language_model.embed_tokens.weight";
+        let whole = table(3);
+        // From before there were parts: a seed keeps its meaning.
+        assert_eq!(whole[48..52], [-0.005_722_139, 0.049_376_51, -0.016_482_435, 0.032_475_002]);
+
+        for (first, count) in [(0, 2400), (0, 7), (7, 9), (13, 1), (40, 20), (47, 3), (2399, 1), (50, 0)] {
+            let mut part = vec![f32::NAN; count];
+            fresh.fill(name, 48, first, &mut part);
+            assert_eq!(part, whole[first..first + count], "{count} from {first} on");
+        }
+    }
+
+    #[test]
+    fn a_matrix_in_pieces_has_the_values_of_one_that_is_whole() {
+        let site = Site::bounded(&Device::flex(), 48 * 4 * 7, DType::F32); // seven rows of the table
+        let model = initialize(Glm4vConfig::tiny().init_on(&site), 3, DType::F32);
+
+        let rows = model.model.language_model.embed_tokens.weight.rows(&(0..50).collect::<Vec<_>>());
+
+        assert_eq!(rows.into_data().try_to_vec::<f32>().unwrap(), table(3));
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub use config::{
 pub use device::{Backend, DeviceError, Precision};
 pub use fusion::{Features, FusionError, fuse};
 pub use glm4v::{Glm4v, Glm4vModel, TextInput};
-pub use init::{initialize, initialize_lora};
+pub use init::{Fresh, initialize, initialize_lora};
 pub use linear::{Linear, LinearConfig};
 pub use lora::{Lora, LoraConfig};
 pub use matrix::Matrix;

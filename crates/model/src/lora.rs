@@ -12,7 +12,7 @@ use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::Distribution;
 
-use crate::matrix::empty;
+use crate::matrix::{empty, project_rows};
 
 /// What is added to a linear map: `s · B(A x)`.
 ///
@@ -72,12 +72,16 @@ impl Lora {
     /// - output: `[.., O]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = if self.dropout > 0.0 && self.a.val().is_autodiff() { drop_out(x, self.dropout) } else { x };
-        let narrow = burn::tensor::module::linear(x, self.a.val().transpose(), None); // [.., r]
-        burn::tensor::module::linear(narrow, self.b.val().transpose(), None) * self.scale
+        let narrow = project_rows(x, self.a.val(), None); // [.., r]
+        project_rows(narrow, self.b.val(), None) * self.scale
     }
 
-    /// The dense change that the adapter stands for, as two factors of which the first is scaled: `s · B` and `A`.
-    pub(crate) fn factors(&self) -> [Tensor<2>; 2] {
+    /// The dense change that the adapter stands for, as two factors of which the first is scaled, in f32.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `s · B`, `[O, r]`, and `A`, `[r, I]`
+    pub fn factors(&self) -> [Tensor<2>; 2] {
         use burn::tensor::DType::F32;
         [self.b.val().cast(F32) * self.scale, self.a.val().cast(F32)]
     }

@@ -63,10 +63,10 @@ impl Matrix {
     /// - output: `[.., R]`
     pub fn project<const D: usize>(&self, x: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
         match self {
-            Self::Whole(weight) => linear(x, weight.val().transpose(), bias),
+            Self::Whole(weight) => project_rows(x, weight.val(), bias),
             Self::Pieces(pieces) => {
                 let parts: Vec<Tensor<D>> =
-                    pieces.iter().map(|piece| linear(x.clone(), piece.val().transpose(), None)).collect();
+                    pieces.iter().map(|piece| project_rows(x.clone(), piece.val(), None)).collect();
                 let whole = Tensor::cat(parts, D - 1);
                 match bias {
                     Some(bias) => whole + bias.unsqueeze(),
@@ -127,6 +127,29 @@ impl Matrix {
             });
         }
     }
+}
+
+/// `x · weightᵀ + bias`, all dimensions of `x` but the last taken as rows of one matrix.
+///
+/// Burn's `linear` gives the weight the rank of `x` where the batch is 1 or the rows fill its tiles. On the CPU that copies
+/// the transposed weight at every call, and a tracked pass keeps the copy: 91 ms instead of 1.3 for one row and a weight
+/// of 4096 x 2048.
+///
+/// # Shapes
+///
+/// - x: `[.., C]`
+/// - weight: `[R, C]`
+/// - output: `[.., R]`
+pub(crate) fn project_rows<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let mut shape = x.dims();
+    let width = shape[D - 1];
+    let rows = shape[..D - 1].iter().product::<usize>();
+    shape[D - 1] = weight.dims()[0];
+    linear(x.reshape([rows, width]), weight.transpose(), bias).reshape(shape)
 }
 
 fn look_up(table: Tensor<2>, ids: Vec<i32>) -> Tensor<2> {

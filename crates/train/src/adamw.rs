@@ -83,7 +83,7 @@ impl AdamW {
     /// When the file cannot be read or is not such a state.
     pub fn load(config: AdamWConfig, path: &Path, model: &Glm4v) -> Result<Self, WeightsError> {
         let file = TensorFile::open(path)?;
-        let step = file.metadata()?.get("step").and_then(|step| step.parse().ok());
+        let step = file.metadata().get("step").and_then(|step| step.parse().ok());
         let step = step.ok_or_else(|| WeightsError::NotOptimizer { path: path.to_owned() })?;
         check_sizes(&file, path, model)?;
         let device = &model.device().inner();
@@ -95,14 +95,14 @@ impl AdamW {
                 (device, DType::F32),
             ))
         };
-        let names = file.names()?;
+        let names = file.names();
         let mut moments = BTreeMap::new();
         for name in names.iter().filter_map(|name| name.strip_prefix("exp_avg.")) {
             let master = format!("master.{name}");
             let state = Moments {
                 first: read(format!("exp_avg.{name}"))?,
                 second: read(format!("exp_avg_sq.{name}"))?,
-                master: names.contains(&master).then(|| read(master)).transpose()?,
+                master: file.shape(&master).is_some().then(|| read(master)).transpose()?,
             };
             moments.insert(name.to_owned(), state);
         }
@@ -117,34 +117,24 @@ fn check_sizes(file: &TensorFile, path: &Path, model: &Glm4v) -> Result<(), Weig
     struct Check<'a> {
         file: &'a TensorFile,
         misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
-        failed: Option<WeightsError>,
     }
     impl NamedVisitor for Check<'_> {
         fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
             let needed = vec![param.lazy_shape().num_elements()];
             for part in ["exp_avg", "exp_avg_sq", "master"] {
                 let name = format!("{part}.{name}");
-                match self.file.shape(&name) {
-                    Ok(Some(found)) if found != needed => self.misshapen.push((name, found, needed.clone())),
-                    Ok(_) => {}
-                    Err(error) => {
-                        self.failed.get_or_insert(error);
-                    }
+                if let Some(found) = self.file.shape(&name).filter(|found| *found != needed) {
+                    self.misshapen.push((name, found.to_vec(), needed.clone()));
                 }
             }
         }
     }
-    let mut check = Check { file, misshapen: Vec::new(), failed: None };
+    let mut check = Check { file, misshapen: Vec::new() };
     visit_named(model, &mut check);
-    match check.failed {
-        Some(error) => Err(error),
-        None if check.misshapen.is_empty() => Ok(()),
-        None => Err(WeightsError::Mismatch {
-            folder: path.to_owned(),
-            missing: Vec::new(),
-            misshapen: check.misshapen,
-        }),
+    if check.misshapen.is_empty() {
+        return Ok(());
     }
+    Err(WeightsError::Mismatch { folder: path.to_owned(), missing: Vec::new(), misshapen: check.misshapen })
 }
 
 struct Update<'a> {

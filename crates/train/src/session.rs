@@ -12,7 +12,7 @@ use burn::tensor::DType;
 use glm4v_data::{
     Dataset, DatasetOptions, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler, SamplerState,
 };
-use glm4v_model::{Glm4v, Precision, initialize};
+use glm4v_model::{Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
 use glm4v_weights::{
     AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, WeightsError, attach, remove_leftovers,
@@ -111,7 +111,7 @@ impl Session {
     /// When anything that the config names cannot be used; nothing is written then but the run folder.
     pub fn open(
         config: RunConfig,
-        device: &Device,
+        site: &Site,
         precision: Precision,
         resume: bool,
     ) -> Result<Self, TrainError> {
@@ -143,8 +143,7 @@ impl Session {
         }
         claim(run)?;
 
-        let device = device.clone().autodiff();
-        let start = Start { config: &config, origin: &origin, device: &device, precision };
+        let start = Start { config: &config, origin: &origin, site: site.clone().autodiff(), precision };
         let (mut step, mut sampler_state) = (0, None);
         if let Some(folder) = &checkpoint {
             let state = Checkpoints::state(folder)?;
@@ -375,7 +374,7 @@ impl Session {
 struct Start<'a> {
     config: &'a RunConfig,
     origin: &'a ModelFolder,
-    device: &'a Device,
+    site: Site,
     precision: Precision,
 }
 
@@ -403,7 +402,7 @@ impl Start<'_> {
                 if saved.config() != self.origin.config() {
                     return Err(other());
                 }
-                saved.load(self.device, self.precision)?
+                saved.load_on(&self.site, self.precision, &mut |_, _| {})?
             }
             None => self.base()?,
         };
@@ -438,9 +437,9 @@ impl Start<'_> {
     /// The folder's weights, or fresh ones.
     fn base(&self) -> Result<Glm4v, TrainError> {
         Ok(match self.config.model.init {
-            Init::Weights => self.origin.load(self.device, self.precision)?,
+            Init::Weights => self.origin.load_on(&self.site, self.precision, &mut |_, _| {})?,
             Init::Fresh => {
-                let network = self.origin.config().init(self.device);
+                let network = self.site.build(self.origin.config()).map_err(WeightsError::from)?;
                 initialize(network, self.config.run.seed, self.precision.dtype())
             }
         })

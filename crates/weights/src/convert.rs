@@ -1,79 +1,84 @@
-//! Numbers between file types and tensor types.
+//! From a model folder to another one, without a network in between.
 
-use burn::tensor::{DType, TensorData};
-use half::{bf16, f16};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use std::path::Path;
 
-/// The numbers of a file as f32, bf16 or f16; none if they are not floating-point numbers.
-///
-/// Rounds to nearest, ties to even, as torch does. Bytes of the wanted type are copied as they are.
-pub(crate) fn float(view: &TensorView<'_>, to: DType) -> Option<TensorData> {
-    let shape = view.shape().to_vec();
-    let bytes = view.data();
-    if view.dtype() == file_dtype(to) {
-        return Some(TensorData::from_bytes_vec(bytes.to_vec(), shape, to));
+use glm4v_model::{Glm4vConfig, Precision};
+
+use crate::checkpoint::Checkpoint;
+use crate::folder::layout;
+use crate::save::carried;
+use crate::shards::{ShardSize, write_shards};
+use crate::sides::{copy_side_files, write_config};
+use crate::write::{Outgoing, Sink};
+use crate::{ModelFolder, Watch, WeightsError, names, numbers};
+use burn::tensor::DType;
+
+/// Values that are converted at once.
+const RUN: usize = 1 << 20;
+
+impl ModelFolder {
+    /// Writes the folder's weights into `out` in another type or in files of another size, with all that lies beside
+    /// them; a chunk of a tensor at a time.
+    ///
+    /// Without a precision every tensor keeps its type. Tensors that the network does not know keep it always, and the
+    /// one that is f32 in every model stays or becomes that. Tensors get their published names and keep their order.
+    /// `out` must exist; use a [`StagedFolder`](crate::StagedFolder) to have it appear whole.
+    ///
+    /// # Errors
+    ///
+    /// When the folder's weights are broken or not those of its config, or the system refuses.
+    pub fn convert(
+        &self,
+        out: &Path,
+        precision: Option<Precision>,
+        size: ShardSize,
+        watch: Watch<'_>,
+    ) -> Result<(), WeightsError> {
+        let checkpoint = Checkpoint::open(self.path())?;
+        let config: Glm4vConfig = self.config_for(&checkpoint)?;
+        let layout = layout(&config);
+        self.locate(&layout, &checkpoint, config.tie_word_embeddings)?;
+        let mut tensors = Vec::new();
+        for name in checkpoint.names() {
+            let known = layout.knows(name) || (config.tie_word_embeddings && name == names::HEAD);
+            let tensor = match precision.filter(|_| known) {
+                Some(precision) => Some(converted(&checkpoint, name, precision)?),
+                None => carried(&checkpoint, name),
+            };
+            tensors.extend(tensor);
+        }
+        copy_side_files(self.path(), out)?;
+        write_config(self.path(), out, precision)?;
+        write_shards(out, tensors, size, watch)
     }
-    let values: Vec<f32> = match view.dtype() {
-        Dtype::F32 => each(bytes, f32::from_le_bytes),
-        Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
-        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
-        _ => return None,
+}
+
+/// A tensor of a checkpoint in another type.
+pub(crate) fn converted<'a>(
+    checkpoint: &'a Checkpoint,
+    name: &str,
+    precision: Precision,
+) -> Result<Outgoing<'a>, WeightsError> {
+    let (file, stored) = checkpoint.find(name).expect("the name is one of the checkpoint's");
+    let info = file.info(stored)?;
+    if !numbers::is_float(info.dtype) {
+        return Err(file.wrong_dtype(stored, info));
+    }
+    let dtype = if names::stays_f32(name) { DType::F32 } else { precision.dtype() };
+    let count: usize = info.shape.iter().product();
+    let bytes = move |sink: &mut Sink<'_>| {
+        let mut values = vec![0; RUN.min(count) * dtype.size()];
+        for first in (0..count).step_by(RUN) {
+            let values = &mut values[..RUN.min(count - first) * dtype.size()];
+            file.float_into(stored, first, dtype, values)?;
+            sink(values)?;
+        }
+        Ok(())
     };
-    Some(rounded(values, shape, to))
-}
-
-/// Values rounded to a type.
-fn rounded(values: Vec<f32>, shape: Vec<usize>, to: DType) -> TensorData {
-    match to {
-        DType::BF16 => TensorData::new(values.into_iter().map(bf16::from_f32).collect(), shape),
-        DType::F16 => TensorData::new(values.into_iter().map(f16::from_f32).collect(), shape),
-        _ => TensorData::new(values, shape),
-    }
-}
-
-/// A tensor's numbers in another type: f32, bf16 or f16.
-pub fn floats(data: TensorData, to: DType) -> TensorData {
-    if data.dtype() == to {
-        return data;
-    }
-    let shape = data.shape().to_vec();
-    let bytes = data.as_bytes();
-    let values = match data.dtype() {
-        DType::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-        DType::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
-        _ => each(bytes, f32::from_le_bytes),
-    };
-    rounded(values, shape, to)
-}
-
-/// The whole numbers of a file; none if they are something else.
-pub(crate) fn integers(view: &TensorView<'_>) -> Option<Vec<i64>> {
-    let bytes = view.data();
-    Some(match view.dtype() {
-        Dtype::I64 => each(bytes, i64::from_le_bytes),
-        Dtype::I32 => each(bytes, |b| i64::from(i32::from_le_bytes(b))),
-        Dtype::U32 => each(bytes, |b| i64::from(u32::from_le_bytes(b))),
-        Dtype::I16 => each(bytes, |b| i64::from(i16::from_le_bytes(b))),
-        Dtype::U8 | Dtype::BOOL => each(bytes, |[b]: [u8; 1]| i64::from(b)),
-        _ => return None,
+    Ok(Outgoing {
+        name: name.to_owned(),
+        dtype: numbers::file_dtype(dtype),
+        shape: info.shape.clone(),
+        bytes: Box::new(bytes),
     })
-}
-
-/// What a file calls a type.
-pub(crate) fn file_dtype(dtype: DType) -> Dtype {
-    match dtype {
-        DType::BF16 => Dtype::BF16,
-        DType::F16 => Dtype::F16,
-        DType::I64 => Dtype::I64,
-        DType::I32 => Dtype::I32,
-        DType::U8 => Dtype::U8,
-        _ => Dtype::F32,
-    }
-}
-
-/// Reads a value from every `N` bytes; files are little-endian and promise no alignment.
-fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| read(*chunk)).collect()
 }

@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use glm4v_model::Glm4vConfig;
-use serde_json::Value;
+use burn::prelude::*;
+use glm4v_model::{Backend, Glm4vConfig};
 
-use crate::{TensorFile, WeightsError};
+use crate::WeightsError;
+use crate::checkpoint::Checkpoint;
+use crate::layout::Layout;
+use crate::names::{EMBEDDING, HEAD};
 
 /// A folder with `config.json`, and weights if it is a whole checkpoint.
 #[derive(Debug, Clone)]
@@ -14,9 +17,6 @@ pub struct ModelFolder {
     path: PathBuf,
     config: Glm4vConfig,
 }
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 impl ModelFolder {
     /// Reads and checks a folder's config; weights are looked at when they are loaded.
@@ -54,53 +54,29 @@ impl ModelFolder {
 
     /// Whether weights lie beside the config.
     pub fn has_weights(&self) -> bool {
-        self.path.join(SINGLE).exists() || self.path.join(INDEX).exists()
+        Checkpoint::is_in(&self.path)
     }
 
-    /// Opens the files of the weights: one, or those that the index names.
+    /// The network that config and weights describe together.
     ///
-    /// # Errors
-    ///
-    /// When a file is missing or broken, or the index points outside the folder.
-    pub fn weight_files(&self) -> Result<Vec<TensorFile>, WeightsError> {
-        let index = self.path.join(INDEX);
-        if !index.exists() {
-            let single = self.path.join(SINGLE);
-            if !single.exists() {
-                return Err(WeightsError::MissingFile {
-                    folder: self.path.clone(),
-                    file: SINGLE.into(),
-                    remedy: "needed: a checkpoint with weights; glm4v init makes fresh ones",
-                });
-            }
-            return Ok(vec![TensorFile::open(&single)?]);
+    /// As in transformers, a head that is stored with numbers of its own is used, whatever the config says of tying it.
+    pub(crate) fn config_for(&self, checkpoint: &Checkpoint) -> Result<Glm4vConfig, WeightsError> {
+        let mut config = self.config.clone();
+        let both = checkpoint.find(EMBEDDING).is_some() && checkpoint.find(HEAD).is_some();
+        if config.tie_word_embeddings && both && !checkpoint.same(EMBEDDING, HEAD)? {
+            tracing::warn!(
+                "{}: config.json ties {HEAD} to the embedding table, but the weights hold another; it is used, as \
+                 transformers does; set \"tie_word_embeddings\" to false",
+                self.path.display()
+            );
+            config.tie_word_embeddings = false;
         }
-        let problem = |problem: String| WeightsError::Index { path: index.clone(), problem };
-        let json = fs::read_to_string(&index).map_err(WeightsError::read(&index))?;
-        let json: Value = serde_json::from_str(&json).map_err(|error| problem(error.to_string()))?;
-        let map = json["weight_map"].as_object().ok_or_else(|| {
-            problem("key \"weight_map\" is missing; needed: an object of tensor and file names".into())
-        })?;
-        let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-        names.sort_unstable();
-        names.dedup();
-        let mut files = Vec::with_capacity(names.len());
-        for name in names {
-            let plain = Path::new(name).components().count() == 1
-                && matches!(Path::new(name).components().next(), Some(std::path::Component::Normal(_)));
-            if !plain {
-                return Err(problem(format!("\"{name}\" points outside the folder")));
-            }
-            let path = self.path.join(name);
-            if !path.exists() {
-                return Err(WeightsError::MissingFile {
-                    folder: self.path.clone(),
-                    file: name.to_owned(),
-                    remedy: "the index names it; copy or download it again",
-                });
-            }
-            files.push(TensorFile::open(&path)?);
-        }
-        Ok(files)
+        Ok(config)
     }
+}
+
+/// The tensors of the network that a config describes; nothing is allocated.
+pub(crate) fn layout(config: &Glm4vConfig) -> Layout {
+    // Parameters that are neither loaded nor initialised only know their shape, on whichever device.
+    Layout::of(&config.init(&Backend::Cpu.open().unwrap_or_else(|_| Device::default())))
 }

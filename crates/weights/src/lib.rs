@@ -2,8 +2,8 @@
 //!
 //! A [`ModelFolder`] is a folder as published: `config.json` beside safetensors files, with tokenizer and processor
 //! files around them. [`ModelFolder::load`] builds the network from it, [`save_model`] writes one that transformers
-//! and this crate load alike. [`TensorFile`] and [`write_tensors`] read and write single safetensors files, for
-//! optimizer state and traces.
+//! and this crate load alike; [`ModelFolder::init`] and [`ModelFolder::convert`] write one without building a network.
+//! [`TensorFile`] and [`write_tensors`] read and write single safetensors files, for optimizer state and traces.
 //!
 //! ```no_run
 //! use glm4v_model::{Backend, Precision};
@@ -15,23 +15,37 @@
 //! ```
 
 mod adapter;
+mod checkpoint;
 mod convert;
 mod file;
 mod folder;
+mod fresh;
+mod layout;
 mod load;
+mod merge;
+mod names;
+mod numbers;
 mod publish;
 mod save;
+mod shards;
+mod sides;
+mod write;
 
 pub use adapter::{AdapterConfig, AdapterFolder, Names, attach, learns_with, save_adapter};
-pub use convert::floats;
-pub use file::{TensorFile, write_tensors};
+pub use file::{FormatError, TensorFile};
 pub use folder::ModelFolder;
+pub use numbers::floats;
 pub use publish::{StagedFolder, remove_leftovers, write_file};
-pub use save::save_model;
+pub use save::{save_model, save_model_in};
+pub use shards::{ShardSize, ShardSizeError};
+pub use write::write_tensors;
 
 use std::path::PathBuf;
 
 use glm4v_model::ConfigError;
+
+/// Hears of weights that are read or written: bytes so far, and bytes in all.
+pub type Watch<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// Why weights cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +99,23 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: safetensors::SafeTensorError,
+        source: FormatError,
+    },
+    /// A tensor that is in a checkpoint twice.
+    #[error(
+        "{}: tensor \"{first_name}\" is also in {}, as \"{second_name}\"; remove one of them",
+        first.display(),
+        second.display()
+    )]
+    Duplicate {
+        /// The file that has it.
+        first: PathBuf,
+        /// What it is called there.
+        first_name: String,
+        /// The other file.
+        second: PathBuf,
+        /// What it is called there.
+        second_name: String,
     },
     /// A tensor that is not in the file.
     #[error("{}: tensor \"{name}\" is missing", path.display())]
@@ -111,6 +141,9 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
     },
+    /// The device does not take the network.
+    #[error(transparent)]
+    Device(#[from] glm4v_model::DeviceError),
     /// An adapter that cannot be read, or does not fit the network.
     #[error("{0}")]
     Adapter(String),

@@ -1,23 +1,31 @@
 //! From a network to files.
 
-use std::borrow::Cow;
-use std::fs;
+use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Param;
 use burn::prelude::*;
-use burn::tensor::DType;
+use burn::tensor::{DType, TensorData};
 use glm4v_model::{Glm4v, NamedVisitor, Precision, visit_named};
-use safetensors::{Dtype, View};
-use serde_json::Value;
 
-use crate::file::write_views;
-use crate::{WeightsError, convert, floats, write_file};
+use crate::checkpoint::Checkpoint;
+use crate::layout::{Layout, Published, Whole, shared};
+use crate::load::unknown;
+use crate::shards::{ShardSize, write_shards};
+use crate::sides::{copy_side_files, write_config};
+use crate::write::{Outgoing, Sink};
+use crate::{Watch, WeightsError, floats, names, numbers};
 
-/// Writes a network into `folder`, with the config, tokenizer and processor files of the folder it came from.
+/// Values that leave the device at once: enough to keep it busy, little beside the largest tensor.
+const RUN: usize = 1 << 24;
+
+/// Writes a network into `folder`, with what else the folder holds that it came from.
 ///
-/// `folder` must exist; use a [`StagedFolder`](crate::StagedFolder) to have it appear whole. `config.json` is that of
-/// `origin` with the type of the weights put right; every other file that is not weights is copied as it is.
+/// `folder` must exist; use a [`StagedFolder`](crate::StagedFolder) to have it appear whole. The network's tensors have
+/// their published names and the wanted type; adapters are left out. `config.json` is that of `origin` with the type put
+/// right, and every other file that is not weights is copied as it is. Tensors of `origin` that the network does not know
+/// go along, bytes and type unchanged, and without passing through the device.
 ///
 /// # Errors
 ///
@@ -28,101 +36,105 @@ pub fn save_model(
     folder: &Path,
     precision: Precision,
 ) -> Result<(), WeightsError> {
+    save_model_in(model, origin, folder, precision, ShardSize::default(), &mut |_, _| {})
+}
+
+/// As [`save_model`], in files of another size than 5 GB; `watch` hears how far it is.
+///
+/// # Errors
+///
+/// As [`save_model`].
+pub fn save_model_in(
+    model: &Glm4v,
+    origin: &Path,
+    folder: &Path,
+    precision: Precision,
+    size: ShardSize,
+    watch: Watch<'_>,
+) -> Result<(), WeightsError> {
     copy_side_files(origin, folder)?;
-    write_config(origin, folder, precision)?;
-    let mut collector = Collector { tensors: Vec::new(), dtype: precision.dtype() };
-    visit_named(model, &mut collector);
-    write_views(&folder.join("model.safetensors"), collector.tensors, &[])
-}
-
-/// Copies what is neither weights nor config.
-fn copy_side_files(origin: &Path, folder: &Path) -> Result<(), WeightsError> {
-    for entry in fs::read_dir(origin).map_err(WeightsError::read(origin))? {
-        let entry = entry.map_err(WeightsError::read(origin))?;
-        let name = entry.file_name();
-        let text = name.to_string_lossy();
-        let weights = text.ends_with(".safetensors")
-            || text.ends_with(".safetensors.index.json")
-            || text.starts_with("pytorch_model"); // the same weights in the older format, stale from now on
-        let trainer = text == "trainer.json"; // what a checkpoint has beside its model
-        if weights || trainer || text == "config.json" || text.starts_with('.') || !entry.path().is_file() {
-            continue;
+    write_config(origin, folder, Some(precision))?;
+    let layout = Layout::of(model);
+    let mut parameters = Parameters(HashMap::new());
+    visit_named(model, &mut parameters);
+    let checkpoint = opened(origin);
+    let mut tensors = Vec::new();
+    for whole in layout.wholes() {
+        for part in whole.published() {
+            tensors.push(outgoing(whole, part, &parameters, precision));
         }
-        fs::copy(entry.path(), folder.join(&name)).map_err(WeightsError::write(&folder.join(&name)))?;
     }
-    Ok(())
+    if let Some(checkpoint) = &checkpoint {
+        tensors
+            .extend(unknown(&layout, checkpoint, &model.config).filter_map(|name| carried(checkpoint, name)));
+    }
+    write_shards(folder, tensors, size, watch)
 }
 
-fn write_config(origin: &Path, folder: &Path, precision: Precision) -> Result<(), WeightsError> {
-    let path = origin.join("config.json");
-    let json = fs::read_to_string(&path).map_err(WeightsError::read(&path))?;
-    let mut config: Value = serde_json::from_str(&json)
-        .map_err(|error| WeightsError::Config { folder: origin.to_owned(), source: error.into() })?;
-    let dtype = match precision {
-        Precision::F32 => "float32",
-        Precision::Bf16 => "bfloat16",
-        Precision::F16 => "float16",
-    };
-    // Whichever of the two styles it has; a config that says nothing gets the newer key.
-    let mut said = false;
-    for place in ["", "/text_config", "/vision_config"] {
-        for key in ["dtype", "torch_dtype"] {
-            if let Some(value) = config.pointer_mut(&format!("{place}/{key}")) {
-                *value = dtype.into();
-                said = true;
+/// The weights that a network came from, if they are still there: what it learned is worth more than what they hold
+/// beside it.
+fn opened(origin: &Path) -> Option<Checkpoint> {
+    if !Checkpoint::is_in(origin) {
+        return None; // it was initialised from a bare config
+    }
+    Checkpoint::open(origin)
+        .inspect_err(|error| {
+            tracing::warn!("tensors that the network does not know cannot be carried along: {error}");
+        })
+        .ok()
+}
+
+/// A tensor of a checkpoint as it is, under its published name.
+pub(crate) fn carried<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<Outgoing<'a>> {
+    let info = checkpoint.info(name)?;
+    let (file, stored) = checkpoint.find(name)?;
+    Some(Outgoing {
+        name: name.to_owned(),
+        dtype: info.dtype,
+        shape: info.shape.clone(),
+        bytes: Box::new(move |sink| file.bytes(stored, sink)),
+    })
+}
+
+/// A tensor of the network; it leaves the device when the writer comes to it.
+fn outgoing<'a>(
+    whole: &'a Whole,
+    part: Published,
+    parameters: &'a Parameters,
+    precision: Precision,
+) -> Outgoing<'a> {
+    let dtype = if names::stays_f32(&whole.name) { DType::F32 } else { precision.dtype() };
+    let Published { name, shape, rows } = part;
+    let run = (RUN / whole.width().max(1)).max(1);
+    let bytes = move |sink: &mut Sink<'_>| {
+        for piece in &whole.pieces {
+            let Some(fetch) = parameters.0.get(&piece.parameter) else { continue };
+            let wanted = shared(&piece.rows, &rows);
+            for start in wanted.clone().step_by(run) {
+                let end = wanted.end.min(start + run);
+                let here = start - piece.rows.start..end - piece.rows.start;
+                sink(floats(fetch(here), dtype).as_bytes())?;
             }
         }
-    }
-    if !said {
-        config["dtype"] = dtype.into();
-    }
-    let json = serde_json::to_string_pretty(&config)
-        .map_err(|error| WeightsError::Config { folder: origin.to_owned(), source: error.into() })?;
-    write_file(&folder.join("config.json"), format!("{json}\n").as_bytes())
+        Ok(())
+    };
+    Outgoing { name, dtype: numbers::file_dtype(dtype), shape, bytes: Box::new(bytes) }
 }
 
-/// Lists a network's tensors by name.
-struct Collector {
-    tensors: Vec<(String, OnDevice)>,
-    dtype: DType,
-}
+/// A copy on the host of some rows of a parameter.
+type Fetch = Box<dyn Fn(Range<usize>) -> TensorData>;
 
-impl NamedVisitor for Collector {
+/// Handles of a network's parameters by name; numbers stay on the device until they are asked for.
+struct Parameters(HashMap<String, Fetch>);
+
+impl NamedVisitor for Parameters {
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         let value = param.val();
-        self.tensors.push((
-            name.to_owned(),
-            OnDevice {
-                shape: value.dims().to_vec(),
-                dtype: self.dtype,
-                // Handles only: the numbers leave the device when the writer asks for them.
-                fetch: Box::new(move || value.clone().into_data()),
-            },
-        ));
-    }
-}
-
-/// A tensor that leaves its device when the writer comes to it.
-struct OnDevice {
-    shape: Vec<usize>,
-    dtype: DType,
-    fetch: Box<dyn Fn() -> burn::tensor::TensorData>,
-}
-
-impl View for OnDevice {
-    fn dtype(&self) -> Dtype {
-        convert::file_dtype(self.dtype)
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(floats((self.fetch)(), self.dtype).as_bytes().to_vec())
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+        let fetch = move |rows: Range<usize>| {
+            let value = value.clone();
+            let all = value.dims()[0] == rows.len();
+            if all { value.into_data() } else { value.narrow(0, rows.start, rows.len()).into_data() }
+        };
+        self.0.insert(name.to_owned(), Box::new(fetch));
     }
 }

@@ -18,14 +18,14 @@ use crate::{device, interrupt};
 const WRONG_SHOWN: usize = 20;
 
 pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
-    let (device, precision) = device::open(global)?;
+    let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
     let processor = Arc::new(processor);
     let records = Registry::load(&args.data_folder)?.find(&args.data)?.read(args.media_folder.as_deref())?;
     let dataset = Dataset::new(records, processor.clone(), DatasetOptions::default());
     let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
     config.sampling = Sampling::greedy();
-    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
     let stop = interrupt::listen("stopping")?;
     let mut answering = Greedy { processor: &processor, config, stop };
     let mut progress = Progress::new(global.quiet);

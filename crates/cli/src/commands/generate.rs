@@ -16,14 +16,14 @@ use crate::args::{Generate, Global};
 use crate::{device, interrupt};
 
 pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
-    let (device, precision) = device::open(global)?;
+    let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
     let config = settings(args, &folder)?;
     let processor = args.inputs.apply(processor);
     let encoded = processor.encode(&args.prompt.messages()?, &args.rendering.options()?)?;
     let tokenizer = processor.tokenizer();
     let batch = Batch::collate(&[prompt_sample(encoded)], tokenizer.special().end_of_text, PaddingSide::Left);
-    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
     let stop = interrupt::listen("stopping")?;
 
     let start = Instant::now();

@@ -1,17 +1,21 @@
 //! One file a command.
 
+mod convert;
 mod eval;
 mod generate;
 mod info;
 mod init;
 mod inputs;
+mod merge;
 mod trace;
 mod train;
 
+pub(crate) use convert::convert;
 pub(crate) use eval::eval;
 pub(crate) use generate::generate;
 pub(crate) use info::info;
 pub(crate) use init::init;
+pub(crate) use merge::merge;
 pub(crate) use trace::trace;
 pub(crate) use train::train;
 
@@ -19,10 +23,11 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use burn::prelude::Device;
-use glm4v_model::{Glm4v, Precision};
+use glm4v_model::{Glm4v, Precision, Site};
 use glm4v_processor::Processor;
 use glm4v_weights::{AdapterFolder, ModelFolder};
+
+use crate::progress::Transfer;
 
 /// Opens a model folder with its processor, and makes sure that the two belong together.
 fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
@@ -42,12 +47,15 @@ fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
 fn load_model(
     folder: &ModelFolder,
     adapter: Option<&Path>,
-    device: &Device,
+    site: &Site,
     precision: Precision,
+    quiet: bool,
 ) -> anyhow::Result<Glm4v> {
     // Looked at first: a broken adapter need not wait for the model.
     let adapter = adapter.map(AdapterFolder::open).transpose()?;
-    let model = folder.load(device, precision)?;
+    let mut transfer = Transfer::new("loading", quiet);
+    let model = folder.load_on(site, precision, &mut |done, of| transfer.at(done, of))?;
+    drop(transfer);
     Ok(match adapter {
         Some(adapter) => adapter.apply(model, precision)?,
         None => model,

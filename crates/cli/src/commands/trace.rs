@@ -15,13 +15,13 @@ use crate::device;
 
 pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
     check_target(&args.out)?;
-    let (device, precision) = device::open(global)?;
+    let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
     let processor = args.inputs.apply(processor);
     let encoded = processor.encode(&args.prompt.messages()?, &args.rendering.options()?)?;
     let pad = processor.tokenizer().special().end_of_text;
     let batch = Batch::collate(&[prompt_sample(encoded)], pad, PaddingSide::Left);
-    let model = load_model(&folder, args.adapter.as_deref(), &device, precision)?;
+    let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
 
     let mut probe = if args.activations { Probe::on() } else { Probe::off() };
     let input = model.embed(&batch, &mut probe)?;

@@ -16,11 +16,11 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
         config.data.workers = 0; // one thread means one
     }
     let show = config.run.show;
-    let (device, precision) = device::open(global)?;
+    let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&config.model.folder)?;
     let mut settings = GenerationConfig::of_folder(folder.path(), folder.config(), config.run.eval_tokens)?;
     settings.sampling = glm4v_infer::Sampling::greedy();
-    let session = Session::open(config, &device, precision, args.resume)?;
+    let session = Session::open(config, &site, precision, args.resume)?;
     let stop = interrupt::listen("stopping after this step and writing a checkpoint")?;
     let mut answering = Greedy { processor: &processor, config: settings, stop };
     let mut progress = Progress::new(global.quiet);

@@ -12,7 +12,7 @@ use glm4v_model::{Glm4v, Linear, LoraConfig, NamedMapper, Precision, map_named};
 use super::config::AdapterConfig;
 use super::targets::{size, spoken_name};
 use super::{CONFIG, PREFIX, TENSORS};
-use crate::{TensorFile, WeightsError, list_names};
+use crate::{TensorFile, WeightsError, list_names, names};
 
 /// An adapter as PEFT saves it.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl AdapterFolder {
             });
         }
         let file = TensorFile::open(&tensors)?;
-        let names = file.names()?.into_iter().map(|name| (plain(&name), name)).collect();
+        let names = file.names().into_iter().map(|name| (plain(&name), name)).collect();
         Ok(Self { path: path.to_owned(), config, file, names })
     }
 
@@ -101,7 +101,13 @@ impl AdapterFolder {
         if let Some(error) = failed {
             return Err(error);
         }
-        let mut whole = Whole { folder: self, used: &mut used, failed: None, dtype: precision.dtype() };
+        let mut whole = Whole {
+            folder: self,
+            used: &mut used,
+            rows: BTreeMap::new(),
+            failed: None,
+            dtype: precision.dtype(),
+        };
         let model = map_named(model, &mut whole);
         if let Some(error) = whole.failed {
             return Err(error);
@@ -115,6 +121,16 @@ impl AdapterFolder {
             )));
         }
         Ok(model)
+    }
+
+    /// Whether the adapter keeps a tensor whole, by its published name.
+    pub(crate) fn keeps(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// A tensor that the adapter keeps whole, by its published name.
+    pub(crate) fn whole(&self, name: &str, dtype: DType) -> Result<TensorData, WeightsError> {
+        self.file.float(self.names.get(name).map_or(name, String::as_str), dtype)
     }
 
     fn problem(&self, problem: String) -> WeightsError {
@@ -163,6 +179,30 @@ impl AdapterFolder {
             )));
         }
         Ok(Some(stacked.of_expert(number, experts, rank)))
+    }
+
+    /// Rows of a tensor that the adapter keeps whole, from `first` on, as many as the shape `needed` has.
+    fn rows(
+        &self,
+        name: &str,
+        first: usize,
+        needed: &[usize],
+        piece: bool,
+        dtype: DType,
+    ) -> Result<TensorData, WeightsError> {
+        let data = self.whole(name, dtype)?;
+        let found = data.shape().to_vec();
+        let fits = if piece {
+            found.get(1..) == needed.get(1..) && found.first() >= Some(&(first + needed[0]))
+        } else {
+            found == needed
+        };
+        if !fits {
+            return Err(self.problem(format!("{name} has shape {found:?}; needed: {needed:?}")));
+        }
+        let width = needed[1..].iter().product::<usize>() * dtype.size();
+        let bytes = data.as_bytes()[first * width..][..needed[0] * width].to_vec();
+        Ok(TensorData::from_bytes_vec(bytes, needed.to_vec(), dtype))
     }
 
     /// Whether the config's targets name the experts' projection `kind`.
@@ -288,24 +328,26 @@ fn side_by_side(gate: Option<Factors>, up: Option<Factors>, linear: &Linear) -> 
 struct Whole<'a> {
     folder: &'a AdapterFolder,
     used: &'a mut BTreeSet<String>,
+    /// Rows of a whole that its pieces so far have taken.
+    rows: BTreeMap<String, usize>,
     failed: Option<WeightsError>,
     dtype: DType,
 }
 
 impl NamedMapper for Whole<'_> {
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(stored) = self.folder.names.get(name) else { return param };
-        let read = || -> Result<TensorData, WeightsError> {
-            let data = self.folder.file.float(stored, self.dtype)?;
-            let (found, needed) = (data.shape().to_vec(), param.lazy_shape().to_vec());
-            if found != needed {
-                return Err(self.folder.problem(format!("{name} has shape {found:?}; needed: {needed:?}")));
-            }
-            Ok(data)
-        };
-        match read() {
+        // A piece of a matrix is some of the rows of what the adapter keeps.
+        let whole = names::whole(name);
+        if !self.folder.keeps(whole) {
+            return param;
+        }
+        let needed = param.lazy_shape().to_vec();
+        let first = self.rows.entry(whole.to_owned()).or_default();
+        let read = self.folder.rows(whole, *first, &needed, whole != name, self.dtype);
+        *first += needed.first().copied().unwrap_or_default();
+        match read {
             Ok(data) => {
-                self.used.insert(name.to_owned());
+                self.used.insert(whole.to_owned());
                 let (id, device) = (param.id, param.lazy_device());
                 param.transform_for_load(Tensor::from_data(data, (&device, self.dtype)), id)
             }

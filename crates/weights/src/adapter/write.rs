@@ -12,7 +12,7 @@ use serde_json::json;
 use super::config::{AdapterConfig, Names};
 use super::targets::{is_saved, pick, spoken_name};
 use super::{CONFIG, PREFIX, TENSORS};
-use crate::{WeightsError, floats, write_file, write_tensors};
+use crate::{WeightsError, floats, names, write_file, write_tensors};
 
 /// Writes the adapters of a network, and what `modules_to_save` names, into `folder` in f32.
 ///
@@ -41,9 +41,22 @@ struct Collector<'a> {
 impl NamedVisitor for Collector<'_> {
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         if super::learns_with(self.config, name) {
-            self.tensors.insert(name.to_owned(), floats(param.val().into_data(), DType::F32));
+            let data = floats(param.val().into_data(), DType::F32);
+            // Pieces of a matrix come in the order of their rows.
+            let joined = match self.tensors.remove(names::whole(name)) {
+                Some(before) => below(before, data),
+                None => data,
+            };
+            self.tensors.insert(names::whole(name).to_owned(), joined);
         }
     }
+}
+
+/// Two matrices one below the other.
+fn below(above: TensorData, data: TensorData) -> TensorData {
+    let mut shape = above.shape().to_vec();
+    shape[0] += data.shape().to_vec()[0];
+    TensorData::from_bytes_vec([above.as_bytes(), data.as_bytes()].concat(), shape, DType::F32)
 }
 
 /// The same by PEFT's names, experts stacked.

@@ -1,0 +1,164 @@
+//! An adapter folded into plain weights, from folder to folder, without a network in between.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use glm4v_model::Precision;
+
+use crate::adapter::AdapterFolder;
+use crate::checkpoint::Checkpoint;
+use crate::layout::Layout;
+use crate::save::carried;
+use crate::shards::{ShardSize, write_shards};
+use crate::sides::{copy_side_files, write_config};
+use crate::write::{Outgoing, Sink};
+use crate::{ModelFolder, Watch, WeightsError, convert, floats, names, numbers};
+
+/// Values of a matrix that are changed at once.
+const RUN: usize = 1 << 24;
+
+/// What is added to some rows of a whole: `left` (scaled) times `right`, both in f32.
+#[derive(Clone)]
+struct Change {
+    /// `[rows, r]`
+    left: Tensor<2>,
+    /// `[r, columns]`
+    right: Tensor<2>,
+}
+
+impl ModelFolder {
+    /// Writes the folder's weights with an adapter folded in into `out`, with all that lies beside them; returns how many
+    /// tensors the adapter changed.
+    ///
+    /// The sums are formed in f32 on `device`, a run of rows at a time, and rounded once. Without a precision every tensor
+    /// keeps its type. `out` must exist; use a [`StagedFolder`](crate::StagedFolder) to have it appear whole.
+    ///
+    /// # Errors
+    ///
+    /// When the weights are broken, the adapter is that of another model, or the system refuses.
+    pub fn merge(
+        &self,
+        adapter: &AdapterFolder,
+        out: &Path,
+        device: &Device,
+        precision: Option<Precision>,
+        size: ShardSize,
+        watch: Watch<'_>,
+    ) -> Result<usize, WeightsError> {
+        let checkpoint = Checkpoint::open(self.path())?;
+        let config = self.config_for(&checkpoint)?;
+        // Its weights are never made: only the adapter's own parameters get values.
+        let mut network = adapter.apply(config.init(device), Precision::F32)?;
+        let layout = Layout::of(&network);
+        self.locate(&layout, &checkpoint, config.tie_word_embeddings)?;
+        let mut changes = HashMap::new();
+        network.for_each_linear(|name, linear| {
+            let Some(lora) = &linear.lora else { return };
+            let [left, right] = lora.factors();
+            let whole = layout.find(&format!("{name}.weight")).map(|(whole, _)| whole);
+            for part in whole.into_iter().flat_map(|whole| whole.published()) {
+                let left = left.clone().narrow(0, part.rows.start, part.rows.len());
+                changes.insert(part.name, Change { left, right: right.clone() });
+            }
+        });
+        let mut changed = 0;
+        let mut tensors = Vec::new();
+        for name in checkpoint.names() {
+            let known = layout.knows(name) || (config.tie_word_embeddings && name == names::HEAD);
+            let tensor = match (changes.remove(name), precision.filter(|_| known)) {
+                (Some(change), _) => {
+                    changed += 1;
+                    Some(summed(&checkpoint, name, change, device, precision)?)
+                }
+                (None, _) if adapter.keeps(name) => {
+                    changed += 1;
+                    Some(kept(&checkpoint, adapter, name, precision)?)
+                }
+                (None, Some(precision)) => Some(convert::converted(&checkpoint, name, precision)?),
+                (None, None) => carried(&checkpoint, name),
+            };
+            tensors.extend(tensor);
+        }
+        // Experts that the checkpoint stacks have no tensor of their own to be changed.
+        if let Some(name) = changes.into_keys().min() {
+            return Err(WeightsError::Adapter(format!(
+                "{}: the adapter changes {name}, which the checkpoint keeps in a stack; glm4v convert writes experts apart",
+                self.path().display()
+            )));
+        }
+        copy_side_files(self.path(), out)?;
+        write_config(self.path(), out, precision)?;
+        write_shards(out, tensors, size, watch)?;
+        Ok(changed)
+    }
+}
+
+/// The type that a tensor is written in: its own if none is asked for.
+fn target(name: &str, stored: safetensors::Dtype, precision: Option<Precision>) -> DType {
+    if names::stays_f32(name) {
+        return DType::F32;
+    }
+    match (precision, stored) {
+        (Some(precision), _) => precision.dtype(),
+        (None, safetensors::Dtype::BF16) => DType::BF16,
+        (None, safetensors::Dtype::F16) => DType::F16,
+        (None, _) => DType::F32,
+    }
+}
+
+/// A matrix with what an adapter adds to it.
+fn summed<'a>(
+    checkpoint: &'a Checkpoint,
+    name: &str,
+    change: Change,
+    device: &Device,
+    precision: Option<Precision>,
+) -> Result<Outgoing<'a>, WeightsError> {
+    let (file, stored) = checkpoint.find(name).expect("the name is one of the checkpoint's");
+    let info = file.info(stored)?;
+    let dtype = target(name, info.dtype, precision);
+    let &[rows, columns] = info.shape.as_slice() else {
+        return Err(WeightsError::Adapter(format!("{name} has shape {:?}; needed: a matrix", info.shape)));
+    };
+    let run = (RUN / columns.max(1)).max(1);
+    let device = device.clone();
+    let bytes = move |sink: &mut Sink<'_>| {
+        for first in (0..rows).step_by(run) {
+            let count = run.min(rows - first);
+            let mut values = vec![0; count * columns * DType::F32.size()];
+            file.float_into(stored, first * columns, DType::F32, &mut values)?;
+            let values = TensorData::from_bytes_vec(values, [count, columns], DType::F32);
+            let weight = Tensor::<2>::from_data(values, (&device, DType::F32));
+            let sum = weight + change.left.clone().narrow(0, first, count).matmul(change.right.clone());
+            sink(floats(sum.into_data(), dtype).as_bytes())?;
+        }
+        Ok(())
+    };
+    Ok(Outgoing {
+        name: name.to_owned(),
+        dtype: numbers::file_dtype(dtype),
+        shape: info.shape.clone(),
+        bytes: Box::new(bytes),
+    })
+}
+
+/// A tensor that the adapter keeps whole, in place of the checkpoint's.
+fn kept<'a>(
+    checkpoint: &Checkpoint,
+    adapter: &'a AdapterFolder,
+    name: &str,
+    precision: Option<Precision>,
+) -> Result<Outgoing<'a>, WeightsError> {
+    let (file, stored) = checkpoint.find(name).expect("the name is one of the checkpoint's");
+    let info = file.info(stored)?;
+    let dtype = target(name, info.dtype, precision);
+    let own = name.to_owned();
+    Ok(Outgoing {
+        name: name.to_owned(),
+        dtype: numbers::file_dtype(dtype),
+        shape: info.shape.clone(),
+        bytes: Box::new(move |sink| sink(adapter.whole(&own, dtype)?.as_bytes())),
+    })
+}
