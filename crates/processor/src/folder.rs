@@ -212,3 +212,17 @@ fn json(path: &Path) -> Result<Option<Value>, FolderError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded_as_python_rounds_them() {
+        // Of two tenths that are as near, the even one.
+        let tenths = [0.25, 0.75, 1.25, 0.05, 12.0, 3.0 / 7.0].map(|time| TimestampStyle::Tenths.write(time));
+        let expected = ["0.2", "0.8", "1.2", "0.1", "12.0", "0.4"].map(|time| format!("{time} seconds"));
+        assert_eq!(tenths, expected);
+        assert_eq!([0.0, 0.99, 7.5].map(|time| TimestampStyle::Whole.write(time)), ["0", "0", "7"]);
+    }
+}
