@@ -821,6 +821,9 @@ fn wrong_usage_is_told_apart_by_its_exit_code() {
     glm4v(["eval", "--model", "x", "--data", "y", "--batch-size", "0"]).misused(&["needed: at least 1"]);
     glm4v(["trian"]).misused(&["'trian'", "train"]);
     glm4v(["--threads", "0", "info"]).misused(&["0 is not in 1..=1024"]);
+    let info = ["info", "--model", "configs/models/digits"];
+    glm4v([&info[..], &["--image", "1024"]].concat()).misused(&["WIDTHxHEIGHT"]);
+    glm4v([&info[..], &["--length", "1000"]].concat()).refused(&["--length 1000", "1369 tokens", "256"]);
 }
 
 /// What needs signals, pipes and odd paths as Unix has them.
