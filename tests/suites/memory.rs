@@ -1,5 +1,6 @@
 //! The estimate of `glm4v_model::Estimate` against what the allocator hands out.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::print_stdout, reason = "figures for those who ask with --nocapture")]
 
 use std::ops::ControlFlow;
 
