@@ -423,3 +423,43 @@ fn targets_that_match_nothing_are_answered_with_what_there_is() {
     let frozen = ["lora.target_modules=all-linear", "model.learn.text=frozen"];
     Said::by(&mut train(&run, &frozen)).refused(&["model.learn", "left out beside [lora]"]);
 }
+
+#[test]
+fn a_run_and_its_examination_take_records_with_clips() {
+    let folder = tempdir().unwrap();
+    let clips = repository().join("tests/fixtures/processor/video").canonicalize().unwrap();
+    let clip = |name: &str| clips.join(name).display().to_string();
+    let digit = repository().join("datasets/digits/images/0004.png").canonicalize().unwrap();
+    let record = |content: &str, videos: Value, answer: &str| {
+        json!({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}],
+            "images": if content.contains("<image>") { json!([digit]) } else { json!([]) }, "videos": videos})
+        .to_string()
+    };
+    // One clip, two with a picture between them, frames in a list, and a picture alone.
+    let (long, short) = (clip("sampled_30f_4fps.png"), clip("template_8x84x56.png"));
+    let records = [
+        record("<video>What?", json!([long]), "one"),
+        record("<video><image><video>?", json!([short, long]), "two"),
+        record("Say <video>", json!([[digit, digit, digit]]), "three"),
+        record("<image>?", json!([]), "four"),
+    ];
+    let data = folder.path().join("clips.jsonl");
+    fs::write(&data, records.join("\n") + "\n").unwrap();
+    let data = data.display().to_string();
+    let run = folder.path().join("run");
+
+    trained(
+        &run,
+        &[
+            "schedule.steps=3",
+            "data.batch_size=3",
+            &format!("data.train={data}"),
+            &format!("data.eval={data}"),
+        ],
+    );
+
+    assert!(losses(&run).iter().all(|loss| loss.is_finite() && *loss > 0.0));
+    let model = run.join("final");
+    let said = glm4v(["eval", "--json", "--data", &data, "--model", model.to_str().unwrap()]).success();
+    assert_eq!(said.stdout.lines().count(), records.len() + 1, "{said:?}");
+}

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use glm4v_model::{Backend, DeviceError, Precision};
 use glm4v_weights::ShardSize;
 
@@ -96,12 +96,62 @@ pub(crate) struct Prompt {
     /// The question
     #[arg(long, value_name = "TEXT", conflicts_with = "messages")]
     pub(crate) prompt: Option<String>,
-    /// A picture for the question: a path or a data: URL; may be repeated
+    /// A picture for the question: a path or a URL; may be repeated
     #[arg(long = "image", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]
     pub(crate) images: Vec<String>,
+    /// A clip for the question: a video file, an animation, or a folder of pictures; may be repeated
+    #[arg(long = "video", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]
+    pub(crate) videos: Vec<String>,
     /// A conversation: a json file of [{"role", "content"}, …]
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: Option<PathBuf>,
+}
+
+/// How the inputs of a model are made.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Inputs {
+    /// Fewest pixels of a picture, which counts twice [default: the model's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) min_pixels: Option<usize>,
+    /// Most pixels of a picture, which counts twice; 1568 are a token [default: the model's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) max_pixels: Option<usize>,
+    /// Most pixels of a clip, over all frames shown; 1568 are a token [default: the model's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) max_video_pixels: Option<usize>,
+    /// Frames a second of folders and lists of pictures [default: all are shown]
+    #[arg(long, value_name = "FPS")]
+    pub(crate) frame_rate: Option<f64>,
+    /// Fetch pictures and clips of http:// and https:// URLs
+    #[arg(long)]
+    pub(crate) allow_http: bool,
+    /// Let texts spell special tokens: <|user|> then opens a turn, <|image|> takes a picture
+    #[arg(long)]
+    pub(crate) allow_special_tokens: bool,
+}
+
+/// How a prompt is written.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rendering {
+    /// Whether the model is to think first [default: the model's]
+    #[arg(long, value_name = "SWITCH")]
+    pub(crate) thinking: Option<Switch>,
+    /// Tools that the model may call: a json file with a list of them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tools: Option<PathBuf>,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+impl Switch {
+    pub(crate) fn is_on(self) -> bool {
+        self == Self::On
+    }
 }
 
 /// Answer a prompt about pictures.
@@ -116,6 +166,10 @@ pub(crate) struct Generate {
     pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) prompt: Prompt,
+    #[command(flatten)]
+    pub(crate) rendering: Rendering,
+    #[command(flatten)]
+    pub(crate) inputs: Inputs,
     /// Most tokens to produce
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub(crate) max_new_tokens: usize,
@@ -236,9 +290,12 @@ pub(crate) struct Trace {
     /// Adapter folder, as PEFT or glm4v train makes them
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
-    /// A conversation: a json file of [{"role", "content"}, …]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) messages: PathBuf,
+    #[command(flatten)]
+    pub(crate) prompt: Prompt,
+    #[command(flatten)]
+    pub(crate) rendering: Rendering,
+    #[command(flatten)]
+    pub(crate) inputs: Inputs,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,

@@ -3,6 +3,8 @@
 //! A place for one is `<image>` (or `<video>`) in a message that is plain text, or a part of that type
 //! without a source, which is how Hugging Face data sets write it. Places are filled in order. In a list
 //! of parts `<image>` is a text like any other.
+//!
+//! An entry of `videos` may be a list of pictures, its frames, and an object may have a `frame_rate`.
 
 use std::collections::VecDeque;
 
@@ -36,7 +38,8 @@ const KINDS: [(&str, &str, &str); 2] = [("image", "<image>", "images"), ("video"
 /// The media lists of a record, images first.
 #[derive(Debug)]
 pub(crate) struct Media {
-    lists: [VecDeque<String>; 2],
+    /// What is put into the places.
+    lists: [VecDeque<Value>; 2],
     columns: [String; 2],
 }
 
@@ -45,8 +48,8 @@ impl Media {
     pub(crate) fn take(record: &mut Map<String, Value>, layout: &Layout) -> Result<Self, RecordError> {
         let columns = [&layout.columns.images, &layout.columns.videos];
         let columns = [0, 1].map(|i| columns[i].clone().unwrap_or_else(|| KINDS[i].2.to_owned()));
-        let mut sources = |column: &String| sources(column, record.shift_remove(column));
-        let lists = [sources(&columns[0])?, sources(&columns[1])?];
+        let mut parts = |i: usize| parts(KINDS[i].0, &columns[i], record.shift_remove(&columns[i]));
+        let lists = [parts(0)?, parts(1)?];
         Ok(Self { lists, columns })
     }
 
@@ -102,8 +105,7 @@ impl Media {
     }
 
     fn next_part(&mut self, i: usize) -> Value {
-        let source = self.lists[i].pop_front().expect("places and entries were counted");
-        json!({"type": KINDS[i].0, "path": source})
+        self.lists[i].pop_front().expect("places and entries were counted")
     }
 
     /// Text with places to parts.
@@ -136,18 +138,73 @@ fn is_place(part: &Value, part_type: &str) -> bool {
     keys.get("type").and_then(Value::as_str) == Some(part_type) && sources.iter().all(empty)
 }
 
-/// The entries of a list: paths or URLs, or objects that hold one; one alone may stand without a list.
-fn sources(column: &str, value: Option<Value>) -> Result<VecDeque<String>, RecordError> {
+/// The entries of a list, as parts: paths or URLs, or objects that hold one; one alone may stand without a
+/// list.
+fn parts(part_type: &str, column: &str, value: Option<Value>) -> Result<VecDeque<Value>, RecordError> {
     let values = match value {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(values)) => values,
         Some(single @ (Value::String(_) | Value::Object(_))) => vec![single],
         other => return Err(kind(format!("\"{column}\""), other.as_ref(), "a list of paths")),
     };
-    let source = |(index, value): (usize, Value)| {
-        let nested = ["path", "url", "image"].into_iter().find_map(|key| value.get(key)?.as_str());
-        let found = value.as_str().or(nested).filter(|source| !source.is_empty()).map(str::to_owned);
-        found.ok_or_else(|| kind(format!("\"{column}\"[{index}]"), Some(&value), "a path or URL"))
+    let part = |(index, value): (usize, Value)| {
+        let filled = |value: &&Value| match value {
+            Value::String(source) => !source.is_empty(),
+            Value::Array(frames) => {
+                let path = |frame: &Value| frame.as_str().is_some_and(|path| !path.is_empty());
+                part_type == "video" && !frames.is_empty() && frames.iter().all(path)
+            }
+            _ => false,
+        };
+        let nested = || ["path", "url", part_type].into_iter().find_map(|key| value.get(key).filter(filled));
+        let Some(source) = Some(&value).filter(filled).or_else(nested) else {
+            return Err(kind(format!("\"{column}\"[{index}]"), Some(&value), "a path or URL"));
+        };
+        let key = if source.is_array() { part_type } else { "path" };
+        let mut part = json!({"type": part_type, key: source});
+        if let Some(rate) = value.get("frame_rate") {
+            part["frame_rate"] = rate.clone();
+        }
+        Ok(part)
     };
-    values.into_iter().enumerate().map(source).collect()
+    values.into_iter().enumerate().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(content: &str, record: Value) -> Result<Value, String> {
+        let Value::Object(mut record) = record else { panic!("a record is an object") };
+        let mut media = Media::take(&mut record, &Layout::default()).map_err(|error| error.to_string())?;
+        let mut content = Value::from(content);
+        media.check(&[media.places(&content)]).map_err(|error| error.to_string())?;
+        media.fill(&mut content);
+        Ok(content)
+    }
+
+    #[test]
+    fn clips_are_files_or_lists_of_frames_and_may_have_a_rate() {
+        let videos =
+            json!([["1.png", "2.png"], {"path": "folder", "frame_rate": 4}, {"video": ["3.png", "4.png"]}]);
+        let parts = json!([
+            {"type": "video", "video": ["1.png", "2.png"]},
+            {"type": "text", "text": "a"},
+            {"type": "image", "path": "i.png"},
+            {"type": "video", "path": "folder", "frame_rate": 4},
+            {"type": "video", "video": ["3.png", "4.png"]},
+        ]);
+
+        let content = filled("<video>a<image><video><video>", json!({"images": ["i.png"], "videos": videos}));
+
+        assert_eq!(content, Ok(parts));
+    }
+
+    #[test]
+    fn a_picture_is_no_list_and_a_frame_is_a_path() {
+        let list = filled("<image>", json!({"images": [["1.png", "2.png"]]}));
+        assert_eq!(list, Err("\"images\"[0] is a list, needed a path or URL".to_owned()));
+        let number = filled("<video>", json!({"videos": [["1.png", 2]]}));
+        assert_eq!(number, Err("\"videos\"[0] is a list, needed a path or URL".to_owned()));
+    }
 }

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use glm4v_processor::{
-    Content, ImageSource, Message, MessagesError, Part, VideoSource, parse_messages, token,
+    Content, ImageSource, Message, MessagesError, Part, VideoData, VideoSource, parse_messages, token,
 };
 use serde_json::{Map, Value, json};
 
@@ -149,6 +149,11 @@ impl Record {
     pub fn images(&self) -> impl Iterator<Item = &ImageSource> {
         self.messages.iter().flat_map(Message::images)
     }
+
+    /// The clips, in the order in which the model sees them.
+    pub fn videos(&self) -> impl Iterator<Item = &VideoSource> {
+        self.messages.iter().flat_map(Message::videos)
+    }
 }
 
 fn name<'a>(given: &'a Option<String>, own: &'static str) -> &'a str {
@@ -286,13 +291,26 @@ fn tool_calls(message: usize, content: &Value) -> Result<Value, RecordError> {
 /// Takes a file beside the records for one that is not in the media folder, as LLaMA-Factory does.
 fn prefer_existing(message: &mut Message, media_dir: &Path, folder: &Path) {
     let Content::Parts(parts) = &mut message.content else { return };
-    for part in parts {
-        if let Part::Image(ImageSource::Path(path)) | Part::Video(VideoSource::Path(path)) = part
-            && let Ok(written) = path.strip_prefix(media_dir).map(PathBuf::from)
-            && !path.is_file()
-            && folder.join(&written).is_file()
+    let prefer = |path: &mut PathBuf| {
+        if let Ok(written) = path.strip_prefix(media_dir).map(PathBuf::from)
+            && !path.exists()
+            && folder.join(&written).exists()
         {
             *path = folder.join(written);
+        }
+    };
+    for part in parts {
+        match part {
+            Part::Image(ImageSource::Path(path)) => prefer(path),
+            Part::Video(VideoSource { data: VideoData::Path(path), .. }) => prefer(path),
+            Part::Video(VideoSource { data: VideoData::Frames(frames), .. }) => {
+                for frame in frames {
+                    if let ImageSource::Path(path) = frame {
+                        prefer(path);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 }
@@ -385,7 +403,7 @@ mod tests {
         let messages = parse(record).unwrap().messages;
 
         let path = |p: &str| Part::Image(ImageSource::Path(p.into()));
-        let video = Part::Video(VideoSource::Path("d/v.mp4".into()));
+        let video = Part::Video(PathBuf::from("d/v.mp4").into());
         assert_eq!(messages[0].content.parts(), [path("d/1.png"), Part::text("x"), video]);
         assert_eq!(messages[2].content.parts(), [path("d/2.png")]);
     }

@@ -1,7 +1,7 @@
 //! A record as the network reads it.
 
 use glm4v_model::Sample;
-use glm4v_processor::{Message, Part, Processor, ProcessorError, Segment, TemplateError};
+use glm4v_processor::{Processor, ProcessorError, Segment, TemplateError};
 
 use crate::labels::{LabelError, segments};
 use crate::location::Location;
@@ -28,7 +28,7 @@ pub enum SampleError {
         #[source]
         source: TemplateError,
     },
-    /// A picture cannot be used, or the text cannot be tokenised.
+    /// A picture or clip cannot be used, or the text cannot be tokenised.
     #[error("{at}: cannot be encoded")]
     Process {
         /// The record.
@@ -36,14 +36,6 @@ pub enum SampleError {
         /// What the processor met.
         #[source]
         source: Box<ProcessorError>,
-    },
-    /// A clip.
-    #[error("{at}: message {message} holds a video, which is not supported yet")]
-    Video {
-        /// The record.
-        at: Location,
-        /// Index of the message.
-        message: usize,
     },
     /// More tokens than are allowed. Nothing is ever cut off: a cut can go through a picture or take the
     /// answer away.
@@ -78,21 +70,18 @@ pub(crate) fn label(
 ///
 /// # Errors
 ///
-/// When it is not clear what the record teaches, or a picture cannot be used.
+/// When it is not clear what the record teaches, or a picture or clip cannot be used.
 pub fn encode(
     record: &Record,
     processor: &Processor,
     enable_thinking: Option<bool>,
 ) -> Result<Sample, SampleError> {
     let at = || record.at.clone();
-    let holds_video = |m: &Message| m.content.parts().iter().any(|part| matches!(part, Part::Video(_)));
-    if let Some(message) = record.messages.iter().position(holds_video) {
-        return Err(SampleError::Video { at: at(), message });
-    }
     let segments = label(record, processor, enable_thinking)?;
     let images: Vec<_> = record.images().cloned().collect();
+    let videos: Vec<_> = record.videos().cloned().collect();
     let encoded = processor
-        .encode_segments(&segments, &images)
+        .encode_segments(&segments, &images, &videos)
         .map_err(|source| SampleError::Process { at: at(), source: source.into() })?;
     Ok(Sample::from_parts(
         encoded.input_ids,
@@ -108,10 +97,11 @@ mod tests {
     use std::error::Error;
 
     use glm4v_model::TokenKind;
+    use glm4v_processor::RenderOptions;
     use serde_json::json;
 
     use super::*;
-    use crate::fixture::{processor, record, records};
+    use crate::fixture::{processor, record, records, root};
 
     #[test]
     fn a_digit_is_the_prompt_the_word_and_the_end() {
@@ -149,6 +139,33 @@ mod tests {
     }
 
     #[test]
+    fn clips_take_their_places_and_nothing_of_them_is_taught() {
+        let processor = processor();
+        let clips = root().join("tests/fixtures/processor/video");
+        let clip = |name: &str| clips.join(name).display().to_string();
+        let record = record(json!({"messages": [
+            {"role": "user", "content": "<video>like <image>or<video>?"}, {"role": "assistant", "content": "yes"}],
+            "images": ["../digits/images/0004.png"],
+            "videos": [clip("template_8x84x56.png"), [clip("odd_5x84x56.png"), clip("odd_5x84x56.png")]]}));
+
+        let sample = encode(&record, &processor, None).unwrap();
+
+        // The prompt is what the model is asked, token for token, and the answer follows.
+        let asked = processor.encode(&record.messages[..1], &RenderOptions::prompt()).unwrap();
+        let tokenizer = processor.tokenizer();
+        let answer = [tokenizer.encode("yes").unwrap(), vec![tokenizer.special().end_of_text]].concat();
+        assert_eq!(sample.input_ids, [asked.input_ids, answer.clone()].concat());
+        let prompt = sample.input_ids.len() - answer.len();
+        assert!(sample.taught[..prompt].iter().all(|taught| !taught));
+        assert!(sample.taught[prompt..].iter().all(|taught| *taught));
+        assert_eq!(sample.videos.values, asked.pixel_values_videos);
+        assert_eq!(sample.videos.grids.iter().map(|grid| grid.t).collect::<Vec<_>>(), [2, 1]);
+        let count = |kind| sample.kinds.iter().filter(|found| **found == kind).count();
+        let tokens: usize = sample.videos.grids.iter().map(|grid| grid.tokens(2)).sum();
+        assert_eq!((count(TokenKind::Image), count(TokenKind::Video)), (4, tokens));
+    }
+
+    #[test]
     fn a_record_that_cannot_be_encoded_is_named() {
         let processor = processor();
         let missing = record(json!({"messages": [{"role": "user", "content": "<image>"},
@@ -163,14 +180,19 @@ mod tests {
         let trailing = encode(&trailing, &processor, None).unwrap_err();
 
         assert_eq!(missing.to_string(), "x.jsonl: line 7: cannot be encoded");
-        let (mut causes, mut next) = (String::new(), missing.source());
-        while let Some(error) = next {
-            causes += &format!(": {error}");
-            next = error.source();
-        }
-        assert!(causes.contains("image 0") && causes.contains("none.png"), "{causes}");
-        let needed = "x.jsonl: line 7: message 0 holds a video, which is not supported yet";
-        assert_eq!(video.to_string(), needed);
+        let causes = |error: &dyn Error| {
+            let (mut causes, mut next) = (String::new(), error.source());
+            while let Some(error) = next {
+                causes += &format!(": {error}");
+                next = error.source();
+            }
+            causes
+        };
+        let found = causes(&missing);
+        assert!(found.contains("image 0") && found.contains("none.png"), "{found}");
+        assert_eq!(video.to_string(), "x.jsonl: line 7: cannot be encoded");
+        let causes = causes(&video);
+        assert!(causes.contains("video 0") && causes.contains("v.mp4: cannot be read"), "{causes}");
         let needed =
             "x.jsonl: line 7: message 2: the last message must be the assistant's, found a turn of the user";
         assert_eq!(trailing.to_string(), needed);

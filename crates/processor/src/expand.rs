@@ -1,15 +1,19 @@
-//! Placeholders to as many tokens as their pictures take.
+//! Placeholders to as many tokens as their pictures and clips take.
 //!
 //! transformers repeats `<|image|>` in the text and tokenises the result. We tokenise first and repeat
 //! the id: the token is cut out of the text before anything else is looked at, so both give the same
 //! ids, and a long run of placeholders costs nothing. `tests/template_golden.rs` shows it.
+//!
+//! A `<|video|>` becomes, for each pair of frames, `<|begin_of_image|>`, a run of `<|image|>`,
+//! `<|end_of_image|>` and the time of the pair. Times are tokenised alone, which is the same as within
+//! the text because special tokens stand on both sides of them.
 
 use crate::image::PatchedImage;
 use crate::tokenizer::{SpecialIds, token};
 
 /// A conversation as the model reads it.
 ///
-/// `S` tokens, `P` patches of all images; the rows of pictures follow each other.
+/// `S` tokens, `P` patches of all images, `Q` of all clips; the rows of pictures follow each other.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Encoded {
     /// Token ids, `[S]`.
@@ -23,124 +27,237 @@ pub struct Encoded {
     pub pixel_values: Vec<f32>,
     /// Frame pairs, patch rows and patch columns of each image.
     pub image_grid_thw: Vec<[usize; 3]>,
-    /// Patches of the clips; empty in this version.
+    /// Patches of the clips, `[Q, 1176]`.
     pub pixel_values_videos: Vec<f32>,
-    /// Grid of each clip; empty in this version.
+    /// Frame pairs, patch rows and patch columns of each clip.
     pub video_grid_thw: Vec<[usize; 3]>,
 }
 
 /// A stretch of a rendered conversation that is tokenised on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
-    /// The text, with one `<|image|>` for each picture.
+    /// The text, with one `<|image|>` for each picture and one `<|video|>` for each clip.
     pub text: String,
     /// Whether the model is taught to produce it.
     pub taught: bool,
+}
+
+/// What a placeholder stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MediaKind {
+    /// `<|image|>`
+    Image,
+    /// `<|video|>`
+    Video,
+}
+
+impl MediaKind {
+    fn token(self) -> &'static str {
+        match self {
+            Self::Image => token::IMAGE,
+            Self::Video => token::VIDEO,
+        }
+    }
+
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Image => "images",
+            Self::Video => "videos",
+        }
+    }
+}
+
+/// The message in which the numbers begin to differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Culprit {
+    /// Index of the message.
+    pub message: usize,
+    /// Index of its first part of the kind, if it has one.
+    pub part: Option<usize>,
+    /// Placeholders that the chat template writes for the message.
+    pub found: usize,
+    /// Parts of the kind in the message.
+    pub given: usize,
 }
 
 /// Why pictures could not be placed in a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExpandError {
-    /// The text has more or fewer places for pictures than there are pictures.
+    /// The text has more or fewer places for pictures or clips than there are.
     #[error(
-        "the prompt has {found} {} placeholders, but {images} images were given{}",
-        token::IMAGE, spelled(*.message)
+        "the prompt has {found} {} placeholders, but {given} {} were given{}",
+        .kind.token(), .kind.plural(), blame(*.kind, .culprit.as_ref())
     )]
     Count {
+        /// What is placed.
+        kind: MediaKind,
         /// Placeholders in the text.
         found: usize,
-        /// Images given.
-        images: usize,
-        /// The first message whose own text spells the placeholder.
-        message: Option<usize>,
+        /// Images or clips given.
+        given: usize,
+        /// The first message whose own numbers differ, where that is known.
+        culprit: Option<Culprit>,
     },
-    /// The text of a message holds the placeholder, and would get a picture that belongs elsewhere.
-    #[error("message {message}: its text spells {}, which stands for a picture", token::IMAGE)]
-    Spelled {
-        /// Index of the message.
-        message: usize,
+    /// Patches that do not make whole tokens.
+    #[error("{} {index} of the conversation has a grid of {grid:?} patches, which {patches_per_token} patches a token do not divide", name(*.kind))]
+    Tokens {
+        /// What is placed.
+        kind: MediaKind,
+        /// Which of its kind, from 0.
+        index: usize,
+        /// Frame pairs, patch rows and patch columns.
+        grid: [usize; 3],
+        /// Patches that become one token.
+        patches_per_token: usize,
     },
-    /// A clip.
-    #[error("video is not supported by this version yet{}", at(*.message))]
-    Video {
-        /// The message that holds it, where known.
-        message: Option<usize>,
-    },
+    /// A clip for a tokenizer without the tokens of clips.
+    #[error(
+        "the conversation holds a video, but the tokenizer has no token {}; is this the tokenizer of the model?",
+        token::VIDEO
+    )]
+    NoVideoToken,
 }
 
-fn spelled(message: Option<usize>) -> String {
-    let say = |m| format!("; message {m} spells the placeholder in its text");
-    message.map(say).unwrap_or_default()
+fn name(kind: MediaKind) -> &'static str {
+    match kind {
+        MediaKind::Image => "image",
+        MediaKind::Video => "video",
+    }
 }
 
-fn at(message: Option<usize>) -> String {
-    message.map(|m| format!(" (message {m})")).unwrap_or_default()
+fn blame(kind: MediaKind, culprit: Option<&Culprit>) -> String {
+    let Some(Culprit { message, part, found, given }) = culprit else {
+        return String::new();
+    };
+    let part = part.map(|part| format!(", part {part}")).unwrap_or_default();
+    format!("; message {message}{part}: {found} placeholders for {given} {}", kind.plural())
 }
 
-/// Puts token ids and pictures together.
+/// A clip and the tokens of the times between its frames.
+pub(crate) struct TimedVideo {
+    /// Patches and grid.
+    pub(crate) pixel_values: Vec<f32>,
+    pub(crate) grid: [usize; 3],
+    /// Tokens behind each frame pair.
+    pub(crate) times: Vec<Vec<u32>>,
+}
+
+/// The media of one kind that wait for their places.
+struct Waiting<T> {
+    rest: std::vec::IntoIter<T>,
+    given: usize,
+    found: usize,
+}
+
+impl<T> Waiting<T> {
+    fn new(all: Vec<T>) -> Self {
+        Self { given: all.len(), rest: all.into_iter(), found: 0 }
+    }
+
+    /// Takes the next for a place; none when there are more places, which `check` reports.
+    fn next(&mut self) -> Option<T> {
+        self.found += 1;
+        self.rest.next()
+    }
+
+    fn check(&self, kind: MediaKind) -> Result<(), ExpandError> {
+        if self.found == self.given {
+            return Ok(());
+        }
+        Err(ExpandError::Count { kind, found: self.found, given: self.given, culprit: None })
+    }
+}
+
+/// Puts token ids, pictures and clips together.
 pub(crate) struct Expander<'a> {
     special: &'a SpecialIds,
     /// Tokens that each image takes.
-    counts: std::vec::IntoIter<usize>,
-    images: usize,
-    found: usize,
-    /// How many clips have begun and not ended.
-    open_clips: i64,
+    images: Waiting<usize>,
+    /// Tokens that a frame pair takes, and the tokens of the times behind the pairs.
+    videos: Waiting<(usize, Vec<Vec<u32>>)>,
     out: Encoded,
 }
 
 impl<'a> Expander<'a> {
-    /// Starts with the pictures; `patches_per_token` of their rows become one token.
-    pub(crate) fn new(special: &'a SpecialIds, images: Vec<PatchedImage>, patches_per_token: usize) -> Self {
-        let tokens = |image: &PatchedImage| image.grid.iter().product::<usize>() / patches_per_token;
-        let counts: Vec<usize> = images.iter().map(tokens).collect();
-        let mut out =
-            Encoded { image_grid_thw: images.iter().map(|image| image.grid).collect(), ..Encoded::default() };
-        let rows: usize = images.iter().map(|image| image.pixel_values.len()).sum();
-        let mut images = images.into_iter();
-        // The common case of one picture moves its rows instead of copying them.
-        out.pixel_values = images.next().map(|image| image.pixel_values).unwrap_or_default();
-        out.pixel_values.reserve_exact(rows - out.pixel_values.len());
-        for image in images {
-            out.pixel_values.extend_from_slice(&image.pixel_values);
+    /// Starts with the media; `[image, video]` of their patches become one token.
+    pub(crate) fn new(
+        special: &'a SpecialIds,
+        images: Vec<PatchedImage>,
+        videos: Vec<TimedVideo>,
+        patches_per_token: [usize; 2],
+    ) -> Result<Self, ExpandError> {
+        let tokens = |kind, index, grid: [usize; 3], patches: usize, per_token: usize| match patches > 0
+            && patches.is_multiple_of(per_token)
+        {
+            true => Ok(patches / per_token),
+            false => Err(ExpandError::Tokens { kind, index, grid, patches_per_token: per_token }),
+        };
+        let mut out = Encoded::default();
+        let mut counts = Vec::with_capacity(images.len());
+        for (index, image) in images.iter().enumerate() {
+            let patches = image.grid.iter().product();
+            counts.push(tokens(MediaKind::Image, index, image.grid, patches, patches_per_token[0])?);
+            out.image_grid_thw.push(image.grid);
         }
-        Self { special, images: counts.len(), counts: counts.into_iter(), found: 0, open_clips: 0, out }
+        let mut clips = Vec::with_capacity(videos.len());
+        let mut rows = Vec::with_capacity(videos.len());
+        for (index, TimedVideo { pixel_values, grid, times }) in videos.into_iter().enumerate() {
+            let patches = grid[1] * grid[2];
+            clips.push((tokens(MediaKind::Video, index, grid, patches, patches_per_token[1])?, times));
+            out.video_grid_thw.push(grid);
+            rows.push(pixel_values);
+        }
+        out.pixel_values = joined(images.into_iter().map(|image| image.pixel_values).collect());
+        out.pixel_values_videos = joined(rows);
+        Ok(Self { special, images: Waiting::new(counts), videos: Waiting::new(clips), out })
     }
 
-    /// Appends tokens, repeating placeholders.
-    pub(crate) fn push(&mut self, ids: &[u32], taught: bool) -> Result<(), ExpandError> {
+    /// Appends tokens, repeating placeholders. What stands for pictures and clips is never taught.
+    pub(crate) fn push(&mut self, ids: &[u32], taught: bool) {
         let special = self.special;
         for &id in ids {
-            let is = |token: Option<u32>| token == Some(id);
-            if is(special.video) {
-                return Err(ExpandError::Video { message: None });
-            }
-            self.open_clips += i64::from(is(special.begin_of_video)) - i64::from(is(special.end_of_video));
-            let (kind, repeat) = if id == special.image {
-                self.found += 1;
-                let kind = if self.open_clips > 0 { 2 } else { 1 };
-                // Without a picture for it the count is wrong, which `finish` reports.
-                (kind, self.counts.next().unwrap_or(0))
+            if id == special.image {
+                let count = self.images.next().unwrap_or(0);
+                self.append(id, 1, false, count);
+            } else if Some(id) == special.video {
+                let Some((count, times)) = self.videos.next() else { continue };
+                for time in times {
+                    self.append(special.begin_of_image, 0, false, 1);
+                    self.append(special.image, 2, false, count);
+                    self.append(special.end_of_image, 0, false, 1);
+                    time.into_iter().for_each(|id| self.append(id, 0, false, 1));
+                }
             } else {
-                (0, 1)
-            };
-            let len = self.out.input_ids.len() + repeat;
-            self.out.input_ids.resize(len, id);
-            self.out.mm_token_type_ids.resize(len, kind);
-            self.out.taught.resize(len, taught);
+                self.append(id, 0, taught, 1);
+            }
         }
-        Ok(())
     }
 
-    /// Ends the prompt; `suspect` is a message whose text spells the placeholder.
-    pub(crate) fn finish(self, suspect: Option<usize>) -> Result<Encoded, ExpandError> {
-        if self.found != self.images {
-            return Err(ExpandError::Count { found: self.found, images: self.images, message: suspect });
-        }
-        match suspect {
-            Some(message) => Err(ExpandError::Spelled { message }),
-            None => Ok(self.out),
-        }
+    fn append(&mut self, id: u32, kind: u8, taught: bool, times: usize) {
+        let len = self.out.input_ids.len() + times;
+        self.out.input_ids.resize(len, id);
+        self.out.mm_token_type_ids.resize(len, kind);
+        self.out.taught.resize(len, taught);
     }
+
+    /// Ends the prompt.
+    pub(crate) fn finish(self) -> Result<Encoded, ExpandError> {
+        self.images.check(MediaKind::Image)?;
+        if self.videos.given > 0 && self.special.video.is_none() {
+            return Err(ExpandError::NoVideoToken);
+        }
+        self.videos.check(MediaKind::Video)?;
+        Ok(self.out)
+    }
+}
+
+/// Rows of all, one after another. The common case of one moves its rows instead of copying them.
+fn joined(all: Vec<Vec<f32>>) -> Vec<f32> {
+    let rows: usize = all.iter().map(Vec::len).sum();
+    let mut all = all.into_iter();
+    let mut out = all.next().unwrap_or_default();
+    out.reserve_exact(rows - out.len());
+    all.for_each(|more| out.extend_from_slice(&more));
+    out
 }

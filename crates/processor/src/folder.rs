@@ -56,15 +56,29 @@ pub enum TimestampStyle {
     Tenths,
 }
 
+impl TimestampStyle {
+    /// A time as it stands in the prompt.
+    pub(crate) fn write(self, seconds: f64) -> String {
+        match self {
+            Self::Whole => format!("{}", seconds.trunc() as i64),
+            Self::Tenths => format!("{seconds:.1} seconds"),
+        }
+    }
+}
+
 /// A checkpoint folder.
 pub(crate) struct Folder<'a> {
     path: &'a Path,
     tokenizer_config: Map<String, Value>,
     preprocessor: Value,
+    /// Configuration for clips, and the file it is from; that of the pictures where there is none.
+    video_preprocessor: (&'static str, Value),
 }
 
 const TEMPLATE: &str = "chat_template.jinja";
 const PREPROCESSOR: &str = "preprocessor_config.json";
+const VIDEO_PREPROCESSOR: &str = "video_preprocessor_config.json";
+const PROCESSOR: &str = "processor_config.json";
 const TOKENIZER: &str = "tokenizer.json";
 
 impl<'a> Folder<'a> {
@@ -77,21 +91,27 @@ impl<'a> Folder<'a> {
             Some(Value::Object(keys)) => keys,
             _ => Map::new(),
         };
-        let preprocessor = match json(&path.join(PREPROCESSOR))? {
-            Some(value) => value,
-            // transformers 5 nests it when it saves a whole processor.
-            None => match json(&path.join("processor_config.json"))? {
-                Some(mut all) if all.get("image_processor").is_some() => {
-                    let mut own = all["image_processor"].take();
-                    if let (Some(own), Some(class)) = (own.as_object_mut(), all.get("processor_class")) {
-                        own.entry("processor_class").or_insert_with(|| class.clone());
-                    }
-                    own
-                }
-                _ => return Err(missing()),
+        // transformers 5 nests both when it saves a whole processor.
+        let all = json(&path.join(PROCESSOR))?;
+        let nested = |key: &str| {
+            let all = all.as_ref()?;
+            let mut own = all.get(key)?.clone();
+            if let (Some(own), Some(class)) = (own.as_object_mut(), all.get("processor_class")) {
+                own.entry("processor_class").or_insert_with(|| class.clone());
+            }
+            Some(own)
+        };
+        let preprocessor = json(&path.join(PREPROCESSOR))?.or_else(|| nested("image_processor"));
+        let preprocessor = preprocessor.ok_or_else(missing)?;
+        // The order of `get_video_processor_dict`.
+        let video_preprocessor = match nested("video_processor") {
+            Some(nested) => (PROCESSOR, nested),
+            None => match json(&path.join(VIDEO_PREPROCESSOR))? {
+                Some(own) => (VIDEO_PREPROCESSOR, own),
+                None => (PREPROCESSOR, preprocessor.clone()),
             },
         };
-        Ok(Self { path, tokenizer_config, preprocessor })
+        Ok(Self { path, tokenizer_config, preprocessor, video_preprocessor })
     }
 
     pub(crate) fn tokenizer(&self) -> Result<PathBuf, FolderError> {
@@ -106,6 +126,15 @@ impl<'a> Folder<'a> {
 
     pub(crate) fn preprocessor_path(&self) -> PathBuf {
         self.path.join(PREPROCESSOR)
+    }
+
+    /// The configuration of the video processor, as JSON.
+    pub(crate) fn video_preprocessor(&self) -> String {
+        self.video_preprocessor.1.to_string()
+    }
+
+    pub(crate) fn video_preprocessor_path(&self) -> PathBuf {
+        self.path.join(self.video_preprocessor.0)
     }
 
     /// The chat template: its own file, or the key of an older file.
@@ -182,4 +211,18 @@ fn json(path: &Path) -> Result<Option<Value>, FolderError> {
         column: source.column(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded_as_python_rounds_them() {
+        // Of two tenths that are as near, the even one.
+        let tenths = [0.25, 0.75, 1.25, 0.05, 12.0, 3.0 / 7.0].map(|time| TimestampStyle::Tenths.write(time));
+        let expected = ["0.2", "0.8", "1.2", "0.1", "12.0", "0.4"].map(|time| format!("{time} seconds"));
+        assert_eq!(tenths, expected);
+        assert_eq!([0.0, 0.99, 7.5].map(|time| TimestampStyle::Whole.write(time)), ["0", "0", "7"]);
+    }
 }

@@ -25,16 +25,24 @@ mod folder;
 mod image;
 mod messages;
 mod processor;
+mod spelled;
 mod template;
 mod tokenizer;
+mod video;
 
-pub use expand::{Encoded, ExpandError, Segment};
+pub use expand::{Culprit, Encoded, ExpandError, MediaKind, Segment};
 pub use folder::{FolderError, TimestampStyle};
 pub use image::{
-    ConfigError, DecodeLimits, ImageConfig, ImageError, ImageProcessor, PatchedImage, ResizeError, Rgb,
-    resize_bicubic, smart_resize,
+    ConfigError, DecodeLimits, HttpError, HttpLimits, ImageConfig, ImageError, ImageProcessor, PatchedImage,
+    ResizeError, Rgb, resize_bicubic, smart_resize,
 };
-pub use messages::{Content, ImageSource, Message, MessagesError, Part, VideoSource, parse_messages};
+pub use messages::{
+    Content, ImageSource, Message, MessagesError, Part, VideoData, VideoSource, parse_messages,
+};
 pub use processor::{Processor, ProcessorError};
+pub use spelled::Place;
 pub use template::{RenderOptions, TemplateError};
 pub use tokenizer::{SpecialIds, Tokenizer, TokenizerError, token};
+pub use video::{
+    ClipInfo, PatchedVideo, Sampling, SamplingRule, VideoConfig, VideoError, VideoLimits, VideoProcessor,
+};

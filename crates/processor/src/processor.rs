@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use crate::expand::{Encoded, ExpandError, Expander, Segment};
+use crate::expand::{Culprit, Encoded, ExpandError, Expander, MediaKind, Segment, TimedVideo};
 use crate::folder::{Folder, FolderError, TimestampStyle};
-use crate::image::{ConfigError, ImageError, ImageProcessor, PatchedImage};
-use crate::messages::{ImageSource, Message, Part};
+use crate::image::{ConfigError, DecodeLimits, HttpLimits, ImageError, ImageProcessor, PatchedImage};
+use crate::messages::{ImageSource, Message, Part, VideoSource};
+use crate::spelled;
 use crate::template::{ChatTemplate, RenderOptions, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError, token};
+use crate::video::{VideoConfig, VideoError, VideoProcessor};
 
 /// Why a processor could not be loaded, or a conversation not encoded.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,15 @@ pub enum ProcessorError {
         /// What is wrong with it.
         source: Box<ImageError>,
     },
+    /// A clip cannot be used.
+    #[error("video {video} of the conversation cannot be used")]
+    Video {
+        /// Index of the clip, from 0.
+        video: usize,
+        /// What is wrong with it.
+        #[source]
+        source: Box<VideoError>,
+    },
     /// Pictures and prompt do not fit together.
     #[error(transparent)]
     Expand(#[from] ExpandError),
@@ -63,14 +74,17 @@ pub struct Processor {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     image: ImageProcessor,
+    video: VideoProcessor,
     timestamp_style: TimestampStyle,
+    special_tokens_allowed: bool,
 }
 
 impl Processor {
     /// Loads the processor of a checkpoint folder in Hugging Face layout.
     ///
     /// Needs `tokenizer.json`, `preprocessor_config.json` and `chat_template.jinja` (or the template
-    /// inside `tokenizer_config.json`).
+    /// inside `tokenizer_config.json`). What `video_preprocessor_config.json` says counts for clips; without
+    /// it the pictures' file does, as upstream.
     ///
     /// # Errors
     ///
@@ -78,13 +92,18 @@ impl Processor {
     pub fn load(dir: &Path) -> Result<Self, ProcessorError> {
         let folder = Folder::open(dir)?;
         let tokenizer = Tokenizer::from_file(&folder.tokenizer()?)?;
-        let image = ImageProcessor::from_json(&folder.preprocessor());
+        let config = |path, source| ProcessorError::Config { path, source };
+        let image = ImageProcessor::from_json(&folder.preprocessor())
+            .map_err(|source| config(folder.preprocessor_path(), source))?;
+        let video = VideoConfig::from_json(&folder.video_preprocessor())
+            .map_err(|source| config(folder.video_preprocessor_path(), source))?;
         Ok(Self {
             tokenizer,
             template: ChatTemplate::new(folder.template()?, folder.token_texts())?,
-            image: image
-                .map_err(|source| ProcessorError::Config { path: folder.preprocessor_path(), source })?,
+            image,
+            video: VideoProcessor::new(video),
             timestamp_style: folder.timestamp_style(),
+            special_tokens_allowed: false,
         })
     }
 
@@ -92,6 +111,32 @@ impl Processor {
     #[must_use]
     pub fn with_image_processor(mut self, image: ImageProcessor) -> Self {
         self.image = image;
+        self
+    }
+
+    /// Replaces the video processor, to set other limits for example.
+    #[must_use]
+    pub fn with_video_processor(mut self, video: VideoProcessor) -> Self {
+        self.video = video;
+        self
+    }
+
+    /// Lets pictures and clips come from `http(s)` URLs, within these limits.
+    #[must_use]
+    pub fn with_http(mut self, http: HttpLimits) -> Self {
+        let decode = DecodeLimits { http: Some(http.clone()), ..self.image.decode_limits().clone() };
+        self.image = self.image.with_decode_limits(decode);
+        let mut limits = self.video.limits().clone();
+        limits.frame.http = Some(http);
+        self.video = self.video.with_limits(limits);
+        self
+    }
+
+    /// Lets the words of a conversation spell special tokens, as the published processors do: `<|user|>` in
+    /// a text then opens a turn, and `<|image|>` takes the next picture.
+    #[must_use]
+    pub fn with_special_tokens_allowed(mut self, allowed: bool) -> Self {
+        self.special_tokens_allowed = allowed;
         self
     }
 
@@ -105,6 +150,11 @@ impl Processor {
         &self.image
     }
 
+    /// The video processor.
+    pub fn video_processor(&self) -> &VideoProcessor {
+        &self.video
+    }
+
     /// How this checkpoint writes the times of a clip.
     pub fn timestamp_style(&self) -> TimestampStyle {
         self.timestamp_style
@@ -114,29 +164,31 @@ impl Processor {
     ///
     /// # Errors
     ///
-    /// When the chat template fails on this conversation or refuses it.
+    /// When the chat template fails on this conversation or refuses it, or the words of the conversation
+    /// spell a special token (see [`with_special_tokens_allowed`](Self::with_special_tokens_allowed)).
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String, TemplateError> {
+        let control = self.tokenizer.control_tokens();
+        if !self.special_tokens_allowed
+            && let Some((place, token)) = spelled::find(messages, options, control)
+        {
+            return Err(TemplateError::Spelled { place, token: token.to_owned() });
+        }
         self.template.render(messages, options)
     }
 
-    /// Renders a conversation, loads its pictures in order, and tokenises it.
+    /// Renders a conversation, loads its pictures and clips in order, and tokenises it.
     ///
     /// # Errors
     ///
-    /// When a picture cannot be used, the template fails, a message holds a clip, or pictures and
-    /// placeholders differ in number.
+    /// When a picture or clip cannot be used, the template fails, or media and placeholders differ in number.
     pub fn encode(&self, messages: &[Message], options: &RenderOptions) -> Result<Encoded, ProcessorError> {
-        if let Some(message) = messages.iter().position(holds_video) {
-            let message = Some(message);
-            return Err(ExpandError::Video { message }.into());
-        }
         let text = self.render(messages, options)?;
         let ids = self.tokenizer.encode(&text)?;
         let images: Vec<&ImageSource> = messages.iter().flat_map(Message::images).collect();
-        let mut expander = self.expander(&images)?;
-        expander.push(&ids, false)?;
-        let spells = |m: &Message| m.content.texts().any(|text| text.contains(token::IMAGE));
-        Ok(expander.finish(messages.iter().position(spells))?)
+        let videos: Vec<&VideoSource> = messages.iter().flat_map(Message::videos).collect();
+        let mut expander = self.expander(&images, &videos)?;
+        expander.push(&ids, false);
+        expander.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
 
     /// Tokenises a rendered conversation piece by piece, and says which tokens are taught.
@@ -146,22 +198,27 @@ impl Processor {
     ///
     /// # Errors
     ///
-    /// When a picture cannot be used, or pictures and placeholders differ in number.
+    /// When a picture or clip cannot be used, or media and placeholders differ in number.
     pub fn encode_segments(
         &self,
         segments: &[Segment],
         images: &[ImageSource],
+        videos: &[VideoSource],
     ) -> Result<Encoded, ProcessorError> {
-        let images: Vec<&ImageSource> = images.iter().collect();
-        let mut expander = self.expander(&images)?;
+        let (images, videos): (Vec<_>, Vec<_>) = (images.iter().collect(), videos.iter().collect());
+        let mut expander = self.expander(&images, &videos)?;
         for segment in segments {
             let ids = self.tokenizer.encode(&segment.text)?;
-            expander.push(&ids, segment.taught)?;
+            expander.push(&ids, segment.taught);
         }
-        Ok(expander.finish(None)?)
+        Ok(expander.finish()?)
     }
 
-    fn expander(&self, sources: &[&ImageSource]) -> Result<Expander<'_>, ProcessorError> {
+    fn expander(
+        &self,
+        images: &[&ImageSource],
+        videos: &[&VideoSource],
+    ) -> Result<Expander<'_>, ProcessorError> {
         let load = |(image, source): (usize, &&ImageSource)| {
             let picture = self.image.decode_limits().load(source);
             let picture = picture.map_err(|source| ProcessorError::Image { image, source })?;
@@ -173,14 +230,46 @@ impl Processor {
             })
         };
         let loaded: Vec<Result<PatchedImage, ProcessorError>> =
-            sources.par_iter().enumerate().map(load).collect();
+            images.par_iter().enumerate().map(load).collect();
         // Of several bad pictures the first is reported, whichever thread met its own first.
         let images = loaded.into_iter().collect::<Result<_, _>>()?;
-        let patches_per_token = self.image.patches_per_token();
-        Ok(Expander::new(self.tokenizer.special(), images, patches_per_token))
+        // One clip after another: each may take much memory while it is decoded.
+        let videos = videos.iter().enumerate().map(|(video, source)| self.timed(video, source));
+        let videos = videos.collect::<Result<_, _>>()?;
+        let merge = self.video.config().frame.merge_size;
+        let patches_per_token = [self.image.patches_per_token(), merge * merge];
+        Ok(Expander::new(self.tokenizer.special(), images, videos, patches_per_token)?)
     }
-}
 
-fn holds_video(message: &Message) -> bool {
-    message.content.parts().iter().any(|part| matches!(part, Part::Video(_)))
+    fn timed(&self, video: usize, source: &VideoSource) -> Result<TimedVideo, ProcessorError> {
+        let patched = self.video.load(source);
+        let patched = patched.map_err(|source| ProcessorError::Video { video, source: source.into() })?;
+        let times =
+            patched.timestamps.iter().map(|&time| self.tokenizer.encode(&self.timestamp_style.write(time)));
+        let times = times.collect::<Result<_, _>>()?;
+        Ok(TimedVideo { pixel_values: patched.pixel_values, grid: patched.grid, times })
+    }
+
+    /// Names the message in which placeholders and media begin to differ.
+    fn placed(&self, problem: ExpandError, messages: &[Message], options: &RenderOptions) -> ExpandError {
+        let ExpandError::Count { kind, found, given, .. } = problem else {
+            return problem;
+        };
+        let (placeholder, is): (_, fn(&Part) -> bool) = match kind {
+            MediaKind::Image => (token::IMAGE, |part| matches!(part, Part::Image(_))),
+            MediaKind::Video => (token::VIDEO, |part| matches!(part, Part::Video(_))),
+        };
+        let options = RenderOptions { add_generation_prompt: false, ..options.clone() };
+        let mut before = 0;
+        let culprit = messages.iter().enumerate().find_map(|(message, own)| {
+            // A template may refuse a conversation that ends here; then nobody is named.
+            let written = self.render(&messages[..=message], &options).ok()?.matches(placeholder).count();
+            let parts = own.content.parts();
+            let (found, given) =
+                (written.saturating_sub(before), parts.iter().filter(|part| is(part)).count());
+            before = written;
+            (found != given).then(|| Culprit { message, part: parts.iter().position(is), found, given })
+        });
+        ExpandError::Count { kind, found, given, culprit }
+    }
 }

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::spelled::is_control;
+
 /// Texts of the tokens that mark pictures, turns and ends.
 pub mod token {
     /// Stands for one merged patch of a picture.
@@ -96,6 +98,7 @@ pub struct SpecialIds {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: SpecialIds,
+    control: Vec<String>,
 }
 
 impl Tokenizer {
@@ -131,7 +134,11 @@ impl Tokenizer {
             begin_of_video: inner.token_to_id(token::BEGIN_OF_VIDEO),
             end_of_video: inner.token_to_id(token::END_OF_VIDEO),
         };
-        Ok(Self { inner, special })
+        let added = inner.get_added_tokens_decoder().into_values();
+        let control = added.filter(|token| token.special && is_control(&token.content));
+        let mut control: Vec<String> = control.map(|token| token.content).collect();
+        control.sort();
+        Ok(Self { inner, special, control })
     }
 
     /// The ids of `text`; nothing is added around them, the chat template has written it all.
@@ -171,5 +178,10 @@ impl Tokenizer {
     /// Ids of the tokens with a meaning of their own.
     pub fn special(&self) -> &SpecialIds {
         &self.special
+    }
+
+    /// Texts of the special tokens that only chat templates write, such as `<|user|>`.
+    pub fn control_tokens(&self) -> &[String] {
+        &self.control
     }
 }

@@ -139,7 +139,7 @@ fn urls_are_data_or_refused() {
     }
     assert_eq!(
         refused(url("https://example.org/a.png".to_owned())),
-        "https://example.org/a.png: fetching pictures over the network is off; use a local path or a data: URL"
+        "https://example.org/a.png: fetching over the network is off; use a local path or a data: URL, or allow it (--allow-http)"
     );
 }
 

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use glm4v_processor::{
-    ImageSource, Message, Part, Processor, ProcessorError, RenderOptions, Segment, VideoSource,
+    ImageSource, Message, Part, Processor, ProcessorError, RenderOptions, SamplingRule, Segment, VideoData,
+    VideoSource,
 };
 use support::golden;
 use tempfile::TempDir;
@@ -122,6 +123,41 @@ fn the_template_may_lie_in_older_places() {
 }
 
 #[test]
+fn the_configuration_of_clips_is_looked_for_where_upstream_looks() {
+    let folder = folder();
+    let most = || {
+        let config = Processor::load(folder.path()).unwrap().video_processor().config().clone();
+        (config.frame.max_pixels, config.sampling.fps, config.sampling.rule)
+    };
+    let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
+
+    // The pictures' file, if there is no other: GLM-OCR has none.
+    assert_eq!(most(), (9_633_792, 2.0, SamplingRule::Glm4v));
+    write(
+        "video_preprocessor_config.json",
+        r#"{"fps": 4, "size": {"shortest_edge": 1, "longest_edge": 50000}}"#,
+    );
+    assert_eq!(most(), (50_000, 4.0, SamplingRule::Glm4v));
+    write(
+        "processor_config.json",
+        r#"{"processor_class": "Glm46VProcessor", "video_processor": {"fps": 3}}"#,
+    );
+    assert_eq!(most(), (47_040_000, 3.0, SamplingRule::Glm46v));
+
+    write("processor_config.json", r#"{"video_processor": {"fps": 0}}"#);
+    let needed =
+        "DIR/processor_config.json: cannot be followed: \"fps\" is 0, needed more than 0, at most 1000";
+    assert_eq!(refused(folder.path()), needed);
+    write("processor_config.json", "{}");
+    write("video_preprocessor_config.json", "[");
+    let said = refused(folder.path());
+    assert!(
+        said.starts_with("DIR/video_preprocessor_config.json, line 1, column 1: not valid json"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_template_that_is_not_jinja_is_placed_by_line() {
     let error = with_template("a\n{% if %}").unwrap_err().to_string();
     assert!(error.starts_with("chat template, line 2: syntax error"), "{error}");
@@ -167,19 +203,37 @@ fn a_list_of_texts_reaches_the_template_as_one_text_for_the_model() {
 }
 
 #[test]
-fn a_spelled_placeholder_is_found() {
-    let spelled = Message::new("user", "what does <|image|> mean?");
-    let count = "the prompt has 1 <|image|> placeholders, but 0 images were given; \
-                 message 1 spells the placeholder in its text";
+fn a_text_that_spells_a_special_token_is_refused_by_place() {
+    let spelled = |text: &str| Message::new("user", vec![Part::Image(picture()), Part::text(text)]);
+    let refusal = |token: &str| {
+        format!(
+            "message 1, part 1: its text spells {token}, which only the chat template writes; take it out, or \
+             allow it (--allow-special-tokens)"
+        )
+    };
     let system = Message::new("system", "s");
-    assert_eq!(encode(&[system, spelled.clone()]).unwrap_err(), count);
+    for token in ["<|image|>", "<|user|>", "[gMASK]", "<|endoftext|>", "<|video|>"] {
+        let messages = [system.clone(), spelled(&format!("what does {token} mean?"))];
+        assert_eq!(encode(&messages).unwrap_err(), refusal(token));
+    }
+    // What a model writes itself is not meant.
+    assert!(encode(&[system, spelled("<think>a</think>")]).is_ok());
+}
 
-    // The counts agree, since the template drops the picture of an unknown role; the picture would
-    // stand in the wrong place.
-    let dropped = Message::new("someone", vec![Part::Image(picture())]);
+#[test]
+fn allowed_special_tokens_do_what_they_do_upstream() {
+    let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
+    let processor = processor.with_special_tokens_allowed(true);
+    let user = processor.tokenizer().special().user;
+    let encode = |messages: &[Message]| processor.encode(messages, &RenderOptions::prompt());
+
+    let turns = encode(&[Message::new("user", "a<|user|>b")]).unwrap();
+    assert_eq!(turns.input_ids.iter().filter(|id| **id == user).count(), 2);
+    let error = encode(&[Message::new("system", "s"), Message::new("user", "<|image|>")]).unwrap_err();
     assert_eq!(
-        encode(&[dropped, spelled]).unwrap_err(),
-        "message 1: its text spells <|image|>, which stands for a picture"
+        error.to_string(),
+        "the prompt has 1 <|image|> placeholders, but 0 images were given; \
+         message 1: 1 placeholders for 0 images"
     );
 }
 
@@ -187,22 +241,28 @@ fn a_spelled_placeholder_is_found() {
 fn a_picture_that_the_template_drops_is_an_error() {
     let dropped = Message::new("someone", vec![Part::Image(picture())]);
     let error = encode(&[dropped]).unwrap_err();
-    assert_eq!(error, "the prompt has 0 <|image|> placeholders, but 1 images were given");
+    let needed = "the prompt has 0 <|image|> placeholders, but 1 images were given; \
+                  message 0, part 0: 0 placeholders for 1 images";
+    assert_eq!(error, needed);
 }
 
 #[test]
 fn segments_and_pictures_must_agree() {
     let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
     let segment = Segment { text: "<|image|><|image|>".to_owned(), taught: false };
-    let error = processor.encode_segments(&[segment], &[picture()]).unwrap_err();
+    let error = processor.encode_segments(&[segment], &[picture()], &[]).unwrap_err();
     assert_eq!(error.to_string(), "the prompt has 2 <|image|> placeholders, but 1 images were given");
 }
 
 #[test]
-fn a_clip_is_refused_by_name() {
-    let clip = Part::Video(VideoSource::Path("clip.mp4".into()));
-    let error = encode(&[Message::new("system", "s"), Message::new("user", vec![clip])]).unwrap_err();
-    assert_eq!(error, "video is not supported by this version yet (message 1)");
+fn a_clip_that_the_template_drops_is_an_error() {
+    let frames = vec![picture(), picture()];
+    let clip = Part::Video(VideoSource { data: VideoData::Frames(frames), frame_rate: None });
+    let dropped = Message::new("someone", vec![Part::text("t"), clip]);
+    let error = encode(&[Message::new("system", "s"), dropped]).unwrap_err();
+    let needed = "the prompt has 0 <|video|> placeholders, but 1 videos were given; \
+                  message 1, part 1: 0 placeholders for 1 videos";
+    assert_eq!(error, needed);
 }
 
 #[test]

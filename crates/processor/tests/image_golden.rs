@@ -3,9 +3,12 @@
 
 mod support;
 
-use glm4v_processor::{ImageProcessor, ImageSource, PatchedImage, Rgb, resize_bicubic, smart_resize};
+use glm4v_processor::{
+    ImageProcessor, ImageSource, Message, Part, PatchedImage, Rgb, parse_messages, resize_bicubic,
+    smart_resize,
+};
 use serde_json::Value;
-use support::{Tensors, cases, golden, json, usizes};
+use support::{Tensors, cases, checksum, golden, json, usizes};
 
 /// What `Glm4vImageProcessor()` starts from, with the size of a case.
 fn processor(options: &Value) -> ImageProcessor {
@@ -125,13 +128,6 @@ fn files_are_decoded_like_load_image() {
     }
 }
 
-/// FNV-1a, as in `tests/fixtures/processor/make.py`.
-fn checksum(bytes: impl IntoIterator<Item = u8>) -> String {
-    let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
-    let sum = bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, step);
-    format!("{sum:016x}")
-}
-
 #[test]
 fn files_become_the_pixel_values_of_upstream() {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/processor/checksums.json");
@@ -163,7 +159,7 @@ fn other_formats_are_decoded_like_load_image() {
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/processor/formats");
     let rows = std::fs::read_to_string(folder.join("checksums.json")).unwrap();
     let rows: Vec<Value> = serde_json::from_str(&rows).unwrap();
-    assert_eq!(rows.len(), 10);
+    assert_eq!(rows.len(), 17);
     for row in rows {
         let file = row["file"].as_str().unwrap();
 
@@ -175,5 +171,38 @@ fn other_formats_are_decoded_like_load_image() {
             "{file}"
         );
         assert_eq!(row["rgb"], checksum(picture.pixels().iter().copied()), "{file}");
+    }
+}
+
+#[test]
+fn jpegs_of_every_colour_are_decoded_like_load_image_within_rounding() {
+    let folder =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/processor/formats");
+    for file in ["cmyk.jpg", "gray.jpg", "progressive.jpg"] {
+        let load = |name: &str| ImageProcessor::load_image(&ImageSource::Path(folder.join(name))).unwrap();
+
+        let (found, expected) = (load(file), load(&format!("{file}.png")));
+
+        assert_eq!((found.height(), found.width()), (expected.height(), expected.width()), "{file}");
+        let distances: Vec<u8> =
+            found.pixels().iter().zip(expected.pixels()).map(|(a, b)| a.abs_diff(*b)).collect();
+        assert!(distances.iter().all(|distance| *distance <= 6), "{file}: {:?}", distances.iter().max());
+    }
+}
+
+#[test]
+fn a_picture_of_the_image_crate_is_the_picture_of_its_file() {
+    for name in ["graya_96x64.png", "gray16_80x60.png", "rgba_120x80.png", "shapes_56x56.png"] {
+        let path = golden().join("images").join(name);
+        let value = ImageSource::Pixels(image::open(&path).unwrap().into());
+
+        let picture = ImageProcessor::load_image(&value).unwrap();
+
+        assert_eq!(picture, ImageProcessor::load_image(&ImageSource::Path(path)).unwrap(), "{name}");
+        // And survives as JSON, as messages do.
+        let message = Message::new("user", vec![Part::Image(value)]);
+        let json = serde_json::to_string(&[message]).unwrap();
+        let read = parse_messages(&json, "".as_ref()).unwrap();
+        assert_eq!(ImageProcessor::load_image(read[0].images().next().unwrap()).unwrap(), picture, "{name}");
     }
 }

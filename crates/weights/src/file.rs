@@ -144,10 +144,7 @@ impl TensorFile {
     /// When the file does not have it, it holds no floating-point numbers, or the system refuses.
     pub fn float(&self, name: &str, dtype: DType) -> Result<TensorData, WeightsError> {
         let info = self.info(name)?;
-        let count: usize = info.shape.iter().product();
-        let mut out = vec![0; count * dtype.size()];
-        self.float_into(name, 0, dtype, &mut out)?;
-        Ok(TensorData::from_bytes_vec(out, info.shape.clone(), dtype))
+        numbers::tensor(info.shape.clone(), dtype, |out| self.float_into(name, 0, dtype, out))
     }
 
     /// Fills `out` with a tensor's values of `dtype`, from value `first` on.

@@ -2,19 +2,21 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::time::Instant;
 
 use burn::module::Param;
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::DType;
 use glm4v_model::{Glm4v, Glm4vConfig, NamedMapper, Precision, Site, map_named};
 
 use crate::checkpoint::Checkpoint;
 use crate::layout::{Layout, Published, Whole, shared};
 use crate::names::{self, EMBEDDING, HEAD};
-use crate::{LISTED, ModelFolder, Watch, WeightsError, list_names};
+use crate::{LISTED, ModelFolder, Watch, WeightsError, list_names, numbers};
 
 impl ModelFolder {
-    /// Builds the network on a device that takes tensors of any size, with the folder's weights in the wanted type, one tensor at a time.
+    /// Builds the network on a device that takes tensors of any size, with the folder's weights in the wanted type, one
+    /// tensor at a time.
     ///
     /// Tensors that the network does not know are left alone, with a warning that lists them.
     ///
@@ -36,6 +38,7 @@ impl ModelFolder {
         precision: Precision,
         watch: Watch<'_>,
     ) -> Result<Glm4v, WeightsError> {
+        let start = Instant::now();
         let checkpoint = Checkpoint::open(self.path())?;
         let config = self.config_for(&checkpoint)?;
         let model = site.build(&config)?;
@@ -56,6 +59,11 @@ impl ModelFolder {
         if let Some(error) = loader.failed {
             return Err(error);
         }
+        tracing::info!(
+            "{}: loaded {total} bytes as {precision} in {:.3} s",
+            self.path().display(),
+            start.elapsed().as_secs_f64()
+        );
         self.mention_unknown(&layout, &checkpoint, &config);
         Ok(model)
     }
@@ -135,6 +143,11 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    /// Published name of the tensor.
+    pub(crate) fn tensor(&self) -> &str {
+        &self.tensor
+    }
+
     fn bytes(&self, checkpoint: &Checkpoint) -> u64 {
         let bits = checkpoint.info(&self.tensor).map_or(0, |info| info.dtype.bitsize());
         (self.rows.len() * self.width * bits / 8) as u64
@@ -190,27 +203,31 @@ fn locate(whole: &Whole, checkpoint: &Checkpoint, tied: bool) -> Result<Vec<Sour
     Ok(published.into_iter().map(|part| source(part.name, part.rows, 0)).collect())
 }
 
-/// Reads rows of a whole as values of `dtype`.
-fn read(
+/// Fills `out` with rows of a whole as values of `dtype`.
+pub(crate) fn read(
     checkpoint: &Checkpoint,
     sources: &[Source],
     rows: &Range<usize>,
     dtype: DType,
+    out: &mut [u8],
     mut watch: impl FnMut(u64),
-) -> Result<Vec<u8>, WeightsError> {
-    let width = sources.first().map_or(1, |source| source.width);
-    let mut out = vec![0; rows.len() * width * dtype.size()];
+) -> Result<(), WeightsError> {
     for source in sources {
         let wanted = shared(&source.rows, rows);
         let Some((file, name)) = checkpoint.find(&source.tensor).filter(|_| !wanted.is_empty()) else {
             continue;
         };
-        let place = &mut out[(wanted.start - rows.start) * width * dtype.size()..]
-            [..wanted.len() * width * dtype.size()];
-        file.float_into(name, (source.first + wanted.start - source.rows.start) * width, dtype, place)?;
+        let row = source.width * dtype.size();
+        let place = &mut out[(wanted.start - rows.start) * row..][..wanted.len() * row];
+        file.float_into(
+            name,
+            (source.first + wanted.start - source.rows.start) * source.width,
+            dtype,
+            place,
+        )?;
         watch(Source { rows: wanted, tensor: source.tensor.clone(), ..*source }.bytes(checkpoint));
     }
-    Ok(out)
+    Ok(())
 }
 
 struct Loader<'a> {
@@ -233,13 +250,14 @@ impl NamedMapper for Loader<'_> {
         let dtype = if names::stays_f32(name) { DType::F32 } else { self.precision.dtype() };
         let sources = self.sources.get(&whole.name).map_or(&[][..], Vec::as_slice);
         let (done, total, watch) = (&mut self.done, self.total, &mut self.watch);
-        let read = read(self.checkpoint, sources, &piece.rows, dtype, |bytes| {
-            *done += bytes;
-            watch(*done, total);
+        let data = numbers::tensor(param.lazy_shape().to_vec(), dtype, |out| {
+            read(self.checkpoint, sources, &piece.rows, dtype, out, |bytes| {
+                *done += bytes;
+                watch(*done, total);
+            })
         });
-        match read {
-            Ok(bytes) => {
-                let data = TensorData::from_bytes_vec(bytes, param.lazy_shape().to_vec(), dtype);
+        match data {
+            Ok(data) => {
                 let (id, device) = (param.id, param.lazy_device());
                 param.transform_for_load(Tensor::from_data(data, (&device, dtype)), id)
             }
@@ -257,6 +275,7 @@ mod tests {
     use crate::checkpoint::SINGLE;
     use crate::layout::tests::layout;
     use crate::write_tensors;
+    use burn::tensor::TensorData;
     use tempfile::TempDir;
 
     /// A checkpoint whose values count up from 0 in each tensor, and in hundreds from tensor to tensor.
@@ -276,7 +295,8 @@ mod tests {
     fn values(layout: &Layout, checkpoint: &Checkpoint, parameter: &str) -> Vec<f32> {
         let (whole, piece) = layout.find(parameter).unwrap();
         let sources = locate(whole, checkpoint, false).unwrap();
-        let bytes = read(checkpoint, &sources, &piece.rows, DType::F32, |_| {}).unwrap();
+        let mut bytes = vec![0; piece.rows.len() * whole.width() * 4];
+        read(checkpoint, &sources, &piece.rows, DType::F32, &mut bytes, |_| {}).unwrap();
         bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     }
 

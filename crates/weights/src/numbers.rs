@@ -1,6 +1,8 @@
 //! Numbers between file types and tensor types.
 
-use burn::tensor::{DType, TensorData};
+use std::convert::Infallible;
+
+use burn::tensor::{Bytes, DType, TensorData};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -48,10 +50,37 @@ pub fn floats(data: TensorData, to: DType) -> TensorData {
     if data.dtype() == to {
         return data;
     }
-    let shape = data.shape().to_vec();
-    let mut out = vec![0; data.num_elements() * to.size()];
-    convert(data.as_bytes(), file_dtype(data.dtype()), to, &mut out);
-    TensorData::from_bytes_vec(out, shape, to)
+    let from = file_dtype(data.dtype());
+    let Ok(converted) = tensor(data.shape().to_vec(), to, |out| {
+        convert(data.as_bytes(), from, to, out);
+        Ok::<_, Infallible>(())
+    });
+    converted
+}
+
+/// A tensor whose memory `fill` writes; it is zero until then.
+///
+/// The tensor takes the memory over as it is. Burn does so only where memory was asked for with the alignment of numbers:
+/// from a vector of bytes it would make a copy.
+pub(crate) fn tensor<E>(
+    shape: Vec<usize>,
+    dtype: DType,
+    fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+) -> Result<TensorData, E> {
+    let count = shape.iter().product();
+    let bytes = match dtype.size() {
+        2 => filled(vec![0u16; count], fill)?,
+        _ => filled(vec![0u32; count], fill)?,
+    };
+    Ok(TensorData::from_bytes(bytes, shape, dtype))
+}
+
+fn filled<T: bytemuck::Pod + Send + Sync, E>(
+    mut values: Vec<T>,
+    fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+) -> Result<Bytes, E> {
+    fill(bytemuck::cast_slice_mut(&mut values))?;
+    Ok(Bytes::from_elems(values))
 }
 
 /// Whole numbers; none if they are something else.
@@ -97,6 +126,22 @@ mod tests {
             out.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect();
         assert_eq!(rounded[..5], [1.0, 1.0, 1.0 + 2f32.powi(-6), -0.0, f32::INFINITY]);
         assert!((rounded[5] - 3e-41).abs() < 1e-40, "a denormal stays one: {}", rounded[5]);
+    }
+
+    #[test]
+    fn a_tensor_takes_over_the_memory_that_was_filled() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let mut place = 0;
+            let Ok(data) = tensor(vec![3, 5], dtype, |out| {
+                place = out.as_ptr() as usize;
+                Ok::<_, Infallible>(())
+            });
+
+            assert_eq!(
+                (data.as_bytes().as_ptr() as usize, data.as_bytes().len()),
+                (place, 15 * dtype.size())
+            );
+        }
     }
 
     #[test]

@@ -8,19 +8,19 @@ use std::time::Instant;
 use anyhow::Context;
 use glm4v_infer::{Finish, GenerationConfig, Sampling, TextStream, generate as run, prompt_sample};
 use glm4v_model::{Batch, PaddingSide};
-use glm4v_processor::{Content, ImageSource, Message, Part, RenderOptions};
 use glm4v_weights::ModelFolder;
 use serde_json::json;
 
-use super::{load_model, open_model, print_line, read_messages};
-use crate::args::{Generate, Global, Prompt};
+use super::{load_model, open_model, print_line};
+use crate::args::{Generate, Global};
 use crate::{device, interrupt};
 
 pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
     let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
     let config = settings(args, &folder)?;
-    let encoded = processor.encode(&messages(&args.prompt)?, &RenderOptions::prompt())?;
+    let processor = args.inputs.apply(processor);
+    let encoded = processor.encode(&args.prompt.messages()?, &args.rendering.options()?)?;
     let tokenizer = processor.tokenizer();
     let batch = Batch::collate(&[prompt_sample(encoded)], tokenizer.special().end_of_text, PaddingSide::Left);
     let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
@@ -107,16 +107,4 @@ fn settings(args: &Generate, folder: &ModelFolder) -> anyhow::Result<GenerationC
     config.seed = args.seed;
     config.check()?;
     Ok(config)
-}
-
-/// The conversation that the flags spell.
-fn messages(prompt: &Prompt) -> anyhow::Result<Vec<Message>> {
-    if let Some(path) = &prompt.messages {
-        return read_messages(path);
-    }
-    let here = std::path::Path::new(".");
-    let mut parts: Vec<Part> =
-        prompt.images.iter().map(|image| Part::Image(ImageSource::parse(image, here))).collect();
-    parts.push(Part::text(prompt.prompt.clone().unwrap_or_default()));
-    Ok(vec![Message::new("user", Content::Parts(parts))])
 }

@@ -5,6 +5,7 @@ mod eval;
 mod generate;
 mod info;
 mod init;
+mod inputs;
 mod merge;
 mod trace;
 mod train;
@@ -23,13 +24,10 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use glm4v_model::{Glm4v, Precision, Site};
-use glm4v_processor::{Message, Processor, parse_messages};
+use glm4v_processor::Processor;
 use glm4v_weights::{AdapterFolder, ModelFolder};
 
 use crate::progress::Transfer;
-
-/// Who may speak in a conversation.
-const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "observation"];
 
 /// Opens a model folder with its processor, and makes sure that the two belong together.
 fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
@@ -67,23 +65,4 @@ fn load_model(
 /// Writes a line to stdout; a reader that went away is an error, not a panic.
 fn print_line(line: &str) -> anyhow::Result<()> {
     writeln!(stdout().lock(), "{line}").context("cannot write to stdout")
-}
-
-/// Reads a conversation; paths in it are relative to the file.
-fn read_messages(path: &Path) -> anyhow::Result<Vec<Message>> {
-    let json = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let messages = parse_messages(&json, folder).with_context(|| path.display().to_string())?;
-    ensure!(!messages.is_empty(), "{}: holds no messages; needed: at least one of the user", path.display());
-    for (index, message) in messages.iter().enumerate() {
-        // Chat templates pass over a role that they do not know without a word.
-        ensure!(
-            ROLES.contains(&message.role.as_str()),
-            "{}: message {index}: unknown role \"{}\"; known are {}",
-            path.display(),
-            message.role,
-            ROLES.join(", ")
-        );
-    }
-    Ok(messages)
 }

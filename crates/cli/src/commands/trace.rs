@@ -7,10 +7,9 @@ use anyhow::ensure;
 use burn::tensor::TensorData;
 use glm4v_infer::{GenerationConfig, generate, prompt_sample};
 use glm4v_model::{Batch, PaddingSide, Positions, Precision, Probe};
-use glm4v_processor::RenderOptions;
 use glm4v_weights::{floats, write_tensors};
 
-use super::{load_model, open_model, print_line, read_messages};
+use super::{load_model, open_model, print_line};
 use crate::args::{Global, Trace};
 use crate::device;
 
@@ -18,7 +17,8 @@ pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
     check_target(&args.out)?;
     let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
-    let encoded = processor.encode(&read_messages(&args.messages)?, &RenderOptions::prompt())?;
+    let processor = args.inputs.apply(processor);
+    let encoded = processor.encode(&args.prompt.messages()?, &args.rendering.options()?)?;
     let pad = processor.tokenizer().special().end_of_text;
     let batch = Batch::collate(&[prompt_sample(encoded)], pad, PaddingSide::Left);
     let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
@@ -60,10 +60,25 @@ fn inputs(batch: &Batch, positions: &Positions) -> Vec<(String, TensorData)> {
     let [rows, width] = batch.shape;
     let ids: Vec<i64> = batch.input_ids.iter().map(|id| i64::from(*id)).collect();
     let mask: Vec<i64> = batch.attention_mask.iter().map(|real| i64::from(*real)).collect();
-    vec![
+    let kinds: Vec<i64> = batch.kinds.iter().map(|kind| *kind as i64).collect();
+    let mut tensors = vec![
         ("input_ids".to_owned(), TensorData::new(ids, [rows, width])),
         ("attention_mask".to_owned(), TensorData::new(mask, [rows, width])),
         ("position_ids".to_owned(), TensorData::new(positions.axes.concat(), [3, rows, width])),
         ("rope_deltas".to_owned(), TensorData::new(positions.deltas.clone(), [rows, 1])),
-    ]
+        ("mm_token_type_ids".to_owned(), TensorData::new(kinds, [rows, width])),
+    ];
+    let media = [
+        ("pixel_values", "image_grid_thw", &batch.images),
+        ("pixel_values_videos", "video_grid_thw", &batch.videos),
+    ];
+    for (values, grids, patches) in media.into_iter().filter(|(_, _, patches)| !patches.grids.is_empty()) {
+        let count = patches.count();
+        let sizes: Vec<i64> =
+            patches.grids.iter().flat_map(|grid| [grid.t, grid.h, grid.w]).map(|n| n as i64).collect();
+        tensors.push((grids.to_owned(), TensorData::new(sizes, [patches.grids.len(), 3])));
+        let width = patches.values.len() / count.max(1);
+        tensors.push((values.to_owned(), TensorData::new(patches.values.clone(), [count, width])));
+    }
+    tensors
 }

@@ -57,6 +57,11 @@ impl ImageConfig {
     ///
     /// When it is not JSON, or asks for something that the models of this family do not do.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
+        Self::or_size(json, [112 * 112, 28 * 28 * 15_000])
+    }
+
+    /// [`from_json`](Self::from_json) with the fewest and most pixels where the text does not say.
+    pub(crate) fn or_size(json: &str, [least, most]: [usize; 2]) -> Result<Self, ConfigError> {
         let raw: Raw = serde_json::from_str(json)?;
         for (key, on) in
             [("do_resize", raw.do_resize), ("do_rescale", raw.do_rescale), ("do_normalize", raw.do_normalize)]
@@ -82,7 +87,7 @@ impl ImageConfig {
         }
         let factor = raw.rescale_factor;
         check("rescale_factor", factor, factor > 0.0, "more than 0")?;
-        let size = raw.size;
+        let size = raw.size.unwrap_or(Size { shortest_edge: least, longest_edge: most });
         let most = size.longest_edge;
         check("longest_edge", most as f64, most > 0, "more than 0")?;
         Ok(Self {
@@ -105,7 +110,7 @@ struct Raw {
     patch_size: usize,
     temporal_patch_size: usize,
     merge_size: usize,
-    size: Size,
+    size: Option<Size>,
     image_mean: [f64; 3],
     image_std: [f64; 3],
     rescale_factor: f64,
@@ -127,7 +132,7 @@ impl Default for Raw {
             patch_size: 14,
             temporal_patch_size: 2,
             merge_size: 2,
-            size: Size { shortest_edge: 112 * 112, longest_edge: 28 * 28 * 15_000 },
+            size: None,
             image_mean: [0.48145466, 0.4578275, 0.40821073],
             image_std: [0.26862954, 0.26130258, 0.27577711],
             rescale_factor: 1.0 / 255.0,

@@ -25,6 +25,7 @@ use base64::engine::general_purpose::STANDARD;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::http::{HttpError, HttpLimits};
 use super::smart_resize::ResizeError;
 use super::{Rgb, color_key, jpeg};
 use crate::messages::ImageSource;
@@ -104,10 +105,21 @@ pub enum ImageError {
         source: image::ImageError,
     },
     /// A URL that would need the network.
-    #[error("{url}: fetching pictures over the network is off; use a local path or a data: URL")]
+    #[error(
+        "{url}: fetching over the network is off; use a local path or a data: URL, or allow it (--allow-http)"
+    )]
     Remote {
         /// The URL.
         url: String,
+    },
+    /// Nothing usable came over the network.
+    #[error("{url}: cannot be fetched")]
+    Http {
+        /// The URL.
+        url: String,
+        /// What went wrong.
+        #[source]
+        source: HttpError,
     },
     /// A `data:` URL that holds no base64.
     #[error("data URL: needed data:<type>;base64,<data>")]
@@ -128,11 +140,19 @@ pub struct DecodeLimits {
     pub max_file_bytes: u64,
     /// Most memory that a decoder may take for one picture; 1 GiB.
     pub max_memory: u64,
+    /// Whether `http(s)` URLs are fetched, and what that may cost; they are not.
+    pub http: Option<HttpLimits>,
 }
 
 impl Default for DecodeLimits {
     fn default() -> Self {
-        Self { max_side: 16_384, max_pixels: 89_478_485, max_file_bytes: 256 << 20, max_memory: 1 << 30 }
+        Self {
+            max_side: 16_384,
+            max_pixels: 89_478_485,
+            max_file_bytes: 256 << 20,
+            max_memory: 1 << 30,
+            http: None,
+        }
     }
 }
 
@@ -146,11 +166,18 @@ impl DecodeLimits {
         match source {
             ImageSource::Path(path) => self.decode(&self.read(path)?, &path.display().to_string()),
             ImageSource::Bytes(bytes) => self.decode(bytes, "image in memory"),
-            ImageSource::Url(url) => self.decode(&self.fetch(url)?, "data URL"),
+            ImageSource::Url(url) => {
+                let name = if url.starts_with("http") { url.as_str() } else { "data URL" };
+                self.decode(&self.fetch(url)?, name)
+            }
+            ImageSource::Pixels(picture) => {
+                self.check_size(picture.width() as u32, picture.height() as u32, "image in memory")?;
+                Ok(picture.clone())
+            }
         }
     }
 
-    fn read(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
+    pub(crate) fn read(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
         let unreadable = |source| ImageError::Read { path: path.to_owned(), source };
         let found = fs::metadata(path).map_err(unreadable)?;
         // Reading a device or a pipe may never end.
@@ -162,10 +189,14 @@ impl DecodeLimits {
         fs::read(path).map_err(unreadable)
     }
 
-    fn fetch(&self, url: &str) -> Result<Vec<u8>, ImageError> {
+    pub(crate) fn fetch(&self, url: &str) -> Result<Vec<u8>, ImageError> {
         let is_data = url.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("data:"));
         if !is_data {
-            return Err(ImageError::Remote { url: url.to_owned() });
+            let Some(http) = &self.http else {
+                return Err(ImageError::Remote { url: url.to_owned() });
+            };
+            let fetched = http.fetch(url, self.max_file_bytes);
+            return fetched.map_err(|source| ImageError::Http { url: url.to_owned(), source });
         }
         let (head, data) = url.split_once(',').ok_or(ImageError::DataUrl)?;
         if !head.ends_with(";base64") {
@@ -178,6 +209,21 @@ impl DecodeLimits {
     fn check_len(&self, bytes: u64, name: impl Fn() -> String) -> Result<(), ImageError> {
         if bytes > self.max_file_bytes {
             return Err(ImageError::FileSize { name: name(), bytes, limit: self.max_file_bytes });
+        }
+        Ok(())
+    }
+
+    /// Compares what a header announces with the limits.
+    pub(crate) fn check_size(&self, width: u32, height: u32, name: &str) -> Result<(), ImageError> {
+        let pixels = u64::from(width) * u64::from(height);
+        if width.max(height) > self.max_side || pixels > self.max_pixels {
+            return Err(ImageError::TooLarge {
+                name: name.to_owned(),
+                width,
+                height,
+                max_side: self.max_side,
+                max_pixels: self.max_pixels,
+            });
         }
         Ok(())
     }
@@ -207,16 +253,7 @@ impl DecodeLimits {
         reader.limits(limits);
         let mut decoder = reader.into_decoder().map_err(damaged)?;
         let (width, height) = decoder.dimensions();
-        let pixels = u64::from(width) * u64::from(height);
-        if width.max(height) > self.max_side || pixels > self.max_pixels {
-            return Err(ImageError::TooLarge {
-                name: name(),
-                width,
-                height,
-                max_side: self.max_side,
-                max_pixels: self.max_pixels,
-            });
-        }
+        self.check_size(width, height, &name())?;
         // A picture with damaged EXIF is shown as it lies in the file.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
@@ -243,7 +280,7 @@ fn known(format: ImageFormat) -> Option<&'static str> {
 }
 
 /// Pillow's `convert("RGB")`.
-fn to_rgb(decoded: DynamicImage, format: ImageFormat) -> Option<Rgb> {
+pub(crate) fn to_rgb(decoded: DynamicImage, format: ImageFormat) -> Option<Rgb> {
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     let gray = |levels: &mut dyn Iterator<Item = u8>| levels.flat_map(|v| [v; 3]).collect();
     let high = |value: u16| (value >> 8) as u8;

@@ -6,17 +6,23 @@
 mod color_key;
 mod config;
 mod decode;
+mod http;
 mod jpeg;
 mod patch;
 mod resize;
 mod smart_resize;
 
 pub use config::{ConfigError, ImageConfig};
+pub(crate) use decode::to_rgb;
 pub use decode::{DecodeLimits, ImageError};
+pub use http::{HttpError, HttpLimits};
 pub use resize::resize_bicubic;
 pub use smart_resize::{ResizeError, smart_resize};
 
-use patch::{Geometry, Levels};
+pub(crate) use patch::{Geometry, Levels};
+
+use image::codecs::png::PngEncoder;
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
 
 use crate::messages::ImageSource;
 
@@ -49,6 +55,29 @@ impl Rgb {
     /// The bytes, row by row.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
+    }
+
+    /// The picture as a PNG file.
+    pub(crate) fn to_png(&self) -> Vec<u8> {
+        let mut file = Vec::new();
+        let (width, height) = (self.width as u32, self.height as u32);
+        let written =
+            PngEncoder::new(&mut file).write_image(&self.pixels, width, height, ExtendedColorType::Rgb8);
+        written.expect("pixels and size agree, and memory takes every file");
+        file
+    }
+}
+
+impl From<DynamicImage> for Rgb {
+    /// Sees a decoded picture as [`DecodeLimits::load`] sees a file: alpha is dropped, 16-bit grey is clipped.
+    ///
+    /// (transformers blends a picture that it is handed on white; a file it does not.)
+    ///
+    /// # Panics
+    ///
+    /// When the picture has no pixels.
+    fn from(picture: DynamicImage) -> Self {
+        to_rgb(picture, ImageFormat::Png).expect("a picture has pixels")
     }
 }
 
@@ -170,12 +199,13 @@ impl ImageProcessor {
         let [_, rows, columns] = grid;
         let patch = self.geometry.patch;
         let (height, width) = (rows * patch, columns * patch);
-        let pixel_values = if (height, width) == (picture.height(), picture.width()) {
-            self.geometry.cut(picture, &self.levels)
+        let mut pixel_values = Vec::new();
+        if (height, width) == (picture.height(), picture.width()) {
+            self.geometry.cut(&[picture], &self.levels, &mut pixel_values);
         } else {
             let resized = resize_bicubic(picture, height, width);
-            self.geometry.cut(&resized, &self.levels)
-        };
+            self.geometry.cut(&[&resized], &self.levels, &mut pixel_values);
+        }
         Ok(PatchedImage { pixel_values, grid })
     }
 

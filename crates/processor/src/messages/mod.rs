@@ -5,7 +5,8 @@
 //!
 //! - `{"type":"text","text"}`
 //! - `{"type":"image","path"|"url"|"image"}` and `{"type":"image_url","image_url":{"url"}}`
-//! - the same two for `video`
+//! - the same two for `video`, whose value may also be a folder or a list of pictures, with `frame_rate`
+//!   beside it
 //!
 //! A value is a path, a `file://` or a `data:` URL; `http(s)` is kept as a URL and refused when the
 //! picture is loaded. Keys that are not known here (`reasoning_content`, `tool_calls`, `metadata`)
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::image::Rgb;
 
 pub use parse::{MessagesError, parse_messages};
 
@@ -67,6 +70,8 @@ pub enum ImageSource {
     Bytes(Vec<u8>),
     /// A `data:` URL. Others are refused when the picture is loaded.
     Url(String),
+    /// A decoded picture.
+    Pixels(Rgb),
 }
 
 impl fmt::Display for ImageSource {
@@ -79,19 +84,44 @@ impl fmt::Display for ImageSource {
                 write!(f, "{}…", url.chars().take(SHOWN).collect::<String>())
             }
             Self::Url(url) => f.write_str(url),
-            Self::Bytes(_) => f.write_str("a picture in memory"),
+            Self::Bytes(_) | Self::Pixels(_) => f.write_str("a picture in memory"),
         }
     }
+}
+
+/// A clip.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VideoSource {
+    /// Where it comes from.
+    pub data: VideoData,
+    /// Frames a second, for a folder or list of pictures; other clips say it themselves.
+    pub frame_rate: Option<f64>,
 }
 
 /// Where a clip comes from.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub enum VideoSource {
-    /// A file on this machine.
+pub enum VideoData {
+    /// A file on this machine, or a folder of pictures.
     Path(PathBuf),
-    /// A URL.
+    /// The bytes of a video file.
+    Bytes(Vec<u8>),
+    /// A `data:` URL. Others are refused when the clip is loaded.
     Url(String),
+    /// Pictures, each a frame.
+    Frames(Vec<ImageSource>),
+}
+
+impl fmt::Display for VideoSource {
+    /// The path of a clip, or the beginning of its URL.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.data {
+            VideoData::Path(path) => path.display().fmt(f),
+            VideoData::Url(url) => ImageSource::Url(url.clone()).fmt(f),
+            VideoData::Bytes(_) => f.write_str("a clip in memory"),
+            VideoData::Frames(frames) => write!(f, "a list of {} pictures", frames.len()),
+        }
+    }
 }
 
 impl Message {
@@ -104,6 +134,14 @@ impl Message {
     pub fn images(&self) -> impl Iterator<Item = &ImageSource> {
         self.content.parts().iter().filter_map(|part| match part {
             Part::Image(source) => Some(source),
+            _ => None,
+        })
+    }
+
+    /// The clips of this message, in order.
+    pub fn videos(&self) -> impl Iterator<Item = &VideoSource> {
+        self.content.parts().iter().filter_map(|part| match part {
+            Part::Video(source) => Some(source),
             _ => None,
         })
     }
@@ -170,8 +208,20 @@ impl VideoSource {
     /// Reads a value of a message: a URL, or a path that is relative to `base`.
     pub fn parse(value: &str, base: &Path) -> Self {
         match parse::locate(value, base) {
-            parse::Location::Path(path) => Self::Path(path),
-            parse::Location::Url(url) => Self::Url(url),
+            parse::Location::Path(path) => VideoData::Path(path).into(),
+            parse::Location::Url(url) => VideoData::Url(url).into(),
         }
+    }
+}
+
+impl From<VideoData> for VideoSource {
+    fn from(data: VideoData) -> Self {
+        Self { data, frame_rate: None }
+    }
+}
+
+impl From<PathBuf> for VideoSource {
+    fn from(path: PathBuf) -> Self {
+        VideoData::Path(path).into()
     }
 }

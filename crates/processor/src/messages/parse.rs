@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::{Content, ImageSource, Message, Part, VideoSource};
+use super::{Content, ImageSource, Message, Part, VideoData, VideoSource};
 
 /// Why a file of messages could not be understood.
 #[derive(Debug, thiserror::Error)]
@@ -182,10 +182,31 @@ fn part(message: usize, part: usize, value: Value, base: &Path) -> Result<Part, 
             Some(value) => Ok(Part::Image(ImageSource::parse(value, base))),
             None => Err(bad("an image part", "\"path\", \"url\" or \"image\" with a path or a URL")),
         },
-        "video" | "video_url" => match source(&keys, "video", "video_url") {
-            Some(value) => Ok(Part::Video(VideoSource::parse(value, base))),
-            None => Err(bad("a video part", "\"path\", \"url\" or \"video\" with a path or a URL")),
-        },
+        "video" | "video_url" => {
+            let mut video = match (source(&keys, "video", "video_url"), keys.get("video")) {
+                (Some(value), _) => VideoSource::parse(value, base),
+                (None, Some(Value::Array(frames))) => {
+                    let frames = frames.iter().map(|frame| Some(ImageSource::parse(frame.as_str()?, base)));
+                    let frames = frames.collect::<Option<Vec<_>>>();
+                    VideoData::Frames(frames.ok_or_else(|| {
+                        bad("a list of frames that are not strings", "paths or URLs of pictures")
+                    })?)
+                    .into()
+                }
+                _ => {
+                    let needed = "\"path\", \"url\" or \"video\" with a path or a URL, or a list of them";
+                    return Err(bad("a video part", needed));
+                }
+            };
+            video.frame_rate = match keys.get("frame_rate") {
+                None | Some(Value::Null) => None,
+                Some(rate) => Some(
+                    rate.as_f64()
+                        .ok_or_else(|| bad("a \"frame_rate\" that is no number", "frames a second"))?,
+                ),
+            };
+            Ok(Part::Video(video))
+        }
         other => Err(MessagesError::PartType { message, part, found: other.to_owned() }),
     }
 }
@@ -237,19 +258,40 @@ impl From<Message> for Value {
 fn part_value(part: Part) -> Value {
     match part {
         Part::Text { text } => json!({"type": "text", "text": text}),
-        Part::Image(ImageSource::Path(path)) => {
-            json!({"type": "image", "path": path.to_string_lossy()})
+        Part::Image(image) => {
+            let (key, value) = image_value(image);
+            json!({"type": "image", key: value})
         }
-        Part::Image(ImageSource::Url(url)) => json!({"type": "image", "url": url}),
-        Part::Image(ImageSource::Bytes(bytes)) => {
-            let data = STANDARD.encode(bytes);
-            json!({"type": "image", "url": format!("data:application/octet-stream;base64,{data}")})
+        Part::Video(VideoSource { data, frame_rate }) => {
+            let mut part = match data {
+                VideoData::Path(path) => json!({"type": "video", "path": path.to_string_lossy()}),
+                VideoData::Url(url) => json!({"type": "video", "url": url}),
+                VideoData::Bytes(bytes) => json!({"type": "video", "url": data_url(&bytes)}),
+                VideoData::Frames(frames) => {
+                    let frames: Value = frames.into_iter().map(|frame| image_value(frame).1).collect();
+                    json!({"type": "video", "video": frames})
+                }
+            };
+            if let Some(rate) = frame_rate {
+                part["frame_rate"] = json!(rate);
+            }
+            part
         }
-        Part::Video(VideoSource::Path(path)) => {
-            json!({"type": "video", "path": path.to_string_lossy()})
-        }
-        Part::Video(VideoSource::Url(url)) => json!({"type": "video", "url": url}),
     }
+}
+
+/// The key and the value of a picture.
+fn image_value(image: ImageSource) -> (&'static str, String) {
+    match image {
+        ImageSource::Path(path) => ("path", path.to_string_lossy().into_owned()),
+        ImageSource::Url(url) => ("url", url),
+        ImageSource::Bytes(bytes) => ("url", data_url(&bytes)),
+        ImageSource::Pixels(picture) => ("url", data_url(&picture.to_png())),
+    }
+}
+
+fn data_url(bytes: &[u8]) -> String {
+    format!("data:application/octet-stream;base64,{}", STANDARD.encode(bytes))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json, json};
 
 use crate::messages::{Content, Message, Part};
+use crate::spelled::Place;
 
 /// Steps that a template may take, and as many again for every [`PARTS_PER_STEPS`] messages and parts.
 const STEPS: u64 = 10_000_000;
@@ -71,6 +72,17 @@ pub enum TemplateError {
         /// Steps allowed.
         steps: u64,
     },
+    /// The words of the conversation spell a token that only the template may write.
+    #[error(
+        "{place}: its text spells {token}, which only the chat template writes; take it out, or allow it \
+         (--allow-special-tokens)"
+    )]
+    Spelled {
+        /// Where.
+        place: Place,
+        /// The token.
+        token: String,
+    },
     /// The template writes too much.
     #[error("chat template: writes more than {limit} bytes")]
     TooLong {
@@ -117,7 +129,7 @@ impl ChatTemplate {
         environment.set_lstrip_blocks(true);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
         environment.set_formatter(python::format);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", |message: String| {
@@ -125,7 +137,7 @@ impl ChatTemplate {
             Err::<Value, _>(error.with_source(Refusal(message)))
         });
         environment
-            .add_template_owned(NAME, source)
+            .add_template_owned(NAME, without_generation(&source))
             .map_err(|problem| TemplateError::Syntax { line: problem.line().unwrap_or(0), problem })?;
         Ok(Self { environment, tokens })
     }
@@ -160,6 +172,34 @@ impl ChatTemplate {
             Err(problem) => Err(explain(problem, steps)),
         }
     }
+}
+
+/// The template without the marks around answers (`{% generation %}`) that trainers may ask of
+/// transformers; what they enclose is written as it stands.
+fn without_generation(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        let words = tag.trim_start_matches(['-', '+']);
+        let sign = &tag[..tag.len() - words.len()];
+        let word = words.trim_start();
+        let replaced =
+            [("generation", " if true "), ("endgeneration", " endif ")].into_iter().find_map(|(name, by)| {
+                let behind = word.strip_prefix(name)?.trim_start();
+                (behind.starts_with("%}") || behind.starts_with("-%}")).then_some((by, behind))
+            });
+        rest = match replaced {
+            Some((by, behind)) => {
+                out.push_str(sign);
+                out.push_str(by);
+                behind
+            }
+            None => tag,
+        };
+    }
+    out + rest
 }
 
 /// Sorts what minijinja reports.
@@ -209,12 +249,28 @@ fn all_text(parts: &[Part]) -> Option<String> {
 
 /// `tojson` as transformers defines it: `json.dumps` with `ensure_ascii=False` by default.
 fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
-    let ascii: Option<bool> = options.get("ensure_ascii")?;
-    let indent: Option<usize> = options.get("indent")?;
+    let separators =
+        options.get::<Option<Vec<String>>>("separators")?.map(|both| match <[String; 2]>::try_from(both) {
+            Ok([item, key]) => Ok((item, key)),
+            Err(_) => Err(minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                "separators: needed one for items and one for keys",
+            )),
+        });
+    let style = python::Style {
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        indent: options.get("indent")?,
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        separators: separators.transpose()?,
+    };
     options.assert_all_used()?;
+    // An indent of a billion is a gigabyte a line.
+    if style.indent.is_some_and(|indent| indent > 64) {
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "indent: needed at most 64"));
+    }
     let json = serde_json::to_value(value)
         .map_err(|source| minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(source))?;
-    let text = python::dumps(&json, ascii.unwrap_or(false), indent);
+    let text = python::dumps(&json, &style);
     Ok(Value::from_safe_string(text))
 }
 

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, Output, State, Value};
+use minijinja::{Error, ErrorKind, Output, State, Value};
 use serde_json::Value as Json;
 
 /// Prints the value of `{{ ... }}`.
@@ -17,7 +17,32 @@ pub(super) fn format(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value)
             repr(&mut text, value);
             Ok(out.write_str(&text)?)
         }
+        ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
+            // What Python calls a division by zero.
+            Ok(number) if !number.is_finite() => {
+                Err(Error::new(ErrorKind::InvalidOperation, "the result is not a number"))
+            }
+            Ok(number) => Ok(out.write_str(&float(number))?),
+            Err(_) => minijinja::escape_formatter(out, state, value),
+        },
         _ => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+/// A float as Python shows it: with an exponent from 1e16 on and below 1e-4.
+fn float(number: f64) -> String {
+    let plain = format!("{number:?}");
+    let size = number.abs();
+    if size == 0.0 || (1e-4..1e16).contains(&size) || !number.is_finite() {
+        return plain;
+    }
+    let text = format!("{number:e}");
+    match text.split_once('e') {
+        Some((digits, exponent)) => match exponent.strip_prefix('-') {
+            Some(exponent) => format!("{digits}e-{exponent:0>2}"),
+            None => format!("{digits}e+{exponent:0>2}"),
+        },
+        None => text,
     }
 }
 
@@ -47,6 +72,9 @@ fn repr(out: &mut String, value: &Value) {
             }
             out.push('}');
         }
+        ValueKind::Number if !value.is_integer() => {
+            out.push_str(&f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float));
+        }
         _ => write(out, format_args!("{value}")),
     }
 }
@@ -69,17 +97,47 @@ fn quote(out: &mut String, text: &str) {
     out.push(mark);
 }
 
-/// `json.dumps(value, ensure_ascii=ascii, indent=indent)`.
-pub(super) fn dumps(value: &Json, ascii: bool, indent: Option<usize>) -> String {
-    let mut out = String::new();
-    let style = Style { ascii, indent };
-    style.value(&mut out, value, 0);
-    out
+/// Methods of Python that `minijinja_contrib` leaves out.
+pub(super) fn method(
+    state: &State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    let list = |parts: Vec<&str>| parts.into_iter().map(Value::from).collect::<Value>();
+    let own = value.as_str().and_then(|text| match (method, args) {
+        ("removeprefix", [start]) => Some(text.strip_prefix(start.as_str()?).unwrap_or(text).into()),
+        ("removesuffix", [end]) => Some(text.strip_suffix(end.as_str()?).unwrap_or(text).into()),
+        ("rsplit", [at]) => Some(list(text.split(at.as_str().filter(|at| !at.is_empty())?).collect())),
+        ("rsplit", [at, most]) => {
+            let at = at.as_str().filter(|at| !at.is_empty())?;
+            let mut parts: Vec<&str> = text.rsplitn(most.as_usize()?.checked_add(1)?, at).collect();
+            parts.reverse();
+            Some(list(parts))
+        }
+        _ => None,
+    });
+    match own {
+        Some(value) => Ok(value),
+        None => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
+    }
 }
 
-struct Style {
-    ascii: bool,
-    indent: Option<usize>,
+/// How `json.dumps` is asked to write.
+#[derive(Debug, Default)]
+pub(super) struct Style {
+    pub(super) ascii: bool,
+    pub(super) indent: Option<usize>,
+    pub(super) sort_keys: bool,
+    /// Between items, and behind a key.
+    pub(super) separators: Option<(String, String)>,
+}
+
+/// `json.dumps(value, …)`.
+pub(super) fn dumps(value: &Json, style: &Style) -> String {
+    let mut out = String::new();
+    style.value(&mut out, value, 0);
+    out
 }
 
 impl Style {
@@ -98,23 +156,31 @@ impl Style {
             }
             Json::Object(items) => {
                 out.push('{');
-                for (index, (key, item)) in items.iter().enumerate() {
+                let mut items: Vec<_> = items.iter().collect();
+                if self.sort_keys {
+                    items.sort_by_key(|(key, _)| *key);
+                }
+                for (index, (key, item)) in items.into_iter().enumerate() {
                     self.separate(out, index, depth + 1);
                     self.string(out, key);
-                    out.push_str(": ");
+                    out.push_str(self.separators.as_ref().map_or(": ", |(_, key)| key));
                     self.value(out, item, depth + 1);
                 }
                 self.line(out, depth);
                 out.push('}');
             }
             Json::String(text) => self.string(out, text),
+            Json::Number(number) if number.is_f64() => {
+                out.push_str(&number.as_f64().map_or_else(|| number.to_string(), float));
+            }
             other => write(out, format_args!("{other}")),
         }
     }
 
     fn separate(&self, out: &mut String, index: usize, depth: usize) {
         if index > 0 {
-            out.push_str(if self.indent.is_some() { "," } else { ", " });
+            let own = if self.indent.is_some() { "," } else { ", " };
+            out.push_str(self.separators.as_ref().map_or(own, |(item, _)| item));
         }
         self.line(out, depth);
     }
@@ -162,14 +228,28 @@ mod tests {
     fn json_is_written_like_python() {
         let value = json!({"b": [1, 2.5, null, true], "a": "é\"\n🙂", "c": {}, "d": []});
 
-        let plain = dumps(&value, false, None);
-        let ascii = dumps(&value["a"], true, None);
-        let indented = dumps(&json!({"a": [1], "b": {}}), false, Some(2));
+        let plain = dumps(&value, &Style::default());
+        let ascii = dumps(&value["a"], &Style { ascii: true, ..Style::default() });
+        let indented = dumps(&json!({"a": [1], "b": {}}), &Style { indent: Some(2), ..Style::default() });
 
         let expected = r#"{"b": [1, 2.5, null, true], "a": "é\"\n🙂", "c": {}, "d": []}"#;
         assert_eq!(plain, expected);
         assert_eq!(ascii, r#""\u00e9\"\n\ud83d\ude42""#);
         assert_eq!(indented, "{\n  \"a\": [\n    1\n  ],\n  \"b\": {}\n}");
+    }
+
+    #[test]
+    fn floats_have_an_exponent_where_python_gives_them_one() {
+        let cases = [
+            (1e16, "1e+16"),
+            (1e15, "1000000000000000.0"),
+            (1.5e-5, "1.5e-05"),
+            (1e-4, "0.0001"),
+            (-2.5e300, "-2.5e+300"),
+        ];
+        for (number, needed) in cases {
+            assert_eq!(float(number), needed);
+        }
     }
 
     #[test]

@@ -7,6 +7,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use glm4v_processor::Rgb;
+use image::codecs::png::PngDecoder;
+use image::{AnimationDecoder, DynamicImage};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -70,4 +73,23 @@ pub(crate) fn cases(folder: &str) -> Vec<String> {
 pub(crate) fn usizes(value: &Value) -> Vec<usize> {
     let values = value.as_array().unwrap();
     values.iter().map(|v| v.as_u64().unwrap() as usize).collect()
+}
+
+/// Clips with their checksums.
+pub(crate) fn clips() -> PathBuf {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/processor/video").into()
+}
+
+/// The frames of a clip.
+pub(crate) fn frames(file: &str) -> Vec<Rgb> {
+    let file = std::io::Cursor::new(fs::read(clips().join(file)).unwrap());
+    let frames = PngDecoder::new(file).unwrap().apng().unwrap().into_frames();
+    frames.map(|frame| DynamicImage::ImageRgba8(frame.unwrap().into_buffer()).into()).collect()
+}
+
+/// FNV-1a, as in the `make.py` beside the checksums.
+pub(crate) fn checksum(bytes: impl IntoIterator<Item = u8>) -> String {
+    let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
+    let sum = bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, step);
+    format!("{sum:016x}")
 }

@@ -1,0 +1,122 @@
+//! Pictures over the network, from a server of this test.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
+mod support;
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use glm4v_processor::{
+    DecodeLimits, HttpLimits, ImageProcessor, ImageSource, Message, Part, Processor, RenderOptions,
+    VideoSource,
+};
+use support::{clips, golden};
+
+/// Answers by path until the test ends; returns the beginning of its URLs.
+fn serve() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let request = lines.next().unwrap().unwrap();
+            let path = request.split(' ').nth(1).unwrap().to_owned();
+            lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).for_each(drop);
+            let file = |body: Vec<u8>| {
+                [
+                    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())
+                        .into(),
+                    body,
+                ]
+                .concat()
+            };
+            let answer = match path.as_str() {
+                "/picture" => file(std::fs::read(golden().join("images/shapes_56x56.png")).unwrap()),
+                "/clip" => file(std::fs::read(clips().join("sampled_30f_4fps.png")).unwrap()),
+                "/moved" => b"HTTP/1.1 302 Found\r\nLocation: /picture\r\nContent-Length: 0\r\n\r\n".to_vec(),
+                "/circle" => b"HTTP/1.1 302 Found\r\nLocation: /circle\r\nContent-Length: 0\r\n\r\n".to_vec(),
+                "/elsewhere" => {
+                    b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"
+                        .to_vec()
+                }
+                "/slow" => {
+                    std::thread::sleep(Duration::from_secs(3));
+                    Vec::new()
+                }
+                _ => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec(),
+            };
+            let _ = stream.write_all(&answer);
+        }
+    });
+    format!("http://{address}")
+}
+
+fn allowed() -> DecodeLimits {
+    DecodeLimits {
+        http: Some(HttpLimits { max_seconds: 1, ..HttpLimits::default() }),
+        ..DecodeLimits::default()
+    }
+}
+
+fn chain(error: &dyn Error) -> String {
+    error.source().map_or(error.to_string(), |cause| format!("{error}: {}", chain(cause)))
+}
+
+#[test]
+fn a_picture_is_fetched_where_that_is_allowed_only() {
+    let server = serve();
+    let url = |path: &str| ImageSource::Url(format!("{server}{path}"));
+
+    let refused = ImageProcessor::load_image(&url("/picture")).unwrap_err().to_string();
+    let fetched = [url("/picture"), url("/moved")].map(|url| allowed().load(&url).unwrap());
+
+    assert!(refused.ends_with("or allow it (--allow-http)"), "{refused}");
+    let file = ImageSource::Path(golden().join("images/shapes_56x56.png"));
+    let expected = ImageProcessor::load_image(&file).unwrap();
+    assert_eq!(fetched, [expected.clone(), expected]);
+}
+
+#[test]
+fn what_does_not_come_is_named() {
+    let server = serve();
+    let said = |limits: &DecodeLimits, path: &str| {
+        let error = limits.load(&ImageSource::Url(format!("{server}{path}"))).unwrap_err();
+        chain(&error).replace(&server, "S")
+    };
+
+    assert_eq!(said(&allowed(), "/none"), "S/none: cannot be fetched: the server answers 404, needed 200");
+    let small = DecodeLimits { max_file_bytes: 1000, ..allowed() };
+    assert_eq!(said(&small, "/picture"), "S/picture: cannot be fetched: more than the limit of 1000 bytes");
+    assert!(said(&allowed(), "/circle").starts_with("S/circle: cannot be fetched: no answer"));
+    // Asked for on the same server or not at all, never on this machine.
+    assert!(said(&allowed(), "/elsewhere").starts_with("S/elsewhere: cannot be fetched: "));
+    assert_eq!(said(&allowed(), "/slow"), "S/slow: cannot be fetched: not there after 1 s, the limit");
+}
+
+#[test]
+fn a_prompt_may_have_pictures_and_clips_from_the_network() {
+    let server = serve();
+    let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
+    let parts = |picture: String, clip: &str| {
+        vec![
+            Part::Image(ImageSource::parse(&picture, "".as_ref())),
+            Part::Video(VideoSource::parse(clip, "".as_ref())),
+        ]
+    };
+    let encode = |processor: &Processor, parts| {
+        processor.encode(&[Message::new("user", parts)], &RenderOptions::prompt())
+    };
+    let local = |path: std::path::PathBuf| path.display().to_string();
+
+    let remote = || parts(format!("{server}/picture"), &format!("{server}/clip"));
+    let expected =
+        parts(local(golden().join("images/shapes_56x56.png")), &local(clips().join("sampled_30f_4fps.png")));
+    let expected = encode(&processor, expected).unwrap();
+
+    assert!(encode(&processor, remote()).is_err());
+    let processor = processor.with_http(HttpLimits::default());
+    assert!(encode(&processor, remote()).unwrap() == expected);
+}

@@ -1,0 +1,101 @@
+//! Templates in Jinja's Python dialect against Jinja itself.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use glm4v_processor::{Message, Processor, RenderOptions, parse_messages};
+use serde_json::Value;
+use support::golden;
+
+/// The processor of a golden checkpoint with another template.
+fn with_template(template: &str) -> Result<Processor, String> {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"] {
+        fs::copy(golden().join("checkpoints/glm4v").join(file), folder.path().join(file)).unwrap();
+    }
+    fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    Processor::load(folder.path()).map_err(|error| error.to_string())
+}
+
+/// Messages as upstream hands them to templates: pictures have no source.
+fn messages(value: &Value) -> Vec<Message> {
+    let mut value = value.clone();
+    for message in value.as_array_mut().unwrap() {
+        for part in message["content"].as_array_mut().into_iter().flatten() {
+            if part["type"] != "text" {
+                part["path"] = "x".into();
+            }
+        }
+    }
+    parse_messages(&value.to_string(), Path::new("")).unwrap()
+}
+
+fn options(input: &Value) -> RenderOptions {
+    RenderOptions {
+        add_generation_prompt: input["add_generation_prompt"].as_bool().unwrap(),
+        enable_thinking: input.get("enable_thinking").and_then(Value::as_bool),
+        tools: input.get("tools").cloned(),
+    }
+}
+
+/// What works in Python and is an error with its line here.
+const REFUSED: [&str; 3] = [
+    "{{ '%s-%d' % ('a', 3) }}",
+    "{{ 'a-b-c'.partition('-') }} {{ 'a'.center(5) }}",
+    "{{ [1, 2, 3] | first }}",
+];
+
+#[test]
+fn what_templates_use_of_python_gives_the_same_text_or_an_error_with_the_line() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/processor/jinja/cases.json");
+    let file: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let (messages, options) = (messages(&file["context"]["messages"]), options(&file["context"]));
+    let (mut same, mut refused, mut wrong) = (0, Vec::new(), Vec::new());
+    for case in file["cases"].as_array().unwrap() {
+        let template = case["template"].as_str().unwrap();
+        let rendered = with_template(template)
+            .and_then(|processor| processor.render(&messages, &options).map_err(|error| error.to_string()));
+        match (rendered, case["rendered"].as_str()) {
+            (Ok(found), Some(expected)) if found == expected => same += 1,
+            (Err(error), expected) => {
+                assert!(error.starts_with("chat template, line 1: "), "{template}: {error}");
+                if expected.is_some() {
+                    refused.push(format!("{template}\n    {error}"));
+                }
+            }
+            (found, expected) => wrong.push(format!("{template}\n    {found:?}\n    {expected:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(same, 60, "refused:\n{}", refused.join("\n"));
+    assert_eq!(refused.len(), REFUSED.len(), "{}", refused.join("\n"));
+    for (refused, start) in refused.iter().zip(REFUSED) {
+        assert!(refused.starts_with(start), "{refused}");
+    }
+}
+
+/// Templates as published, which are not ours to copy: `GLM4V_TEMPLATES` names a folder of them, with
+/// `renders.json` beside.
+#[test]
+fn published_templates_give_the_text_that_jinja_gives() {
+    let Some(folder) = std::env::var_os("GLM4V_TEMPLATES").map(PathBuf::from) else { return };
+    let renders: Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("renders.json")).unwrap()).unwrap();
+    let mut compared = 0;
+    for (name, cases) in renders.as_object().unwrap() {
+        let processor =
+            with_template(&fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap()).unwrap();
+        // One conversation spells `<|user|>`.
+        let processor = processor.with_special_tokens_allowed(true);
+        for (case, row) in cases.as_object().unwrap() {
+            let rendered =
+                processor.render(&messages(&row["input"]["messages"]), &options(&row["input"])).unwrap();
+            assert_eq!(rendered, row["rendered"].as_str().unwrap(), "{name}: {case}");
+            compared += 1;
+        }
+    }
+    assert!(compared >= 20);
+}

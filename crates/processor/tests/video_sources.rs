@@ -1,0 +1,307 @@
+//! Clips from folders, animations and films, and what becomes of those that cannot be used.
+//!
+//! Films are made by the `ffmpeg` that is also to read them.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use glm4v_processor::{
+    DecodeLimits, ImageSource, Message, Part, PatchedVideo, Processor, RenderOptions, Rgb, VideoConfig,
+    VideoData, VideoError, VideoLimits, VideoProcessor, VideoSource,
+};
+use support::{clips, frames, golden};
+use tempfile::{TempDir, tempdir};
+
+fn ffmpeg(folder: &TempDir, args: &str) {
+    let mut command = Command::new("ffmpeg");
+    command.current_dir(folder.path()).args(["-v", "error", "-nostdin", "-y"]).args(args.split(' '));
+    let status = command.status().expect("tests of films need ffmpeg: apt-get install ffmpeg");
+    assert!(status.success(), "ffmpeg {args}");
+}
+
+fn processor() -> VideoProcessor {
+    VideoProcessor::new(VideoConfig::from_json("{}").unwrap())
+}
+
+fn load(path: &Path) -> PatchedVideo {
+    processor().load(&path.to_owned().into()).unwrap()
+}
+
+fn refused(processor: &VideoProcessor, source: VideoSource) -> String {
+    processor.load(&source).unwrap_err().to_string()
+}
+
+/// Every frame of a film, as ffmpeg decodes it without choosing any.
+fn all_frames(folder: &TempDir, film: &str, width: usize, height: usize) -> Vec<Rgb> {
+    let raw = "-vf scale=flags=bilinear,format=rgb24 -fps_mode passthrough -f rawvideo";
+    ffmpeg(folder, &format!("-i {film} {raw} frames.raw"));
+    let bytes = fs::read(folder.path().join("frames.raw")).unwrap();
+    bytes.chunks(width * height * 3).map(|frame| Rgb::new(height, width, frame.to_vec()).unwrap()).collect()
+}
+
+fn pictures(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoSource {
+    VideoSource { data: VideoData::Frames(frames.into_iter().map(ImageSource::Pixels).collect()), frame_rate }
+}
+
+#[test]
+fn a_film_is_the_clip_of_its_frames() {
+    let folder = tempdir().unwrap();
+    // H.264 has frames that are stored in another order than they are shown, VP8 has none.
+    let films = [
+        ("a.mp4", "testsrc=size=96x64:rate=25:duration=3", "-c:v libx264 -g 30 -bf 3", 25.0, 75),
+        ("b.mov", "testsrc=size=64x96:rate=24000/1001:duration=2.5", "-c:v libx264", 24_000.0 / 1001.0, 60),
+        ("c.webm", "testsrc=size=96x64:rate=10:duration=4", "-c:v libvpx", 10.0, 40),
+    ];
+    for (film, source, codec, rate, count) in films {
+        ffmpeg(&folder, &format!("-f lavfi -i {source} -pix_fmt yuv420p {codec} {film}"));
+        let (width, height) = if film == "b.mov" { (64, 96) } else { (96, 64) };
+        let every = all_frames(&folder, film, width, height);
+        assert_eq!(every.len(), count, "{film}");
+
+        let video = load(&folder.path().join(film));
+
+        let expected = processor().load(&pictures(every, Some(rate))).unwrap();
+        assert_eq!(video.grid, expected.grid, "{film}");
+        assert!(video.pixel_values == expected.pixel_values, "{film}");
+        let times = video.timestamps.iter().zip(&expected.timestamps);
+        assert!(times.into_iter().all(|(a, b)| (a - b).abs() < 1e-6), "{film}: {:?}", video.timestamps);
+    }
+}
+
+#[test]
+fn hundreds_of_frames_of_a_long_film_are_found() {
+    let folder = tempdir().unwrap();
+    ffmpeg(
+        &folder,
+        "-f lavfi -i testsrc=size=32x32:rate=8:duration=320 -c:v libx264 -preset ultrafast a.mp4",
+    );
+    let every = all_frames(&folder, "a.mp4", 32, 32);
+
+    let video = load(&folder.path().join("a.mp4"));
+
+    let expected = processor().load(&pictures(every, Some(8.0))).unwrap();
+    assert_eq!((video.grid[0], &video.timestamps), (300, &expected.timestamps));
+    assert!(video.pixel_values == expected.pixel_values);
+}
+
+#[test]
+fn a_turned_film_is_seen_upright() {
+    let folder = tempdir().unwrap();
+    ffmpeg(&folder, "-f lavfi -i testsrc=size=112x56:rate=4:duration=1 -pix_fmt yuv420p a.mp4");
+    ffmpeg(&folder, "-i a.mp4 -c copy -metadata:s:v:0 rotate=90 b.mp4");
+
+    let (flat, turned) = (load(&folder.path().join("a.mp4")), load(&folder.path().join("b.mp4")));
+
+    assert_eq!((flat.grid, turned.grid), ([1, 4, 8], [1, 8, 4]));
+}
+
+#[test]
+fn a_folder_is_the_clip_of_its_pictures() {
+    let folder = tempdir().unwrap();
+    let every = frames("template_12x56x56.png");
+    for (index, frame) in every.iter().enumerate() {
+        let picture = image::RgbImage::from_raw(56, 56, frame.pixels().to_vec()).unwrap();
+        picture.save(folder.path().join(format!("frame{index}.png"))).unwrap();
+    }
+    fs::write(folder.path().join("notes.txt"), "not a frame").unwrap();
+    let path = folder.path().to_owned();
+
+    let whole = load(&path);
+    let rated = processor().with_frame_rate(6.0).load(&path.clone().into()).unwrap();
+
+    let expected = |rate| processor().load(&pictures(every.clone(), rate)).unwrap();
+    assert!(whole == expected(None) && rated == expected(Some(6.0)));
+    assert_eq!(whole.grid[0], 6);
+    // Frames 0, 3, 6 and 9 of 6 a second.
+    assert_eq!((rated.grid[0], rated.timestamps), (2, vec![0.0, 1.0]));
+}
+
+#[test]
+fn an_animation_comes_from_bytes_and_urls_too() {
+    use base64::Engine;
+    let path = clips().join("sampled_30f_4fps.png");
+    let bytes = fs::read(&path).unwrap();
+    let url = base64::engine::general_purpose::STANDARD.encode(&bytes);
+
+    let of = |data: VideoData| processor().load(&data.into()).unwrap();
+
+    let expected = load(&path);
+    assert!(of(VideoData::Bytes(bytes)) == expected);
+    assert!(of(VideoData::Url(format!("data:image/apng;base64,{url}"))) == expected);
+}
+
+#[test]
+fn a_film_comes_from_bytes_too() {
+    let folder = tempdir().unwrap();
+    ffmpeg(&folder, "-f lavfi -i testsrc=size=64x64:rate=5:duration=2 a.mp4");
+    let path = folder.path().join("a.mp4");
+
+    let bytes = VideoData::Bytes(fs::read(&path).unwrap());
+
+    assert!(processor().load(&bytes.into()).unwrap() == load(&path));
+}
+
+#[test]
+fn gif_and_webp_tell_their_times() {
+    let folder = tempdir().unwrap();
+    let source = "-f lavfi -i testsrc=size=56x56:rate=5:duration=4";
+    ffmpeg(&folder, &format!("{source} a.gif"));
+    ffmpeg(&folder, &format!("{source} -c:v libwebp_anim -lossless 1 a.webp"));
+    for file in ["a.gif", "a.webp"] {
+        let video = load(&folder.path().join(file));
+
+        if file == "a.gif" {
+            // Frame for frame what ffmpeg makes of it.
+            let every = all_frames(&folder, file, 56, 56);
+            assert!(video == processor().load(&pictures(every, Some(5.0))).unwrap());
+        }
+        // 20 frames of 4 s: two a second are 0, 3, 5, 8, 10, 13, 15, 18.
+        assert_eq!(video.grid[0], 4, "{file}");
+        assert_eq!(video.timestamps, [0.0, 1.0, 2.0, 3.0], "{file}");
+    }
+}
+
+#[test]
+fn what_is_no_clip_is_named() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("words.mp4"), "these are words").unwrap();
+    fs::write(at("empty.mp4"), "").unwrap();
+    fs::create_dir(at("none")).unwrap();
+    fs::create_dir(at("one")).unwrap();
+    let still = golden().join("images/shapes_56x56.png");
+    fs::copy(&still, at("one/1.png")).unwrap();
+    let said = |path: PathBuf| {
+        refused(&processor(), path.into()).replace(&folder.path().display().to_string(), "DIR")
+    };
+
+    assert_eq!(said(at("missing.mp4")), "DIR/missing.mp4: cannot be read");
+    assert_eq!(said(at("empty.mp4")), "DIR/empty.mp4: is empty");
+    let words = said(at("words.mp4"));
+    assert!(words.starts_with("DIR/words.mp4: not a video that ffprobe can read: "), "{words}");
+    assert_eq!(said(at("none")), "DIR/none: has no frames");
+    assert_eq!(said(at("one")), "DIR/one: 1 frame to show, needed at least 2; give it as an image");
+    assert!(said(still).ends_with("is a still picture, needed a clip; give it as an image"));
+    #[cfg(unix)]
+    assert!(said("/dev/zero".into()).starts_with("/dev/zero: is not a regular file"));
+    let remote = VideoSource::parse("https://example.org/a.mp4", "".as_ref());
+    assert!(refused(&processor(), remote).starts_with("https://example.org/a.mp4: fetching"));
+}
+
+/// A film may not make ffmpeg read what was not given.
+#[test]
+fn a_list_of_other_files_is_no_film() {
+    let folder = tempdir().unwrap();
+    ffmpeg(&folder, "-f lavfi -i testsrc=size=64x64:rate=5:duration=1 secret.mp4");
+    let secret = folder.path().join("secret.mp4").display().to_string();
+    let lists = [
+        ("a.mp4", format!("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{secret}\n#EXT-X-ENDLIST\n")),
+        ("b.mp4", format!("ffconcat version 1.0\nfile '{secret}'\n")),
+    ];
+    for (name, text) in lists {
+        fs::write(folder.path().join(name), text).unwrap();
+
+        let error = refused(&processor(), folder.path().join(name).into());
+
+        assert!(error.contains("not a video that ffprobe can read"), "{error}");
+    }
+}
+
+#[test]
+fn every_limit_is_kept_and_named() {
+    let folder = tempdir().unwrap();
+    ffmpeg(&folder, "-f lavfi -i testsrc=size=64x48:rate=10:duration=2 a.mp4");
+    let source = || VideoSource::from(folder.path().join("a.mp4"));
+    let (limits, frame) = (VideoLimits::default, DecodeLimits::default);
+    let cases = [
+        (VideoLimits { max_frames: 19, ..limits() }, "20 frames or more, the limit is 19; cut the clip"),
+        (VideoLimits { max_shown: 3, ..limits() }, "4 frames would be shown, the limit is 3; cut the clip"),
+        (VideoLimits { max_seconds: 0, ..limits() }, "not read after 0 s, the limit; cut the clip"),
+        (
+            VideoLimits { frame: DecodeLimits { max_side: 63, ..frame() }, ..limits() },
+            "announces 64x48 pixels",
+        ),
+    ];
+    for (limits, needed) in cases {
+        let error = refused(&processor().with_limits(limits), source());
+        assert!(error.contains(needed), "{error}");
+    }
+    // The same limits for an animation.
+    let animation = || VideoSource::from(clips().join("sampled_30f_4fps.png"));
+    let few = processor().with_limits(VideoLimits { max_frames: 29, ..limits() });
+    assert!(refused(&few, animation()).contains("30 frames or more"));
+    let small = VideoLimits { frame: DecodeLimits { max_side: 39, ..frame() }, ..limits() };
+    assert!(refused(&processor().with_limits(small), animation()).contains("announces 40x30"));
+}
+
+#[test]
+fn frame_rates_belong_to_pictures_and_must_be_possible() {
+    let mut own = VideoSource::from(clips().join("sampled_30f_4fps.png"));
+    own.frame_rate = Some(3.0);
+    assert!(refused(&processor(), own).contains("was given a frame rate but has its own"));
+    for rate in [0.0, -1.0, f64::NAN, 1001.0] {
+        let error = refused(&processor(), pictures(frames("template_8x84x56.png"), Some(rate)));
+        assert!(error.contains("needed more than 0, at most 1000"), "{error}");
+    }
+}
+
+#[test]
+fn frames_of_several_sizes_are_refused() {
+    let mut mixed = frames("template_8x84x56.png");
+    mixed.push(frames("template_12x56x56.png").remove(0));
+    let error = refused(&processor(), pictures(mixed, None));
+    assert_eq!(error, "a list of 9 pictures: frame 8 has 56x56 pixels, those before have 84x56");
+}
+
+#[test]
+fn a_clip_of_no_length_is_too_short_for_the_newer_rule() {
+    let config = VideoConfig::from_json(r#"{"video_processor_type": "Glm46VVideoProcessor"}"#).unwrap();
+    let short = pictures(frames("template_8x84x56.png"), Some(60.0));
+    let error = VideoProcessor::new(config).load(&short).unwrap_err();
+    assert!(matches!(error, VideoError::Short { .. }), "{error}");
+}
+
+#[test]
+fn every_clip_of_a_prompt_has_its_own_frames_and_times() {
+    for (family, times) in [("glm4v", "0123456"), ("glm46v", "0.0 seconds")] {
+        let processor = Processor::load(&golden().join("checkpoints").join(family)).unwrap();
+        // 30 frames at 4 and at 10 a second, and a picture between the clips.
+        let clip = |file: &str| Part::Video(clips().join(file).into());
+        let picture = Part::Image(ImageSource::Path(golden().join("images/shapes_56x56.png")));
+        let encode = |parts: Vec<Part>| {
+            processor.encode(&[Message::new("user", parts)], &RenderOptions::prompt()).unwrap()
+        };
+
+        let (first, second) = ("sampled_30f_4fps.png", "sampled_30f_10fps.png");
+        let both = encode(vec![clip(first), picture, clip(second)]);
+
+        let (one, other) = (encode(vec![clip(first)]), encode(vec![clip(second)]));
+        assert_eq!(both.video_grid_thw, [one.video_grid_thw.clone(), other.video_grid_thw.clone()].concat());
+        assert!(both.video_grid_thw[0] != both.video_grid_thw[1]);
+        assert!(both.pixel_values_videos == [one.pixel_values_videos, other.pixel_values_videos].concat());
+        // What stands between begin and end of each clip is what stands there when it is alone.
+        let special = processor.tokenizer().special();
+        let clip_ids = |ids: &[u32]| {
+            let starts = ids.iter().enumerate().filter(|(_, id)| Some(**id) == special.begin_of_video);
+            let stretch = |(at, _)| {
+                ids[at..]
+                    .iter()
+                    .copied()
+                    .take_while(|id| Some(*id) != special.end_of_video)
+                    .collect::<Vec<_>>()
+            };
+            starts.map(stretch).collect::<Vec<_>>()
+        };
+        let alone = [clip_ids(&one.input_ids), clip_ids(&other.input_ids)].concat();
+        assert_eq!(clip_ids(&both.input_ids), alone);
+        let kinds = |kind| both.mm_token_type_ids.iter().filter(|k| **k == kind).count();
+        let tokens: usize = both.video_grid_thw.iter().map(|g| g.iter().product::<usize>() / 4).sum();
+        assert_eq!((kinds(1), kinds(2)), (9, tokens));
+        let said = processor.tokenizer().decode(&alone[0], true);
+        assert!(said.starts_with(times), "{said}");
+    }
+}
