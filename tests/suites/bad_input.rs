@@ -421,6 +421,120 @@ fn tensors_that_are_missing_or_have_another_shape_are_listed() {
     ]);
 }
 
+/// The checkpoint in several files, with its index.
+fn in_shards() -> (TempDir, PathBuf) {
+    let folder = tempdir().unwrap();
+    let model = folder.path().join("model");
+    let from = checkpoint();
+    let paths = ["--model", from.to_str().unwrap(), "--out", model.to_str().unwrap()];
+    glm4v(["convert", "--shard-size", "1MB"].iter().chain(&paths)).success();
+    assert!(model.join("model-00002-of-00003.safetensors").exists());
+    (folder, model)
+}
+
+#[test]
+fn shards_that_do_not_belong_together_are_refused_by_every_reader() {
+    const INDEX: &str = "model.safetensors.index.json";
+    const SECOND: &str = "model-00002-of-00003.safetensors";
+    type Spoil = fn(&Path);
+    let cases: [(Spoil, &[&str]); 10] = [
+        (
+            |model| fs::remove_file(model.join(SECOND)).unwrap(),
+            &["model-00002-of-00003.safetensors is missing; the index names it; copy or download it again"],
+        ),
+        (
+            |model| {
+                fs::remove_file(model.join(SECOND)).unwrap();
+                fs::create_dir(model.join(SECOND)).unwrap();
+            },
+            &["model-00002-of-00003.safetensors: cannot read: is a directory"],
+        ),
+        (
+            |model| cut(&model.join(SECOND), 1000),
+            &["model-00002-of-00003.safetensors: not a whole safetensors file: it announces a header of"],
+        ),
+        (
+            |model| cut(&model.join(SECOND), 500_000),
+            &[
+                "model-00002-of-00003.safetensors: not a whole",
+                "it is 500000 bytes long; needed by its header: ",
+            ],
+        ),
+        (
+            |model| fs::write(model.join(SECOND), u64::MAX.to_le_bytes()).unwrap(),
+            &["it announces a header of 18446744073709551615 bytes; needed: at most 100000000"],
+        ),
+        (
+            // A shard of another checkpoint under the right name.
+            |model| {
+                fs::copy(model.join("model-00003-of-00003.safetensors"), model.join(SECOND)).unwrap();
+            },
+            &["index.json: it names tensors that their files do not have: ", " in model-00002-of-00003"],
+        ),
+        (
+            |model| replace(&model.join(INDEX), "\"model-00002-of-00003", "\"../model-00002-of-00003"),
+            &["index.json: \"../model-00002-of-00003.safetensors\" is not in this folder"],
+        ),
+        (
+            |model| replace(&model.join(INDEX), "\"model-00002-of-00003", "\"/etc/model-00002-of-00003"),
+            &["index.json: \"/etc/model-00002-of-00003.safetensors\" is not in this folder"],
+        ),
+        (|model| cut(&model.join(INDEX), 100), &["index.json: EOF while parsing"]),
+        (
+            |model| {
+                let head = "language_model.lm_head.weight";
+                let again = vec![(head.to_owned(), TensorData::new(vec![1.0f32], [1]))];
+                write_tensors(&model.join("more.safetensors"), again, &[]).unwrap();
+                let entry = format!("\"weight_map\": {{\"{head}\": \"more.safetensors\",");
+                replace(&model.join(INDEX), "\"weight_map\": {", &entry);
+            },
+            &[
+                "tensor \"lm_head.weight\" is also in ",
+                "more.safetensors, as \"language_model.lm_head.weight\"",
+            ],
+        ),
+    ];
+    for (spoil, words) in cases {
+        let (folder, model) = in_shards();
+        spoil(&model);
+
+        generate(&model, &["--prompt", "hi"]).refused(words);
+        let out = folder.path().join("out");
+        let paths = ["--model", model.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        glm4v(["convert"].iter().chain(&paths)).refused(words);
+
+        assert!(!out.exists());
+        holds_nothing_half_written(folder.path());
+    }
+}
+
+fn cut(path: &Path, length: usize) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..length]).unwrap();
+}
+
+fn replace(path: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{from}");
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn a_type_or_a_size_that_means_nothing_here_is_refused() {
+    let model = checkpoint();
+    let convert = ["convert", "--model", model.to_str().unwrap(), "--out", "no/such/place"];
+
+    generate(&model, &["--prompt", "hi", "--dtype", "keep"])
+        .refused(&["--dtype keep is for glm4v convert and merge", "needed here: f32, bf16 or f16"]);
+    for (flag, value, words) in [
+        ("--shard-size", "0GB", "size \"0GB\" is unknown; needed: a positive number with a unit"),
+        ("--shard-size", "5", "as 5GB, 500MB or 4GiB"),
+        ("--dtype", "f8", "dtype \"f8\" is unknown"),
+    ] {
+        glm4v(convert.iter().chain(&[flag, value])).misused(&[words]);
+    }
+}
+
 #[test]
 fn weights_that_are_not_numbers_are_noticed_by_every_command() {
     let model = with_tensors(|tensors| {
@@ -707,6 +821,9 @@ fn wrong_usage_is_told_apart_by_its_exit_code() {
     glm4v(["eval", "--model", "x", "--data", "y", "--batch-size", "0"]).misused(&["needed: at least 1"]);
     glm4v(["trian"]).misused(&["'trian'", "train"]);
     glm4v(["--threads", "0", "info"]).misused(&["0 is not in 1..=1024"]);
+    let info = ["info", "--model", "configs/models/digits"];
+    glm4v([&info[..], &["--image", "1024"]].concat()).misused(&["WIDTHxHEIGHT"]);
+    glm4v([&info[..], &["--length", "1000"]].concat()).refused(&["--length 1000", "1369 tokens", "256"]);
 }
 
 /// What needs signals, pipes and odd paths as Unix has them.

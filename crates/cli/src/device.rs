@@ -35,6 +35,8 @@ pub(crate) fn precision(global: &Global) -> anyhow::Result<Precision> {
     match global.dtype {
         None => Ok(global.backend.default_precision()),
         Some(Dtype::Of(precision)) => Ok(precision),
-        Some(Dtype::Keep) => bail!("--dtype keep is for glm4v convert; needed here: f32, bf16 or f16"),
+        Some(Dtype::Keep) => {
+            bail!("--dtype keep is for glm4v convert and merge; needed here: f32, bf16 or f16")
+        }
     }
 }

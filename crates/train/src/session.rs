@@ -15,7 +15,7 @@ use glm4v_data::{
 use glm4v_model::{Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
 use glm4v_weights::{
-    AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, WeightsError, attach, remove_leftovers,
+    AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, Watch, WeightsError, attach, remove_leftovers,
     write_file,
 };
 
@@ -104,7 +104,8 @@ const PRESENT: &str = "the model is there between two steps";
 impl Session {
     /// Reads data and weights, and claims the run folder.
     ///
-    /// With `resume`, the run goes on from its newest checkpoint; without, the run folder must not hold a run.
+    /// With `resume`, the run goes on from its newest checkpoint; without, the run folder must not hold a run. `watch`
+    /// hears how much of the weights is there.
     ///
     /// # Errors
     ///
@@ -114,6 +115,7 @@ impl Session {
         site: &Site,
         precision: Precision,
         resume: bool,
+        watch: Watch<'_>,
     ) -> Result<Self, TrainError> {
         let checkpoint = find_checkpoint(&config, resume)?;
         let origin = ModelFolder::open(&config.model.folder)?;
@@ -154,8 +156,8 @@ impl Session {
             }
         }
         let Started { model, learned, adapted, learning } = match config.lora.is_on() {
-            true => start.adapter(checkpoint.as_deref())?,
-            false => start.whole(checkpoint.as_deref())?,
+            true => start.adapter(checkpoint.as_deref(), watch)?,
+            false => start.whole(checkpoint.as_deref(), watch)?,
         };
         if learning == 0 {
             return Err(TrainError::NothingLearns);
@@ -388,7 +390,7 @@ struct Started {
 
 impl Start<'_> {
     /// The model's own weights learn: those of the checkpoint, of the folder, or fresh ones.
-    fn whole(&self, checkpoint: Option<&Path>) -> Result<Started, TrainError> {
+    fn whole(&self, checkpoint: Option<&Path>, watch: Watch<'_>) -> Result<Started, TrainError> {
         let model = match checkpoint {
             Some(folder) => {
                 let other = || TrainError::OtherModel {
@@ -402,9 +404,9 @@ impl Start<'_> {
                 if saved.config() != self.origin.config() {
                     return Err(other());
                 }
-                saved.load_on(&self.site, self.precision, &mut |_, _| {})?
+                saved.load_on(&self.site, self.precision, watch)?
             }
-            None => self.base()?,
+            None => self.base(watch)?,
         };
         let (model, learning) = freeze(model, self.config.model.learn);
         let learned = Learned::Model { origin: self.origin.path().to_owned(), precision: self.precision };
@@ -412,7 +414,7 @@ impl Start<'_> {
     }
 
     /// Adapters learn: those of the checkpoint, of `lora.adapter`, or fresh ones.
-    fn adapter(&self, checkpoint: Option<&Path>) -> Result<Started, TrainError> {
+    fn adapter(&self, checkpoint: Option<&Path>, watch: Watch<'_>) -> Result<Started, TrainError> {
         let lora = &self.config.lora;
         let given =
             (!lora.adapter.as_os_str().is_empty()).then(|| AdapterFolder::open(&lora.adapter)).transpose()?;
@@ -424,20 +426,20 @@ impl Start<'_> {
             None => lora.to_peft(self.origin.path()),
         };
         // Attached first in any case: this is what finds out whether the targets are there.
-        let (model, adapted) = attach(self.base()?, &config, self.config.run.seed, self.precision)?;
+        let (model, adapted) = attach(self.base(watch)?, &config, self.config.run.seed, self.precision)?;
         let saved = checkpoint.map(AdapterFolder::open).transpose()?;
         let model = match saved.or(given) {
             Some(folder) => folder.apply(model, self.precision)?,
             None => model,
         };
         let (model, learning) = freeze_all_but(model, &config);
-        Ok(Started { model, learned: Learned::Adapter(config), adapted, learning })
+        Ok(Started { model, learned: Learned::Adapter(Box::new(config)), adapted, learning })
     }
 
     /// The folder's weights, or fresh ones.
-    fn base(&self) -> Result<Glm4v, TrainError> {
+    fn base(&self, watch: Watch<'_>) -> Result<Glm4v, TrainError> {
         Ok(match self.config.model.init {
-            Init::Weights => self.origin.load_on(&self.site, self.precision, &mut |_, _| {})?,
+            Init::Weights => self.origin.load_on(&self.site, self.precision, watch)?,
             Init::Fresh => {
                 let network = self.site.build(self.origin.config()).map_err(WeightsError::from)?;
                 initialize(network, self.config.run.seed, self.precision.dtype())

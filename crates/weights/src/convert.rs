@@ -1,17 +1,21 @@
 //! From a model folder to another one, without a network in between.
 
+use std::collections::HashMap;
 use std::path::Path;
 
+use burn::tensor::DType;
 use glm4v_model::{Glm4vConfig, Precision};
+use safetensors::Dtype;
 
 use crate::checkpoint::Checkpoint;
 use crate::folder::layout;
+use crate::layout::{Published, Whole};
+use crate::load::{Source, read};
 use crate::save::carried;
 use crate::shards::{ShardSize, write_shards};
 use crate::sides::{copy_side_files, write_config};
 use crate::write::{Outgoing, Sink};
 use crate::{ModelFolder, Watch, WeightsError, names, numbers};
-use burn::tensor::DType;
 
 /// Values that are converted at once.
 const RUN: usize = 1 << 20;
@@ -21,7 +25,8 @@ impl ModelFolder {
     /// them; a chunk of a tensor at a time.
     ///
     /// Without a precision every tensor keeps its type. Tensors that the network does not know keep it always, and the
-    /// one that is f32 in every model stays or becomes that. Tensors get their published names and keep their order.
+    /// one that is f32 in every model stays or becomes that. Tensors get their published names and keep their order;
+    /// experts in a stack are written apart.
     /// `out` must exist; use a [`StagedFolder`](crate::StagedFolder) to have it appear whole.
     ///
     /// # Errors
@@ -37,10 +42,29 @@ impl ModelFolder {
         let checkpoint = Checkpoint::open(self.path())?;
         let config: Glm4vConfig = self.config_for(&checkpoint)?;
         let layout = layout(&config);
-        self.locate(&layout, &checkpoint, config.tie_word_embeddings)?;
+        let sources = self.locate(&layout, &checkpoint, config.tie_word_embeddings)?;
+        let mut stacked: HashMap<&str, Vec<&Whole>> = HashMap::new();
+        for whole in layout.wholes() {
+            for source in &sources[&whole.name] {
+                stacked.entry(source.tensor()).or_default().push(whole);
+            }
+        }
+        stacked.retain(|tensor, wholes| {
+            names::stack(&wholes[0].name).is_some_and(|(stack, _)| stack == *tensor)
+        });
         let mut tensors = Vec::new();
         for name in checkpoint.names() {
             let known = layout.knows(name) || (config.tie_word_embeddings && name == names::HEAD);
+            if let Some(wholes) = stacked.get(name.as_str()) {
+                let info = checkpoint.info(name).expect("the name is one of the checkpoint's");
+                let dtype = target(name, info.dtype, precision);
+                for whole in wholes {
+                    let sources = &sources[&whole.name];
+                    let parts = whole.published().into_iter();
+                    tensors.extend(parts.map(|part| cut(&checkpoint, sources, part, dtype)));
+                }
+                continue;
+            }
             let tensor = match precision.filter(|_| known) {
                 Some(precision) => Some(converted(&checkpoint, name, precision)?),
                 None => carried(&checkpoint, name),
@@ -50,6 +74,34 @@ impl ModelFolder {
         copy_side_files(self.path(), out)?;
         write_config(self.path(), out, precision)?;
         write_shards(out, tensors, size, watch)
+    }
+}
+
+/// A tensor of its own that a checkpoint keeps in a stack.
+fn cut<'a>(checkpoint: &'a Checkpoint, sources: &'a [Source], part: Published, dtype: DType) -> Outgoing<'a> {
+    let Published { name, shape, rows } = part;
+    let bytes = {
+        let shape = shape.clone();
+        move |sink: &mut Sink<'_>| {
+            let data = numbers::tensor(shape.clone(), dtype, |out| {
+                read(checkpoint, sources, &rows, dtype, out, |_| {})
+            })?;
+            sink(data.as_bytes())
+        }
+    };
+    Outgoing { name, dtype: numbers::file_dtype(dtype), shape, bytes: Box::new(bytes) }
+}
+
+/// The type that a tensor is written in: its own if none is asked for.
+pub(crate) fn target(name: &str, stored: Dtype, precision: Option<Precision>) -> DType {
+    if names::stays_f32(name) {
+        return DType::F32;
+    }
+    match (precision, stored) {
+        (Some(precision), _) => precision.dtype(),
+        (None, Dtype::BF16) => DType::BF16,
+        (None, Dtype::F16) => DType::F16,
+        (None, _) => DType::F32,
     }
 }
 

@@ -15,7 +15,8 @@ use crate::names::{self, EMBEDDING, HEAD};
 use crate::{LISTED, ModelFolder, Watch, WeightsError, list_names, numbers};
 
 impl ModelFolder {
-    /// Builds the network on a device that takes tensors of any size, with the folder's weights in the wanted type, one tensor at a time.
+    /// Builds the network on a device that takes tensors of any size, with the folder's weights in the wanted type, one
+    /// tensor at a time.
     ///
     /// Tensors that the network does not know are left alone, with a warning that lists them.
     ///
@@ -142,6 +143,11 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    /// Published name of the tensor.
+    pub(crate) fn tensor(&self) -> &str {
+        &self.tensor
+    }
+
     fn bytes(&self, checkpoint: &Checkpoint) -> u64 {
         let bits = checkpoint.info(&self.tensor).map_or(0, |info| info.dtype.bitsize());
         (self.rows.len() * self.width * bits / 8) as u64
@@ -198,7 +204,7 @@ fn locate(whole: &Whole, checkpoint: &Checkpoint, tied: bool) -> Result<Vec<Sour
 }
 
 /// Fills `out` with rows of a whole as values of `dtype`.
-fn read(
+pub(crate) fn read(
     checkpoint: &Checkpoint,
     sources: &[Source],
     rows: &Range<usize>,

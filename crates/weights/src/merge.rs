@@ -95,19 +95,6 @@ impl ModelFolder {
     }
 }
 
-/// The type that a tensor is written in: its own if none is asked for.
-fn target(name: &str, stored: safetensors::Dtype, precision: Option<Precision>) -> DType {
-    if names::stays_f32(name) {
-        return DType::F32;
-    }
-    match (precision, stored) {
-        (Some(precision), _) => precision.dtype(),
-        (None, safetensors::Dtype::BF16) => DType::BF16,
-        (None, safetensors::Dtype::F16) => DType::F16,
-        (None, _) => DType::F32,
-    }
-}
-
 /// A matrix with what an adapter adds to it.
 fn summed<'a>(
     checkpoint: &'a Checkpoint,
@@ -118,7 +105,7 @@ fn summed<'a>(
 ) -> Result<Outgoing<'a>, WeightsError> {
     let (file, stored) = checkpoint.find(name).expect("the name is one of the checkpoint's");
     let info = file.info(stored)?;
-    let dtype = target(name, info.dtype, precision);
+    let dtype = convert::target(name, info.dtype, precision);
     let &[rows, columns] = info.shape.as_slice() else {
         return Err(WeightsError::Adapter(format!("{name} has shape {:?}; needed: a matrix", info.shape)));
     };
@@ -153,7 +140,7 @@ fn kept<'a>(
 ) -> Result<Outgoing<'a>, WeightsError> {
     let (file, stored) = checkpoint.find(name).expect("the name is one of the checkpoint's");
     let info = file.info(stored)?;
-    let dtype = target(name, info.dtype, precision);
+    let dtype = convert::target(name, info.dtype, precision);
     let own = name.to_owned();
     Ok(Outgoing {
         name: name.to_owned(),

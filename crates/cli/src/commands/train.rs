@@ -7,7 +7,7 @@ use super::eval::table;
 use super::{open_model, print_line};
 use crate::answering::Greedy;
 use crate::args::{Global, Train};
-use crate::progress::Progress;
+use crate::progress::{Progress, Transfer};
 use crate::{device, interrupt};
 
 pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
@@ -20,7 +20,10 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
     let (folder, processor) = open_model(&config.model.folder)?;
     let mut settings = GenerationConfig::of_folder(folder.path(), folder.config(), config.run.eval_tokens)?;
     settings.sampling = glm4v_infer::Sampling::greedy();
-    let session = Session::open(config, &site, precision, args.resume)?;
+    let mut transfer = Transfer::new("loading", global.quiet);
+    let session =
+        Session::open(config, &site, precision, args.resume, &mut |done, of| transfer.at(done, of))?;
+    drop(transfer);
     let stop = interrupt::listen("stopping after this step and writing a checkpoint")?;
     let mut answering = Greedy { processor: &processor, config: settings, stop };
     let mut progress = Progress::new(global.quiet);
