@@ -467,7 +467,7 @@ fn shards_that_do_not_belong_together_are_refused_by_every_reader() {
         (
             // A shard of another checkpoint under the right name.
             |model| {
-                drop(fs::copy(model.join("model-00003-of-00003.safetensors"), model.join(SECOND)).unwrap())
+                fs::copy(model.join("model-00003-of-00003.safetensors"), model.join(SECOND)).unwrap();
             },
             &["index.json: it names tensors that their files do not have: ", " in model-00002-of-00003"],
         ),
@@ -823,6 +823,9 @@ fn wrong_usage_is_told_apart_by_its_exit_code() {
     glm4v(["eval", "--model", "x", "--data", "y", "--batch-size", "0"]).misused(&["needed: at least 1"]);
     glm4v(["trian"]).misused(&["'trian'", "train"]);
     glm4v(["--threads", "0", "info"]).misused(&["0 is not in 1..=1024"]);
+    let info = ["info", "--model", "configs/models/digits"];
+    glm4v([&info[..], &["--image", "1024"]].concat()).misused(&["WIDTHxHEIGHT"]);
+    glm4v([&info[..], &["--length", "1000"]].concat()).refused(&["--length 1000", "1369 tokens", "256"]);
 }
 
 /// What needs signals, pipes and odd paths as Unix has them.

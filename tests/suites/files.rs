@@ -5,10 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use glm4v_data::{Registry, Source};
 use glm4v_model::Glm4vConfig;
 use glm4v_processor::{DecodeLimits, ImageSource, Processor};
-use glm4v_tests::{repository, walk};
+use glm4v_tests::{glm4v, repository, walk};
 use glm4v_train::{Init, RunConfig};
 use glm4v_weights::ModelFolder;
 
@@ -86,6 +87,81 @@ fn every_config_of_a_model_describes_a_network() {
             path.display()
         );
     }
+}
+
+fn model_config(name: &str) -> Glm4vConfig {
+    let path = repository().join("configs/models").join(name).join("config.json");
+    Glm4vConfig::from_json(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+// Nothing is allocated: a network that is neither loaded nor initialised only knows its shapes.
+#[test]
+fn published_models_have_the_published_sizes() {
+    let sizes = |name| model_config(name).sizes(&Device::flex());
+
+    let nine = sizes("glm-4.1v-9b-thinking");
+    assert_eq!(nine.vision_tower, 679_550_976 + 1_807_872 + 884_736 + 3_072); // blocks, patches, positions, norms
+    assert_eq!(nine.merger, 185_081_856 + 25_169_920);
+    assert_eq!((nine.embedding, nine.head), (620_756_992, 620_756_992));
+    assert_eq!(nine.decoder, 40 * (35_656_192 + 168_296_448 + 16_384) + 4_096); // attention, feed-forward, norms
+    assert_eq!((nine.total(), nine.tensors), (10_292_777_472, 704));
+    assert_eq!(nine.read_per_token(), 8_779_522_048);
+    assert_eq!(nine, sizes("glm-4.6v-flash"));
+
+    // Counted in the published file: 18,106 tensors, 107,710,933,120 numbers.
+    let large = sizes("glm-4.5v");
+    assert_eq!((large.total(), large.tensors), (107_710_933_120, 18_106));
+    assert_eq!(large.vision_tower + large.merger, 858_681_856);
+    assert_eq!(large.chosen_experts * 16, large.experts); // 8 of 128
+    assert_eq!(large.read_per_token(), 12_803_366_912 + 45 * 128); // and the routers' corrections
+    assert_eq!(large, sizes("glm-4.6v"));
+
+    let ocr = sizes("glm-ocr");
+    assert_eq!(ocr.vision_tower + ocr.merger, 434_120_192);
+    assert_eq!(ocr.read_per_token(), 582_059_520);
+    assert_eq!(ocr.total(), 434_120_192 + 582_059_520 + 59_392 * 1_536);
+}
+
+#[test]
+fn published_models_differ_where_they_do() {
+    let theta = |name| model_config(name).text.rope.rope_theta;
+
+    assert_eq!([theta("glm-4.1v-9b-thinking"), theta("glm-4.5v"), theta("glm-ocr")], [10_000.0; 3]);
+    assert_eq!([theta("glm-4.6v-flash"), theta("glm-4.6v")], [500_000.0; 2]);
+    assert_eq!(model_config("glm-4.1v-9b-thinking").image_token_id, 151_343);
+    assert_eq!(model_config("glm-4.6v-flash").image_token_id, 151_363);
+    assert_eq!(model_config("glm-ocr").text.rope.rotary_dim, 128);
+}
+
+#[test]
+fn info_tells_of_every_model_without_its_weights() {
+    for path in all("configs/models", "/config.json") {
+        let folder = path.parent().unwrap().to_str().unwrap();
+
+        let said = glm4v(["info", "--json", "--model", folder]).success();
+
+        let told: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+        let sizes =
+            Glm4vConfig::from_json(&fs::read_to_string(&path).unwrap()).unwrap().sizes(&Device::flex());
+        assert_eq!(told["parameters"], sizes.total(), "{folder}");
+        assert_eq!(told["picture"]["tokens"], 1369, "{folder}"); // of 1024 x 1024 pixels
+        assert_eq!(told["estimate"]["decoding_reads_bytes"], 4 * sizes.read_per_token(), "{folder}");
+        assert!(told["estimate"]["training"]["peak_bytes"].as_u64() > Some(16 * sizes.total()), "{folder}");
+    }
+}
+
+#[test]
+fn info_reads_the_types_of_stored_weights() {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = scratch.path().join("model");
+    let out = model.to_str().unwrap();
+    glm4v(["init", "--config", "configs/models/digits", "--dtype", "bf16", "--out", out]).success();
+
+    let said = glm4v(["info", "--json", "--image", "none", "--model", out]).success();
+
+    let told: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(told["weights"]["types"], serde_json::json!({"BF16": told["tensors"]}));
+    assert_eq!(told["weights"]["in_all_bytes"], 2 * told["parameters"].as_u64().unwrap());
 }
 
 #[test]

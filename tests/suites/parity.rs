@@ -73,11 +73,8 @@ fn logits_and_deltas_are_those_of_transformers() {
     for (family, case, model) in forward_cases() {
         let batch = case.batch();
 
-        let logits = model.forward(&batch).unwrap().into_data();
+        let difference = logits_difference(&case, &model);
 
-        let expected = at_real_positions(&case.float("out.logits"), &batch.attention_mask);
-        let found = at_real_positions(&logits, &batch.attention_mask);
-        let difference = max_difference(&found, &expected);
         println!("{family} {}: logits differ by {difference:.1e}", case.name);
         assert!(difference < LOGITS, "{family} {}: logits differ by {difference}", case.name);
         if let Some((deltas, _)) = case.integers("out.rope_deltas") {
@@ -86,47 +83,61 @@ fn logits_and_deltas_are_those_of_transformers() {
     }
 }
 
+/// The largest difference of a case's logits.
+fn logits_difference(case: &Case, model: &Glm4v) -> f32 {
+    let batch = case.batch();
+    let logits = model.forward(&batch).unwrap().into_data();
+    let real = |data| at_real_positions(data, &batch.attention_mask);
+    max_difference(&real(&logits), &real(&case.float("out.logits")))
+}
+
 #[test]
 fn activations_are_those_of_transformers() {
     for (family, case, model) in forward_cases() {
-        let batch = case.batch();
-        let mut probe = Probe::on();
-
-        let input = model.embed(&batch, &mut probe).unwrap();
-        model.decode(input, None, &mut probe);
-
-        let kept = probe.into_kept();
-        let mut worst = (0.0, String::new());
-        // transformers numbers the positions of text-only prompts by column, padding included; ours count real
-        // tokens. Scores depend on distances alone, so only the tables differ.
-        let text_only = batch.images.grids.is_empty() && batch.videos.grids.is_empty();
-        for name in case.names("mid.") {
-            let name = name.trim_start_matches("mid.");
-            if name == "text.position_ids" || (text_only && name.starts_with("text.rotary")) {
-                continue;
-            }
-            if let Some(gate) = name.strip_suffix(".indices") {
-                check_choice(&case, gate, &kept, &batch.attention_mask);
-                continue;
-            }
-            if name.ends_with("gate.weights") {
-                continue; // compared with the indices they belong to
-            }
-            let (_, found) = kept.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("{name}"));
-            let expected = case.float(&format!("mid.{name}"));
-            let difference = if name.starts_with("text.") {
-                let real = |data| at_real_positions(data, &batch.attention_mask);
-                relative_l2(&real(found), &real(&expected))
-            } else {
-                relative_l2(&values_of(found), &values_of(&expected))
-            };
-            assert!(difference < ACTIVATIONS, "{family} {}: {name} differs by {difference:.1e}", case.name);
-            if difference > worst.0 {
-                worst = (difference, name.to_owned());
-            }
-        }
-        println!("{family} {}: worst activation {:.1e} {}", case.name, worst.0, worst.1);
+        let (difference, name) = worst_activation(&case, &model);
+        println!("{family} {}: worst activation {difference:.1e} {name}", case.name);
+        assert!(difference < ACTIVATIONS, "{family} {}: {name} differs by {difference:.1e}", case.name);
     }
+}
+
+/// The activation of a case that differs most, and by how much.
+fn worst_activation(case: &Case, model: &Glm4v) -> (f64, String) {
+    let batch = case.batch();
+    let mut probe = Probe::on();
+
+    let input = model.embed(&batch, &mut probe).unwrap();
+    model.decode(input, None, &mut probe);
+
+    let kept = probe.into_kept();
+    let mut worst = (0.0, String::new());
+    // transformers numbers the positions of text-only prompts by column, padding included; ours count real
+    // tokens. Scores depend on distances alone, so only the tables differ.
+    let text_only = batch.images.grids.is_empty() && batch.videos.grids.is_empty();
+    for name in case.names("mid.") {
+        let name = name.trim_start_matches("mid.");
+        if name == "text.position_ids" || (text_only && name.starts_with("text.rotary")) {
+            continue;
+        }
+        if let Some(gate) = name.strip_suffix(".indices") {
+            check_choice(case, gate, &kept, &batch.attention_mask);
+            continue;
+        }
+        if name.ends_with("gate.weights") {
+            continue; // compared with the indices they belong to
+        }
+        let (_, found) = kept.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("{name}"));
+        let expected = case.float(&format!("mid.{name}"));
+        let difference = if name.starts_with("text.") {
+            let real = |data| at_real_positions(data, &batch.attention_mask);
+            relative_l2(&real(found), &real(&expected))
+        } else {
+            relative_l2(&values_of(found), &values_of(&expected))
+        };
+        if difference > worst.0 {
+            worst = (difference, name.to_owned());
+        }
+    }
+    worst
 }
 
 /// The experts that tokens were sent to, and their weights, whatever the order within a token.
@@ -244,7 +255,8 @@ fn positions_of_random_layouts_are_those_of_transformers() {
 #[test]
 fn loss_and_every_gradient_are_those_of_torch() {
     for family in families("train") {
-        check_gradients(family);
+        let (worst, name) = check_gradients(family);
+        println!("{family}: worst gradient {worst:.1e} {name}");
     }
 }
 
@@ -255,7 +267,8 @@ fn stacked(name: &str) -> String {
     format!("{before}.mlp.experts.{kind}")
 }
 
-fn check_gradients(family: &str) {
+/// Compares loss and gradients; returns the whole gradient that differs most, and by how much.
+fn check_gradients(family: &str) -> (f64, String) {
     let case = Case::open(&format!("train/{family}/loss_and_grads"));
     let model = trainable(family);
     let batch = Case::open("train/glm4v/loss_and_grads").batch(); // the same for every family
@@ -292,7 +305,32 @@ fn check_gradients(family: &str) {
             }
         }
     }
-    println!("{family}: worst gradient {:.1e} {}", worst.0, worst.1);
+    worst
+}
+
+/// Prints the rows of docs/PARITY.md.
+#[test]
+#[ignore = "prints a table; the command is in docs/PARITY.md"]
+fn table() {
+    let backend = backend();
+    println!(
+        "| family | backend | cases | logits, largest difference | activations, relative L2 | gradients, relative L2 |"
+    );
+    println!("|---|---|---|---|---|---|");
+    for family in families("forward") {
+        let model = model(&checkpoint(family));
+        let cases = Case::all(&format!("forward/{family}"));
+        let logits = cases.iter().map(|case| logits_difference(case, &model)).fold(0.0, f32::max);
+        let activation = cases.iter().map(|case| worst_activation(case, &model).0).fold(0.0, f64::max);
+        let gradient = match golden().join("train").join(family).is_dir() {
+            true => format!("{:.1e}", check_gradients(family).0),
+            false => "no case".to_owned(),
+        };
+        println!(
+            "| `{family}` | {backend} | {} | {logits:.1e} | {activation:.1e} | {gradient} |",
+            cases.len()
+        );
+    }
 }
 
 #[test]

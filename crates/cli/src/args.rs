@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use glm4v_model::{Backend, DeviceError, Precision};
@@ -312,9 +313,43 @@ pub(crate) struct Info {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
+    /// Rows at once, for the estimate of memory
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one, requires = "model")]
+    pub(crate) batch: usize,
+    /// Tokens of a row, picture and answer included
+    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = at_least_one, requires = "model")]
+    pub(crate) length: usize,
+    /// Tokens of a row's answer
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = at_least_one, requires = "model")]
+    pub(crate) answer: usize,
+    /// The picture of a row in pixels, or none
+    #[arg(long, default_value = "1024x1024", value_name = "WxH", requires = "model")]
+    pub(crate) image: PictureSize,
+    /// Rank of adapters on every linear map of the text decoder
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = at_least_one, requires = "model")]
+    pub(crate) lora_rank: usize,
     /// Print one json object instead of text
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Width and height in pixels.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PictureSize(pub(crate) Option<(usize, usize)>);
+
+impl FromStr for PictureSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let side = |text: &str| text.parse().ok().filter(|side| (1..=1 << 16).contains(side));
+        let sides = text.split_once('x').and_then(|(width, height)| side(width).zip(side(height)));
+        sides
+            .map(|sides| Self(Some(sides)))
+            .ok_or_else(|| "needed: WIDTHxHEIGHT in pixels, or none".to_owned())
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

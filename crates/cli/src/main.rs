@@ -15,6 +15,7 @@ mod device;
 mod failure;
 mod interrupt;
 mod progress;
+mod stored;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

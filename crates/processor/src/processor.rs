@@ -121,6 +121,16 @@ impl Processor {
         self
     }
 
+    /// Replaces the chat template.
+    ///
+    /// # Errors
+    ///
+    /// When it is not Jinja2.
+    pub fn with_template(mut self, source: String) -> Result<Self, TemplateError> {
+        self.template = self.template.replaced(source)?;
+        Ok(self)
+    }
+
     /// Lets pictures and clips come from `http(s)` URLs, within these limits.
     #[must_use]
     pub fn with_http(mut self, http: HttpLimits) -> Self {

@@ -150,9 +150,10 @@ fn the_configuration_of_clips_is_looked_for_where_upstream_looks() {
     assert_eq!(refused(folder.path()), needed);
     write("processor_config.json", "{}");
     write("video_preprocessor_config.json", "[");
-    assert_eq!(
-        refused(folder.path()),
-        "DIR/video_preprocessor_config.json, line 1, column 1: not valid json"
+    let said = refused(folder.path());
+    assert!(
+        said.starts_with("DIR/video_preprocessor_config.json, line 1, column 1: not valid json"),
+        "{said}"
     );
 }
 

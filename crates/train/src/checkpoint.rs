@@ -44,7 +44,7 @@ pub(crate) enum Learned {
         precision: Precision,
     },
     /// An adapter.
-    Adapter(AdapterConfig),
+    Adapter(Box<AdapterConfig>),
 }
 
 impl Learned {

@@ -433,7 +433,7 @@ impl Start<'_> {
             None => model,
         };
         let (model, learning) = freeze_all_but(model, &config);
-        Ok(Started { model, learned: Learned::Adapter(config), adapted, learning })
+        Ok(Started { model, learned: Learned::Adapter(Box::new(config)), adapted, learning })
     }
 
     /// The folder's weights, or fresh ones.

@@ -14,13 +14,16 @@ use crate::{WeightsError, numbers};
 /// Takes bytes on their way to a file.
 pub(crate) type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), WeightsError> + 'a;
 
+/// Hands the bytes of a tensor over, in as many portions as it likes.
+type Source<'a> = dyn Fn(&mut Sink<'_>) -> Result<(), WeightsError> + 'a;
+
 /// A tensor on its way to a file: what the header says of it, and its bytes once their turn comes.
 pub(crate) struct Outgoing<'a> {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
-    /// Hands the bytes over, as many as type and shape say, in as many portions as it likes.
-    pub(crate) bytes: Box<dyn Fn(&mut Sink<'_>) -> Result<(), WeightsError> + 'a>,
+    /// As many bytes as type and shape say.
+    pub(crate) bytes: Box<Source<'a>>,
 }
 
 impl Outgoing<'_> {

@@ -1,46 +1,77 @@
 //! `glm4v info`
 
-use std::path::Path;
+use std::fs;
 
-use burn::module::Module;
+use anyhow::{Context, ensure};
 use burn::tensor::Device;
-use glm4v_model::{Backend, Glm4v};
+use glm4v_model::{Backend, Estimate, Glm4vConfig, Grid, Learning, Memory, Sizes, Workload};
+use glm4v_processor::{ImageConfig, ImageProcessor};
 use glm4v_weights::ModelFolder;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::print_line;
 use crate::args::{Global, Info};
+use crate::device;
 use crate::progress::grouped;
+use crate::stored::Stored;
 
 pub(crate) fn info(args: &Info, global: &Global) -> anyhow::Result<()> {
     if global.backend != Backend::Auto {
         global.backend.open()?; // whoever names one wants to know whether it is there
     }
     let report = match &args.model {
-        Some(folder) => model(folder)?,
+        Some(folder) => model(&ModelFolder::open(folder)?, args, global)?,
         None => devices(),
     };
     if args.json {
         return print_line(&report.to_string());
     }
-    for (key, value) in report.as_object().into_iter().flatten() {
+    print(report.as_object().unwrap_or(&Map::new()), "")
+}
+
+/// One line a value, keys in a column; what is inside another value is indented.
+fn print(report: &Map<String, Value>, indent: &str) -> anyhow::Result<()> {
+    for (key, value) in report {
+        let words = key.strip_suffix(BYTES).unwrap_or(key).replace('_', " ");
+        let name = format!("{indent}{words}");
         match value {
+            Value::Object(inner) => {
+                print_line(&name)?;
+                print(inner, &format!("{indent}  "))?;
+            }
             Value::Array(lines) => {
                 for line in lines {
-                    print_line(&format!("{key:20} {}", plain(line)))?;
+                    print_line(&format!("{name:24} {}", plain(key, line)))?;
                 }
             }
-            value => print_line(&format!("{key:20} {}", plain(value)))?,
+            value => print_line(&format!("{name:24} {}", plain(key, value)))?,
         }
     }
     Ok(())
 }
 
-fn plain(value: &Value) -> String {
+/// End of the keys whose values are sizes in memory or on the disk.
+const BYTES: &str = "_bytes";
+
+fn plain(key: &str, value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Number(number) => number.as_u64().map_or_else(|| number.to_string(), |n| grouped(n as usize)),
+        Value::Number(number) => match number.as_u64() {
+            Some(bytes) if key.ends_with(BYTES) => bytes_in_words(bytes),
+            Some(count) => grouped(count as usize),
+            None => number.to_string(),
+        },
         other => other.to_string(),
+    }
+}
+
+/// `17.56 GB (17,559,044,096 bytes)`
+fn bytes_in_words(bytes: u64) -> String {
+    let exact = grouped(bytes as usize);
+    match bytes {
+        0..1_000_000 => format!("{exact} bytes"),
+        1_000_000..1_000_000_000 => format!("{:.1} MB ({exact} bytes)", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB ({exact} bytes)", bytes as f64 / 1e9),
     }
 }
 
@@ -56,35 +87,141 @@ fn devices() -> Value {
     let found = Backend::available();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "compiled in": compiled.join(", "),
-        "auto means": Backend::Auto.resolve().to_string(),
+        "compiled_in": compiled.join(", "),
+        "auto_means": Backend::Auto.resolve().to_string(),
         "device": found.iter().map(|(name, what)| format!("{name}: {what}")).collect::<Vec<_>>(),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
     })
 }
 
-fn model(folder: &Path) -> anyhow::Result<Value> {
-    let folder = ModelFolder::open(folder)?;
+fn model(folder: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<Value> {
     let config = folder.config();
     // Nothing is allocated: parameters that are neither loaded nor initialised only know their shape.
-    let network: Glm4v = config.init(&Backend::Cpu.open().unwrap_or_else(|_| Device::default()));
-    let (visual, text) = (&network.model.visual, &network.model.language_model);
-    let merger = visual.merger.num_params() + visual.downsample.num_params();
-    let head = network.lm_head.as_ref().map_or(0, Module::num_params);
-    Ok(json!({
-        "architecture": "glm4v",
-        "parameters": network.num_params(),
-        "vision tower": visual.num_params() - merger,
-        "merger": merger,
-        "text decoder": text.num_params(),
-        "head": head,
-        "weights": if folder.has_weights() { "in the folder" } else { "none: glm4v init makes fresh ones" },
+    let device = Backend::Cpu.open().unwrap_or_else(|_| Device::default());
+    let sizes = config.sizes(&device);
+    let (text, vision) = (&config.text, &config.vision);
+    let experts = text.moe.as_ref().map(|moe| {
+        format!(
+            "{} of {} a token, {} for all, from layer {} on",
+            moe.num_experts_per_tok, moe.n_routed_experts, moe.n_shared_experts, moe.first_k_dense_replace
+        )
+    });
+    let mut report = json!({
+        "architecture": config.architecture.to_string(),
+        "parameters": sizes.total(),
+        "vision_tower": sizes.vision_tower,
+        "merger": sizes.merger,
+        "embedding": sizes.embedding,
+        "text_decoder": sizes.decoder,
+        "in_experts": sizes.experts,
+        "head": sizes.head,
+        "active_per_token": sizes.read_per_token(),
+        "tensors": sizes.tensors,
+        "weights": weights(folder)?,
         "text": format!("{} layers of width {}, {} heads on {} key heads, vocabulary {}",
-            config.text.num_hidden_layers, config.text.hidden_size, config.text.num_attention_heads,
-            config.text.num_key_value_heads, config.text.vocab_size),
+            text.num_hidden_layers, text.hidden_size, text.num_attention_heads, text.num_key_value_heads,
+            text.vocab_size),
+        "experts": experts,
         "vision": format!("{} blocks of width {}, {} heads, patches of {} pixels, {} a token",
-            config.vision.depth, config.vision.hidden_size, config.vision.num_heads, config.vision.patch_size,
-            config.vision.merged_patches()),
-        "longest sequence": config.text.max_position_embeddings,
+            vision.depth, vision.hidden_size, vision.num_heads, vision.patch_size, vision.merged_patches()),
+        "longest_sequence": text.max_position_embeddings,
+    });
+    if sizes.experts == 0 {
+        let keys = report.as_object_mut().context("a report is an object")?;
+        keys.retain(|key, _| !key.contains("experts"));
+    }
+    let (picture, grid) = picture(folder, args)?;
+    report["picture"] = picture;
+    report["estimate"] = estimate(config, &sizes, grid, args, global, &device)?;
+    Ok(report)
+}
+
+/// What lies on the disk.
+fn weights(folder: &ModelFolder) -> anyhow::Result<Value> {
+    if !folder.has_weights() {
+        return Ok(json!("none: glm4v init makes fresh ones"));
+    }
+    let stored = Stored::of(folder.path())?;
+    Ok(
+        json!({"files": stored.files, "tensors": stored.tensors, "in_all_bytes": stored.bytes, "types": stored.types}),
+    )
+}
+
+/// What a picture of the wanted size becomes, and its grid.
+fn picture(folder: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<Grid>)> {
+    const FILE: &str = "preprocessor_config.json";
+    let path = folder.path().join(FILE);
+    let (config, from) = match fs::read_to_string(&path) {
+        Ok(json) => (ImageConfig::from_json(&json).with_context(|| path.display().to_string())?, FILE),
+        Err(_) => (
+            ImageConfig::from_json("{}")?,
+            "transformers' defaults; the folder has no preprocessor_config.json",
+        ),
+    };
+    let side = config.patch_size * config.merge_size;
+    let token = config.temporal_patch_size * side * side; // a still picture counts for every frame of a patch
+    let limits = json!({"fewest_tokens": config.min_pixels.div_ceil(token), "most_tokens": config.max_pixels / token,
+        "by": from});
+    let Some((width, height)) = args.image.0 else { return Ok((limits, None)) };
+    let processor = ImageProcessor::new(&config);
+    let grid = processor.grid(height, width).with_context(|| format!("--image {width}x{height}"))?;
+    let mut report = json!({"pixels": format!("{width}x{height}"), "patches": format!("{}x{}", grid[2], grid[1]),
+        "tokens": processor.tokens(grid)});
+    if let (Some(report), Value::Object(limits)) = (report.as_object_mut(), limits) {
+        report.extend(limits);
+    }
+    Ok((report, Some(Grid::new(grid[0], grid[1], grid[2]))))
+}
+
+fn estimate(
+    config: &Glm4vConfig,
+    sizes: &Sizes,
+    picture: Option<Grid>,
+    args: &Info,
+    global: &Global,
+    device: &Device,
+) -> anyhow::Result<Value> {
+    let tokens = picture.map_or(0, |grid| grid.tokens(config.vision.spatial_merge_size));
+    ensure!(
+        tokens + args.answer < args.length,
+        "--length {}: the picture takes {tokens} tokens and the answer {}; needed: more than both",
+        args.length,
+        args.answer
+    );
+    let precision = device::precision(global)?;
+    let bytes = precision.dtype().size() as u64;
+    let workload = Workload { rows: args.batch, length: args.length, answer: args.answer, picture };
+    let cpu = global.backend.resolve() == Backend::Cpu;
+    let estimate = Estimate { config, sizes, bytes, cpu, workload };
+    let lora = Learning::lora(&mut config.init(device), args.lora_rank);
+    let (full, lora) = (estimate.training(Learning::Full), estimate.training(lora));
+    Ok(json!({
+        "counts": "tensors; whole runs took up to a fifth more, see benches/memory",
+        "for": format!("{precision}, batch {}, length {}, {} of them answer{}", args.batch, args.length, args.answer,
+            if picture.is_some() { ", a picture a row" } else { "" }),
+        "decoding_reads_bytes": sizes.read_per_token() * bytes,
+        "cache_per_token_bytes": estimate.cache_per_token(),
+        "generation": memory(estimate.generation()),
+        "training": memory(full),
+        format!("training_lora_rank_{}", args.lora_rank): memory(lora),
     }))
+}
+
+/// The parts that there are, and their sum.
+fn memory(memory: Memory) -> Value {
+    let parts = [
+        ("weights_bytes", memory.weights),
+        ("cache_bytes", memory.cache),
+        ("optimizer_bytes", memory.optimizer),
+        ("gradients_bytes", memory.gradients),
+        ("kept_bytes", memory.kept),
+        ("working_bytes", memory.working),
+    ];
+    let mut report: Map<String, Value> = parts
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(key, bytes)| (key.to_owned(), json!(bytes)))
+        .collect();
+    report.insert("peak_bytes".to_owned(), json!(memory.total()));
+    Value::Object(report)
 }

@@ -16,6 +16,10 @@ use crate::site::Site;
 
 /// The second half of a layer: each position on its own.
 #[derive(Module, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few dozen of them, next to weights of megabytes; a module cannot be boxed"
+)]
 pub enum FeedForward {
     /// `glm4v`, `glm_ocr`.
     Fused(FusedMlp),

@@ -142,6 +142,11 @@ impl ChatTemplate {
         Ok(Self { environment, tokens })
     }
 
+    /// Another template with the same special tokens.
+    pub(crate) fn replaced(&self, source: String) -> Result<Self, TemplateError> {
+        Self::new(source, self.tokens.clone())
+    }
+
     pub(crate) fn render(
         &self,
         messages: &[Message],
