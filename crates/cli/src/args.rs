@@ -66,6 +66,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Make fresh weights in the published layout
     Init(Init),
+    /// Write what enters the text model: embeddings, positions, features
+    Embed(Embed),
     /// Write a model's weights in another type or in files of another size
     Convert(Convert),
     /// Fold an adapter into plain weights
@@ -260,6 +262,29 @@ pub(crate) struct Convert {
     /// Most bytes in a file of weights, as 500MB or 4GiB
     #[arg(long, default_value_t, value_name = "SIZE")]
     pub(crate) shard_size: ShardSize,
+}
+
+/// Write what enters the text model.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Embed {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Adapter folder, as PEFT or glm4v train makes them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) prompt: Prompt,
+    #[command(flatten)]
+    pub(crate) rendering: Rendering,
+    #[command(flatten)]
+    pub(crate) inputs: Inputs,
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Print one json object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Fold an adapter into plain weights.

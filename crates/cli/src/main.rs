@@ -49,6 +49,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Generate(generate) => commands::generate(generate, &args.global),
         Command::Eval(eval) => commands::eval(eval, &args.global),
         Command::Init(init) => commands::init(init, &args.global),
+        Command::Embed(embed) => commands::embed(embed, &args.global),
         Command::Convert(convert) => commands::convert(convert, &args.global),
         Command::Merge(merge) => commands::merge(merge, &args.global),
         Command::Trace(trace) => commands::trace(trace, &args.global),

@@ -5,11 +5,13 @@
 
 mod config;
 mod generate;
+mod pipeline;
 mod sampling;
 mod stream;
 
 pub use config::{GenerationConfig, GenerationConfigError};
 pub use generate::{Finish, GenerateError, Generated, generate};
+pub use pipeline::{Embedded, Pipeline, PipelineError};
 pub use sampling::{Sampler, Sampling};
 pub use stream::TextStream;
 

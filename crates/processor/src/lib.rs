@@ -39,7 +39,7 @@ pub use image::{
 pub use messages::{
     Content, ImageSource, Message, MessagesError, Part, VideoData, VideoSource, parse_messages,
 };
-pub use processor::{Processor, ProcessorError};
+pub use processor::{Processor, ProcessorError, ReadyMedia};
 pub use spelled::Place;
 pub use template::{RenderOptions, TemplateError};
 pub use tokenizer::{SpecialIds, Tokenizer, TokenizerError, token};

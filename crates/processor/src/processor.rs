@@ -68,6 +68,15 @@ pub enum ProcessorError {
     Expand(#[from] ExpandError),
 }
 
+/// Sizes of pictures and clips whose features were made earlier.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ReadyMedia {
+    /// Frame pairs, patch rows and patch columns of each image.
+    pub images: Vec<[usize; 3]>,
+    /// The same of each clip, and the seconds at which its frame pairs begin.
+    pub videos: Vec<([usize; 3], Vec<f64>)>,
+}
+
 /// Turns conversations into what the model reads.
 #[derive(Debug, Clone)]
 pub struct Processor {
@@ -197,6 +206,34 @@ impl Processor {
         let images: Vec<&ImageSource> = messages.iter().flat_map(Message::images).collect();
         let videos: Vec<&VideoSource> = messages.iter().flat_map(Message::videos).collect();
         let mut expander = self.expander(&images, &videos)?;
+        expander.push(&ids, false);
+        expander.finish().map_err(|problem| self.placed(problem, messages, options).into())
+    }
+
+    /// As [`encode`](Self::encode), for pictures and clips whose features were made earlier: nothing is loaded, of their
+    /// parts only the places count, and there are no patches in the result.
+    ///
+    /// # Errors
+    ///
+    /// When the template fails, or media and placeholders differ in number.
+    pub fn encode_ready(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions,
+        media: &ReadyMedia,
+    ) -> Result<Encoded, ProcessorError> {
+        let ids = self.tokenizer.encode(&self.render(messages, options)?)?;
+        let images = media.images.iter().map(|grid| PatchedImage { pixel_values: Vec::new(), grid: *grid });
+        let mut videos = Vec::with_capacity(media.videos.len());
+        for (grid, seconds) in &media.videos {
+            let times = seconds.iter().map(|time| self.tokenizer.encode(&self.timestamp_style.write(*time)));
+            let times = times.collect::<Result<_, _>>()?;
+            videos.push(TimedVideo { pixel_values: Vec::new(), grid: *grid, times });
+        }
+        let merge = self.video.config().frame.merge_size;
+        let patches_per_token = [self.image.patches_per_token(), merge * merge];
+        let special = self.tokenizer.special();
+        let mut expander = Expander::new(special, images.collect(), videos, patches_per_token)?;
         expander.push(&ids, false);
         expander.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }

@@ -1,6 +1,7 @@
 //! One file a command.
 
 mod convert;
+mod embed;
 mod eval;
 mod generate;
 mod info;
@@ -11,6 +12,7 @@ mod trace;
 mod train;
 
 pub(crate) use convert::convert;
+pub(crate) use embed::embed;
 pub(crate) use eval::eval;
 pub(crate) use generate::generate;
 pub(crate) use info::info;

@@ -46,7 +46,7 @@ pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
 }
 
 /// Refuses before anything is computed what could not be written after it.
-fn check_target(path: &Path) -> anyhow::Result<()> {
+pub(super) fn check_target(path: &Path) -> anyhow::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(folder.is_dir(), "--out {}: no folder {}; make it first", path.display(), folder.display());
     // The file is moved into place, and would replace a device such as /dev/null.
@@ -56,7 +56,7 @@ fn check_target(path: &Path) -> anyhow::Result<()> {
 }
 
 /// What went in, as the reference shapes it.
-fn inputs(batch: &Batch, positions: &Positions) -> Vec<(String, TensorData)> {
+pub(super) fn inputs(batch: &Batch, positions: &Positions) -> Vec<(String, TensorData)> {
     let [rows, width] = batch.shape;
     let ids: Vec<i64> = batch.input_ids.iter().map(|id| i64::from(*id)).collect();
     let mask: Vec<i64> = batch.attention_mask.iter().map(|real| i64::from(*real)).collect();
