@@ -522,7 +522,9 @@ fn replace(path: &Path, from: &str, to: &str) {
 #[test]
 fn a_type_or_a_size_that_means_nothing_here_is_refused() {
     let model = checkpoint();
-    let convert = ["convert", "--model", model.to_str().unwrap(), "--out", "no/such/place"];
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out");
+    let convert = ["convert", "--model", model.to_str().unwrap(), "--out", out.to_str().unwrap()];
 
     generate(&model, &["--prompt", "hi", "--dtype", "keep"])
         .refused(&["--dtype keep is for glm4v convert and merge", "needed here: f32, bf16 or f16"]);

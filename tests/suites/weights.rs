@@ -434,7 +434,12 @@ fn a_disk_that_is_full_leaves_nothing() {
 
 #[test]
 fn a_folder_that_is_there_already_is_not_written_over() {
-    let model = golden().join("checkpoints/glm4v");
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out");
+    fs::create_dir(&out).unwrap();
 
-    convert(&model, &model, &[]).refused(&["glm4v: exists already; choose another --out"]);
+    convert(&golden().join("checkpoints/glm4v"), &out, &[])
+        .refused(&["out: exists already; choose another --out"]);
+
+    assert_eq!(walk(folder.path()), [out]);
 }

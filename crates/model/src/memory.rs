@@ -2,7 +2,7 @@
 //!
 //! An estimate from the config alone: it counts the tensors that are alive at the moments when most of them are. It follows
 //! the code as it is: what a pass keeps for its gradients is said block by block, in the order in which the blocks make it.
-//! `tests/suites/memory.rs` holds it to what the allocator measures, and `docs/MEMORY.md` to what whole runs take.
+//! `tests/suites/memory.rs` holds it to what the allocator hands out. Whole runs took up to a fifth more: `benches/memory`.
 //!
 //! What is kept for the gradients of a product are its factors, if the other factor learns or leads to something that does;
 //! sums keep nothing. Norms, softmax, router and loss compute in f32 whatever the type of the weights.
@@ -114,7 +114,7 @@ impl Estimate<'_> {
     pub fn generation(&self) -> Memory {
         let weights = self.sizes.total() * self.bytes;
         let cache = self.tokens() * self.cache_per_token();
-        let working = self.encoding(self.cpu).max(self.prefill()).max(self.choice());
+        let working = self.loading().max(self.encoding(self.cpu)).max(self.prefill()).max(self.choice());
         Memory { weights, cache, working, ..Memory::default() }
     }
 
@@ -138,11 +138,12 @@ impl Estimate<'_> {
         let (seen, read) = (self.vision_kept(learning), self.text_kept(learning));
         let head = if learning == Learning::Full { text - sizes.decoder - sizes.embedding } else { 0 };
         let gradients = |parameters: u64| parameters * self.bytes;
-        // The moments that may be the fullest: a vision tower that only looks encodes, with all scores held; the loss is
-        // known; the head has its gradient; the text decoder has all of its own, and the vision tower still what it kept;
-        // all gradients are there, and weights move.
+        // The moments that may be the fullest: a vision tower that only looks encodes, with all scores held; the last weights
+        // are read; the loss is known; the head has its gradient; the text decoder has all of its own, and the vision tower
+        // still what it kept; all gradients are there, and weights move.
         let moments = [
             Memory { working: self.encoding(false), ..still },
+            Memory { working: self.loading(), optimizer: 0, ..still },
             Memory { kept: seen + read, working: 2 * self.logits() * WIDE + self.wide_head(), ..still },
             Memory {
                 kept: seen + read,
@@ -263,6 +264,11 @@ impl Estimate<'_> {
     /// Scores of taught tokens: `A · V`.
     fn logits(&self) -> u64 {
         self.answers() * self.config.text.vocab_size as u64
+    }
+
+    /// At work while the largest tensor is read: its bytes, beside the tensor made of them.
+    fn loading(&self) -> u64 {
+        if self.cpu { self.sizes.largest * self.bytes } else { 0 }
     }
 
     /// At work while the largest parameter moves, in f32.

@@ -196,6 +196,7 @@ fn estimate(
     let lora = Learning::lora(&mut config.init(device), args.lora_rank);
     let (full, lora) = (estimate.training(Learning::Full), estimate.training(lora));
     Ok(json!({
+        "counts": "tensors; whole runs took up to a fifth more, see benches/memory",
         "for": format!("{precision}, batch {}, length {}, {} of them answer{}", args.batch, args.length, args.answer,
             if picture.is_some() { ", a picture a row" } else { "" }),
         "decoding_reads_bytes": sizes.read_per_token() * bytes,

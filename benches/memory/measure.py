@@ -1,0 +1,101 @@
+"""Peak memory of whole runs of the program, and what `glm4v info` says it would be.
+
+    python benches/memory/measure.py --glm4v target/release/glm4v --config configs/models/digits
+
+Makes fresh weights from the folder (config and tokenizer, as configs/models/digits), a data set of one picture and a question of
+chosen length, and runs `train` for three steps, with all weights and with adapters on the text decoder, and `generate`. Prints a
+table. Peak memory is the highest resident size that the system saw (ru_maxrss).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LORA = ["lora.target_modules=model.language_model.*", "lora.r=16", "lora.alpha=32"]
+
+
+def run(program, *args):
+    """Runs the program; returns what it printed and its peak memory in bytes."""
+    process = subprocess.Popen([str(part) for part in (program, *args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    out = process.stdout.read().decode()
+    errors = process.stderr.read().decode(errors="replace")
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        sys.exit(f"{args[0]} failed:\n{errors[-2000:]}")
+    return out, usage.ru_maxrss * 1024
+
+
+def model_folder(args, side, folder):
+    """The model with pictures brought to `side` pixels a side."""
+    config = folder / "config"
+    shutil.copytree(args.config, config)
+    preprocessor = json.loads((config / "preprocessor_config.json").read_text())
+    preprocessor["size"] = {"shortest_edge": 2 * side * side, "longest_edge": 2 * side * side}
+    (config / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    run(args.glm4v, "init", "--config", config, "--out", folder / "model", "--dtype", args.dtype)
+    return folder / "model"
+
+
+def data_file(words, answer, rows, folder):
+    picture = ROOT / "datasets/digits/images/0005.png"
+    record = {"messages": [
+        {"role": "user", "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": "What digit is this? " * words}]},
+        {"role": "assistant", "content": "five " * answer},
+    ]}
+    path = folder / "data.jsonl"
+    path.write_text((json.dumps(record) + "\n") * rows)
+    return path
+
+
+def estimate(args, model, batch, length, answer):
+    out, _ = run(args.glm4v, "info", "--json", "--model", model, "--batch", batch, "--length", length, "--answer", answer,
+                 "--image", "1000x1000", "--dtype", args.dtype)
+    return json.loads(out)["estimate"]
+
+
+def line(what, estimated, measured):
+    off = 100 * (estimated / measured - 1)
+    print(f"| {what} | {estimated / 1e6:.0f} | {measured / 1e6:.0f} | {off:+.0f} % |", flush=True)
+
+
+def measure(args, side, words, answer, batch):
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model = model_folder(args, side, folder)
+        data = data_file(words, answer, 4 * batch, folder)
+        for name, extra in (("all weights", []), ("adapters", LORA)):
+            settings = [f"model.folder={model}", "model.init=weights", f"data.train={data}", "data.eval=", f"data.batch_size={batch}",
+                        f"run.folder={folder / name}", "schedule.steps=3", "run.save_every=0", *extra]
+            flags = [part for setting in settings for part in ("--set", setting)]
+            _, peak = run(args.glm4v, "train", "configs/finetune/digits-full-cpu.toml", "-q", "--dtype", args.dtype, *flags)
+            steps = [json.loads(step) for step in (folder / name / "metrics.jsonl").read_text().splitlines()]
+            length = steps[0]["tokens"] // batch
+            said = estimate(args, model, batch, length, answer + 1)
+            key = "training" if not extra else "training_lora_rank_16"
+            line(f"train, {name}, batch {batch}, {length} tokens, {side} pixels", said[key]["peak_bytes"], peak)
+        _, peak = run(args.glm4v, "generate", "--model", model, "--image", ROOT / "datasets/digits/images/0005.png", "--prompt",
+                      "What digit is this? " * words, "--greedy", "--max-new-tokens", answer, "-q", "--dtype", args.dtype)
+        said = estimate(args, model, 1, length, answer)
+        line(f"generate, {length} tokens, {side} pixels", said["generation"]["peak_bytes"], peak)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glm4v", type=lambda path: Path(path).resolve(), default=ROOT / "target/release/glm4v")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/models/digits")
+    parser.add_argument("--dtype", default="f32")
+    args = parser.parse_args()
+    _, idle = run(args.glm4v, "info")
+    print(f"at rest: {idle / 1e6:.0f} MB\n\n| run | estimated MB | measured MB | off |\n|---|---|---|---|")
+    for side, words, answer, batch in ((56, 1, 1, 32), (448, 12, 8, 2), (224, 60, 60, 4)):
+        measure(args, side, words, answer, batch)
+
+
+if __name__ == "__main__":
+    main()
