@@ -84,7 +84,8 @@ impl ModelFolder {
         // Experts that the checkpoint stacks have no tensor of their own to be changed.
         if let Some(name) = changes.into_keys().min() {
             return Err(WeightsError::Adapter(format!(
-                "{}: the adapter changes {name}, which the checkpoint keeps in a stack; glm4v convert writes experts apart",
+                "{}: the adapter changes {name}, which the checkpoint keeps in a stack of experts; needed: experts apart, as \
+                 published checkpoints and save_pretrained have them",
                 self.path().display()
             )));
         }
