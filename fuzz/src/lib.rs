@@ -25,8 +25,12 @@ pub fn image(data: &[u8]) {
 
 /// An animation as a clip. Films are left to ffmpeg.
 pub fn animation(data: &[u8]) {
-    let heads: [&[u8]; 3] = [b"GIF8", b"\x89PNG", b"RIFF"];
-    if !heads.iter().any(|head| data.starts_with(head)) {
+    let is = |at: usize, word: &[u8]| data.get(at..).is_some_and(|rest| rest.starts_with(word));
+    if !(is(0, b"GIF87a")
+        || is(0, b"GIF89a")
+        || is(0, b"\x89PNG\r\n\x1a\n")
+        || is(0, b"RIFF") && is(8, b"WEBP"))
+    {
         return;
     }
     let frame = DecodeLimits { max_pixels: 60_000, ..limits() };

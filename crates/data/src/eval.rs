@@ -19,6 +19,8 @@ pub struct EvalItem {
     pub at: Location,
     /// The pictures of the prompt, for people to look at.
     pub images: Vec<String>,
+    /// Its clips.
+    pub videos: Vec<String>,
 }
 
 impl EvalItem {
@@ -29,8 +31,9 @@ impl EvalItem {
         let last = record.messages.iter().rposition(|message| message.role == "assistant")?;
         let prompt = record.messages[..last].to_vec();
         let images = prompt.iter().flat_map(Message::images).map(ToString::to_string).collect();
+        let videos = prompt.iter().flat_map(Message::videos).map(ToString::to_string).collect();
         let answer = record.messages[last].content.texts().collect();
-        Some(Self { prompt, tools: record.tools.clone(), answer, at: record.at.clone(), images })
+        Some(Self { prompt, tools: record.tools.clone(), answer, at: record.at.clone(), images, videos })
     }
 }
 
@@ -45,9 +48,9 @@ mod tests {
     fn the_last_answer_is_asked_for_with_all_that_comes_before() {
         let long = format!("data:image/png;base64,{}", "A".repeat(100));
         let value = serde_json::json!({"conversations": [
-            {"from": "human", "value": "<image>one"}, {"from": "gpt", "value": "first"},
+            {"from": "human", "value": "<video><image>one"}, {"from": "gpt", "value": "first"},
             {"from": "human", "value": "two<image>"}, {"from": "gpt", "value": "second"}],
-            "images": ["a.png", long]});
+            "images": ["a.png", long], "videos": "a.mp4"});
         let at = Location { file: Path::new("d/x.jsonl").into(), line: 3, index: None };
         let record = Record::parse(value, at.clone(), &Layout::default(), Path::new("d"), None).unwrap();
 
@@ -57,6 +60,7 @@ mod tests {
         assert_eq!(item.answer, "second");
         assert_eq!(item.at, at);
         assert_eq!(item.images[0], "d/a.png");
+        assert_eq!(item.videos, ["d/a.mp4"]);
         assert_eq!(item.images[1].chars().count(), 61);
     }
 }

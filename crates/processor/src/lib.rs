@@ -1,10 +1,14 @@
-//! Everything before the network that needs no tensors: chat template, tokenizer, images to patches,
-//! placeholder expansion.
+//! Everything before the network that needs no tensors: chat template, tokenizer, images and clips to
+//! patches, placeholder expansion.
 //!
 //! [`Processor`] loads what a checkpoint folder says about its inputs and turns [`Message`]s into
-//! [`Encoded`]: token ids, and the patches of the pictures that stand among them. What it computes is
-//! what transformers computes, to the bit for pictures that both decode alike; the golden tests of
+//! [`Encoded`]: token ids, and the patches of the pictures and clips that stand among them. What it
+//! computes is what transformers computes, to the bit for what both decode alike; the golden tests of
 //! this crate hold it to that.
+//!
+//! Words that spell a control token (`<|user|>`, `<|image|>`) are refused, see
+//! [`Processor::with_special_tokens_allowed`]; nothing is fetched from the network without
+//! [`Processor::with_http`].
 //!
 //! ```no_run
 //! use glm4v_processor::{Processor, RenderOptions, parse_messages};

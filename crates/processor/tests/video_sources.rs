@@ -2,6 +2,7 @@
 //!
 //! Films are made by the `ffmpeg` that is also to read them.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+#![allow(clippy::print_stderr, reason = "a test that is left out says so")]
 
 mod support;
 

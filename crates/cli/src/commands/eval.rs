@@ -40,7 +40,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
         for examined in &report.examined {
             let item = &examined.item;
             print_line(
-                &json!({"at": item.at.to_string(), "images": item.images, "expected": item.answer,
+                &json!({"at": item.at.to_string(), "images": item.images, "videos": item.videos, "expected": item.answer,
                     "answer": examined.answer.text, "ended": examined.answer.ended, "right": examined.is_right()})
                 .to_string(),
             )?;
@@ -64,7 +64,8 @@ pub(crate) fn table<'a>(examined: impl Iterator<Item = &'a Examined>) -> String 
     let mut rows = vec![["picture or record".to_owned(), "expected".to_owned(), "answer".to_owned()]];
     for examined in examined {
         let item = &examined.item;
-        let place = item.images.first().cloned().unwrap_or_else(|| item.at.to_string());
+        let place =
+            item.images.iter().chain(&item.videos).next().cloned().unwrap_or_else(|| item.at.to_string());
         let mut answer = shorten(&examined.answer.text);
         if !examined.answer.ended {
             answer.push_str(" … (did not end)");
