@@ -1,7 +1,62 @@
-//! Whether a JPEG file is whole.
+//! JPEG files, bit for bit as Pillow decodes them, and whether they are whole.
 //!
-//! Decoders fill what is missing with grey and say nothing; a model would learn from the grey. So the
-//! segments are walked to the end-of-image marker first.
+//! Pillow carries libjpeg-turbo, whose inverse transform, upsampling and colour conversion decide the last
+//! bits of every pixel; libjpeg-turbo-rs is a port of it to Rust that keeps them. Other decoders do not:
+//! zune-jpeg 0.5.15, which the `image` crate uses, is off by up to 6 of 255 levels, jpeg-decoder 0.3.2 too.
+//! Proof: `crates/processor/tests/image_golden.rs`.
+//!
+//! Decoders may fill what is missing with grey and say nothing; a model would learn from the grey. So the
+//! segments are walked to the end-of-image marker first, and a damaged scan is an error.
+
+use image::ImageFormat;
+use image::error::{DecodingError, ImageError, ImageFormatHint, LimitError, LimitErrorKind};
+use image::metadata::Orientation;
+use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
+use memchr::memchr;
+
+/// Most scans of a progressive file. Encoders write about ten; each costs a walk over the whole picture,
+/// however few bytes it has.
+const MAX_SCANS: usize = 100;
+
+/// A file whose header has been read.
+pub(super) struct Jpeg<'a>(Decoder<'a>);
+
+impl<'a> Jpeg<'a> {
+    /// Reads the header; decoding may take `max_memory` bytes.
+    pub(super) fn open(bytes: &'a [u8], max_memory: u64) -> Result<Self, ImageError> {
+        let limits =
+            DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(max_memory), ..DecodeLimits::default() };
+        let decoder = Decoder::new_with_limits(bytes, limits).map_err(damaged)?;
+        Ok(Self(decoder.with_output_format(PixelFormat::Rgb)))
+    }
+
+    /// Width and height of what decoding yields.
+    pub(super) fn dimensions(&self) -> (u32, u32) {
+        let header = self.0.header();
+        (u32::from(header.width), u32::from(header.height))
+    }
+
+    /// How a viewer turns the picture.
+    pub(super) fn orientation(&self) -> Orientation {
+        let value = self.0.exif_orientation();
+        value.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
+    }
+
+    /// The pixels, three bytes each.
+    pub(super) fn pixels(&self) -> Result<Vec<u8>, ImageError> {
+        Ok(self.0.decode_image().map_err(damaged)?.data)
+    }
+}
+
+fn damaged(error: JpegError) -> ImageError {
+    match error {
+        JpegError::UnexpectedEof => std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into(),
+        JpegError::AllocationFailed { .. } => {
+            ImageError::Limits(LimitError::from_kind(LimitErrorKind::InsufficientMemory))
+        }
+        error => ImageError::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), error)),
+    }
+}
 
 const START_OF_SCAN: u8 = 0xDA;
 const END_OF_IMAGE: u8 = 0xD9;
@@ -10,7 +65,7 @@ const END_OF_IMAGE: u8 = 0xD9;
 pub(super) fn is_whole(bytes: &[u8]) -> bool {
     let mut at = 2; // past the start-of-image marker
     let mut in_scan = false;
-    while let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF)) {
+    while let Some(offset) = bytes.get(at..).and_then(|rest| memchr(0xFF, rest)) {
         at += offset + 1;
         match bytes.get(at) {
             None => return false,
