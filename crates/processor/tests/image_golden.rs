@@ -149,6 +149,26 @@ fn files_become_the_pixel_values_of_upstream() {
 }
 
 #[test]
+fn noise_is_resized_like_torchvision_resizes_it() {
+    let rows = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/processor/resize.json");
+    let rows: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(rows).unwrap()).unwrap();
+    assert_eq!(rows.len(), 14);
+    for row in rows {
+        let (from, to) = (usizes(&row["from"]), usizes(&row["to"]));
+        let mut state = 1u32;
+        let noise = (0..from[0] * from[1] * 3).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        });
+        let picture = Rgb::new(from[0], from[1], noise.collect()).unwrap();
+
+        let resized = resize_bicubic(&picture, to[0], to[1]);
+
+        assert_eq!(row["resized"], checksum(resized.pixels().iter().copied()), "{from:?} to {to:?}");
+    }
+}
+
+#[test]
 fn other_formats_are_decoded_like_load_image() {
     let folder =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/processor/formats");

@@ -13,15 +13,19 @@
 //! Pillow's own resize uses 22 fraction bits and, since version 13, sometimes the other order of
 //! passes; its pixels differ by up to 15 levels on the pictures of our golden data.
 //!
-//! Proof: `crates/processor/tests/image_golden.rs`.
+//! The fast_image_resize crate has this arithmetic too, in vector instructions, when it is given one axis
+//! at a time and our kernel: it descends from the same source, Pillow-SIMD. It differs where an axis
+//! shrinks over 128 times, since it stops one fraction bit earlier; such an axis is summed here.
+//!
+//! Proof: `crates/processor/tests/image_golden.rs`, and the tests below for the two against each other.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{Filter, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::Rgb;
 
-/// Rows that the horizontal pass works on at once: a few vector registers of i32.
-const LANES: usize = 16;
-
-/// Columns that the vertical pass works on at once.
-const STRETCH: usize = 32;
+/// Shrinking beyond this is summed here: the largest weight needs all fraction bits.
+const LIBRARY_SHRINKS: f64 = 100.0;
 
 /// Resamples `source` to `height` x `width`.
 ///
@@ -30,17 +34,55 @@ const STRETCH: usize = 32;
 /// When a side of the target is zero.
 pub fn resize_bicubic(source: &Rgb, height: usize, width: usize) -> Rgb {
     assert!(height > 0 && width > 0, "the target of a resize has pixels");
-    let wide = (width != source.width()).then(|| {
-        let axis = Axis::new(source.width(), width);
-        horizontal(source.pixels(), source.width() * 3, &axis)
-    });
+    let (from_height, from_width) = (source.height(), source.width());
+    let wide =
+        (width != from_width).then(|| pass(source.pixels(), [from_height, from_width], [from_height, width]));
     let rows = wide.as_deref().unwrap_or(source.pixels());
-    let tall = (height != source.height()).then(|| {
-        let axis = Axis::new(source.height(), height);
-        vertical(rows, width * 3, &axis)
-    });
+    let tall = (height != from_height).then(|| pass(rows, [from_height, width], [height, width]));
     let pixels = tall.or(wide).unwrap_or_else(|| source.pixels().to_vec());
     Rgb::new(height, width, pixels).expect("a pass writes every pixel")
+}
+
+/// Resamples along the one axis whose length changes.
+fn pass(source: &[u8], from: [usize; 2], to: [usize; 2]) -> Vec<u8> {
+    let shrinks = (from[0] as f64 / to[0] as f64).max(from[1] as f64 / to[1] as f64);
+    if shrinks < LIBRARY_SHRINKS { pass_of_library(source, from, to) } else { plain_pass(source, from, to) }
+}
+
+fn pass_of_library(source: &[u8], from: [usize; 2], to: [usize; 2]) -> Vec<u8> {
+    let source = ImageRef::new(from[1] as u32, from[0] as u32, source, PixelType::U8x3);
+    let mut out = Image::new(to[1] as u32, to[0] as u32, PixelType::U8x3);
+    let kernel = Filter::new("Keys", cubic, 2.0).expect("the support is a number");
+    let options =
+        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Custom(kernel))).use_alpha(false);
+    let resized = Resizer::new().resize(&source.expect("sizes and bytes agree"), &mut out, &options);
+    resized.expect("both have pixels of one type");
+    out.into_vec()
+}
+
+/// The same without vector instructions, and with all fraction bits.
+fn plain_pass(source: &[u8], from: [usize; 2], to: [usize; 2]) -> Vec<u8> {
+    // Values of one place on the axis: a pixel of a row, or a whole row.
+    let (axis, place) = if from[1] == to[1] {
+        (Axis::new(from[0], to[0]), from[1] * 3)
+    } else {
+        (Axis::new(from[1], to[1]), 3)
+    };
+    let line = place * if from[1] == to[1] { from[0] } else { from[1] };
+    let mut out = Vec::with_capacity(to[0] * to[1] * 3);
+    let mut sums = vec![0i32; place];
+    for line in source.chunks_exact(line) {
+        for (first, weights) in axis.outputs() {
+            sums.fill(axis.half());
+            for (values, &weight) in line[first * place..].chunks_exact(place).zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(values) {
+                    *sum += i32::from(weight) * i32::from(value);
+                }
+            }
+            out.extend(sums.iter().map(|&sum| narrow(sum, axis.precision)));
+        }
+    }
+    out
 }
 
 /// The fixed-point filter of one axis.
@@ -115,70 +157,6 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// Resamples every row.
-///
-/// Neighbours in a row are three bytes apart, which no vector unit likes; so [`LANES`] rows are turned
-/// on their side first and summed together.
-fn horizontal(source: &[u8], row_len: usize, axis: &Axis) -> Vec<u8> {
-    let out_len = axis.spans.len() * 3;
-    let mut out = vec![0u8; source.len() / row_len * out_len];
-    let mut turned = vec![[0u8; LANES]; row_len];
-    let bands = source.chunks(row_len * LANES);
-    for (band, out_band) in bands.zip(out.chunks_mut(out_len * LANES)) {
-        for (lane, row) in band.chunks_exact(row_len).enumerate() {
-            for (column, &value) in turned.iter_mut().zip(row) {
-                column[lane] = value;
-            }
-        }
-        for (x, (first, weights)) in axis.outputs().enumerate() {
-            for channel in 0..3 {
-                let mut sums = [axis.half(); LANES];
-                let inputs = turned[first * 3 + channel..].iter().step_by(3);
-                for (&weight, column) in weights.iter().zip(inputs) {
-                    add(&mut sums, weight, column);
-                }
-                // The last band may have fewer rows than lanes.
-                for (row, sum) in out_band.chunks_exact_mut(out_len).zip(sums) {
-                    row[x * 3 + channel] = narrow(sum, axis.precision);
-                }
-            }
-        }
-    }
-    out
-}
-
-/// Resamples every column.
-fn vertical(source: &[u8], row_len: usize, axis: &Axis) -> Vec<u8> {
-    let mut out = vec![0u8; axis.spans.len() * row_len];
-    for ((first, weights), out_row) in axis.outputs().zip(out.chunks_exact_mut(row_len)) {
-        let rows = &source[first * row_len..];
-        // A stretch of columns at a time, so that its sums stay in registers over all taps.
-        for (stretch, out) in out_row.chunks_mut(STRETCH).enumerate() {
-            let mut sums = [axis.half(); STRETCH];
-            for (tap, &weight) in weights.iter().enumerate() {
-                let start = tap * row_len + stretch * STRETCH;
-                match rows[start..].first_chunk::<STRETCH>() {
-                    // May read into the next row where the last stretch is short; unused sums.
-                    Some(values) => add(&mut sums, weight, values),
-                    None => add(&mut sums, weight, &rows[start..start + out.len()]),
-                }
-            }
-            for (value, sum) in out.iter_mut().zip(sums) {
-                *value = narrow(sum, axis.precision);
-            }
-        }
-    }
-    out
-}
-
-/// Adds weighted values to sums.
-#[inline(always)]
-fn add(sums: &mut [i32], weight: i16, values: &[u8]) {
-    for (sum, &value) in sums.iter_mut().zip(values) {
-        *sum += i32::from(weight) * i32::from(value);
-    }
-}
-
 /// Drops the fraction bits and keeps to 8 bits.
 fn narrow(sum: i32, precision: u32) -> u8 {
     (sum >> precision).clamp(0, 255) as u8
@@ -214,14 +192,28 @@ mod tests {
     }
 
     #[test]
-    fn rows_do_not_mix_in_the_horizontal_pass() {
-        // One more row than lanes, so that a second, partly filled band exists.
-        let picture = noise(LANES + 1, 20);
-        let whole = resize_bicubic(&picture, LANES + 1, 9);
-
-        let last = Rgb::new(1, 20, picture.pixels()[LANES * 60..].to_vec()).unwrap();
-
-        let alone = resize_bicubic(&last, 1, 9);
-        assert_eq!(whole.pixels()[LANES * 27..], *alone.pixels());
+    fn the_library_computes_what_is_computed_here() {
+        // Every remainder of the vector widths, growing and shrinking, up to where the two part.
+        let sizes = (1..40).chain([63, 64, 65, 99, 100, 127, 250, 299]);
+        for (index, length) in sizes.enumerate() {
+            for target in [1, 3, 4, 7, 28, 33, 64, 100].map(|target| target + index % 3) {
+                if length == target || length >= 100 * target {
+                    continue;
+                }
+                let picture = noise(5, length);
+                let (from, to) = ([5, length], [5, target]);
+                assert_eq!(
+                    pass_of_library(picture.pixels(), from, to),
+                    plain_pass(picture.pixels(), from, to),
+                    "{length} to {target} columns"
+                );
+                let (from, to) = ([length, 5], [target, 5]);
+                assert_eq!(
+                    pass_of_library(picture.pixels(), from, to),
+                    plain_pass(picture.pixels(), from, to),
+                    "{length} to {target} rows"
+                );
+            }
+        }
     }
 }

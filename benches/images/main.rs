@@ -1,0 +1,80 @@
+//! Pictures a second: decoding, resizing, and all of preprocessing, each alone.
+//!
+//!     cargo run --release --workspace --bin bench-images -- --threads 2 FILE...
+//!
+//! Prints one JSON object a file; `compare.py` holds it against transformers.
+#![expect(clippy::print_stdout, reason = "it is what the program is for")]
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Parser;
+use glm4v_processor::{ImageProcessor, ImageSource, resize_bicubic};
+use rayon::prelude::*;
+use serde_json::json;
+
+/// That of the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Pictures a second.
+#[derive(Parser)]
+struct Args {
+    /// Threads; a picture is worked on by one.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Pictures in the air at a time: the same file again and again.
+    #[arg(long, default_value_t = 8)]
+    pictures: usize,
+    /// Rounds, of which the best counts.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Files.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    pool.install(|| {
+        for file in &args.files {
+            let name = file.display().to_string();
+            println!("{}", measure(&args, &ImageSource::Path(file.clone())).context(name)?);
+        }
+        Ok(())
+    })
+}
+
+fn measure(args: &Args, source: &ImageSource) -> anyhow::Result<serde_json::Value> {
+    let processor = ImageProcessor::from_json("{}")?;
+    let picture = ImageProcessor::load_image(source)?;
+    let [_, rows, columns] = processor.grid(picture.height(), picture.width())?;
+    let (height, width) = (rows * 14, columns * 14);
+
+    let decode = best(args, || ImageProcessor::load_image(source).map(drop))?;
+    let resize = best(args, || {
+        resize_bicubic(&picture, height, width);
+        anyhow::Ok(())
+    })?;
+    let cut = {
+        let resized = resize_bicubic(&picture, height, width);
+        best(args, || processor.process(&resized).map(drop))?
+    };
+    let whole = best(args, || processor.process(&ImageProcessor::load_image(source)?).map(drop))?;
+    Ok(json!({"file": source.to_string(), "height": picture.height(), "width": picture.width(),
+        "to": [height, width], "threads": args.threads,
+        "decode": decode, "resize": resize, "patches": cut, "whole": whole}))
+}
+
+/// Pictures a second in the best round.
+fn best<E: Send>(args: &Args, work: impl Fn() -> Result<(), E> + Sync) -> Result<f64, E> {
+    let mut best = f64::INFINITY;
+    for _ in 0..=args.rounds {
+        let start = Instant::now();
+        (0..args.pictures).into_par_iter().map(|_| work()).collect::<Result<(), E>>()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(args.pictures as f64 / best)
+}
