@@ -2,39 +2,18 @@
 //!
 //! Films are made by the `ffmpeg` that is also to read them.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
-#![allow(clippy::print_stderr, reason = "a test that is left out says so")]
 
 mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use glm4v_processor::{
     DecodeLimits, ImageSource, Message, Part, PatchedVideo, Processor, RenderOptions, Rgb, VideoConfig,
     VideoData, VideoError, VideoLimits, VideoProcessor, VideoSource,
 };
-use support::{clips, frames, golden};
+use support::{clips, ffmpeg, frames, golden, has_ffmpeg};
 use tempfile::{TempDir, tempdir};
-
-/// Whether films can be made and read. Without ffmpeg their tests have nothing to do, unless
-/// `GLM4V_NEED_FFMPEG` is set, as `.ci/run` does.
-fn has_ffmpeg() -> bool {
-    let there =
-        ["ffmpeg", "ffprobe"].iter().all(|program| Command::new(program).arg("-version").output().is_ok());
-    assert!(there || std::env::var_os("GLM4V_NEED_FFMPEG").is_none(), "needs ffmpeg: apt-get install ffmpeg");
-    if !there {
-        eprintln!("LEFT OUT: no ffmpeg here, so that tests of films have nothing to do");
-    }
-    there
-}
-
-fn ffmpeg(folder: &TempDir, args: &str) {
-    let mut command = Command::new("ffmpeg");
-    command.current_dir(folder.path()).args(["-v", "error", "-nostdin", "-y"]).args(args.split(' '));
-    let status = command.status().expect("was there a moment ago");
-    assert!(status.success(), "ffmpeg {args}");
-}
 
 fn processor() -> VideoProcessor {
     VideoProcessor::new(VideoConfig::from_json("{}").unwrap())

@@ -6,12 +6,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use glm4v_processor::Rgb;
 use image::codecs::png::PngDecoder;
 use image::{AnimationDecoder, DynamicImage};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use tempfile::TempDir;
 
 pub(crate) fn golden() -> PathBuf {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/golden");
@@ -92,4 +94,25 @@ pub(crate) fn checksum(bytes: impl IntoIterator<Item = u8>) -> String {
     let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
     let sum = bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, step);
     format!("{sum:016x}")
+}
+
+/// Whether films can be made and read. Without ffmpeg their tests have nothing to do, unless
+/// `GLM4V_NEED_FFMPEG` is set, as `.ci/run` does.
+pub(crate) fn has_ffmpeg() -> bool {
+    let there =
+        ["ffmpeg", "ffprobe"].iter().all(|program| Command::new(program).arg("-version").output().is_ok());
+    assert!(there || std::env::var_os("GLM4V_NEED_FFMPEG").is_none(), "needs ffmpeg: apt-get install ffmpeg");
+    #[allow(clippy::print_stderr, reason = "a test that is left out says so")]
+    if !there {
+        eprintln!("LEFT OUT: no ffmpeg here, so that tests of films have nothing to do");
+    }
+    there
+}
+
+/// Runs ffmpeg in a folder, with words between spaces.
+pub(crate) fn ffmpeg(folder: &TempDir, args: &str) {
+    let mut command = Command::new("ffmpeg");
+    command.current_dir(folder.path()).args(["-v", "error", "-nostdin", "-y"]).args(args.split(' '));
+    let status = command.status().expect("was there a moment ago");
+    assert!(status.success(), "ffmpeg {args}");
 }
