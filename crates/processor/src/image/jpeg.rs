@@ -27,7 +27,8 @@ impl<'a> Jpeg<'a> {
         let limits =
             DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(max_memory), ..DecodeLimits::default() };
         let decoder = Decoder::new_with_limits(bytes, limits).map_err(damaged)?;
-        Ok(Self(decoder.with_output_format(PixelFormat::Rgb)))
+        // Smoothing, on by default in libjpeg, acts where a progressive file leaves its finer scans out.
+        Ok(Self(decoder.with_output_format(PixelFormat::Rgb).with_block_smoothing(true)))
     }
 
     /// Width and height of what decoding yields.
