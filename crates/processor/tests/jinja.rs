@@ -78,7 +78,8 @@ fn what_templates_use_of_python_gives_the_same_text_or_an_error_with_the_line() 
 #[test]
 #[ignore = "needs GLM4V_TEMPLATES, a folder of published templates"]
 fn published_templates_give_the_text_that_jinja_gives() {
-    let folder = std::env::var_os("GLM4V_TEMPLATES").map(PathBuf::from).expect("GLM4V_TEMPLATES names a folder");
+    let folder =
+        std::env::var_os("GLM4V_TEMPLATES").map(PathBuf::from).expect("GLM4V_TEMPLATES names a folder");
     let renders: Value =
         serde_json::from_str(&fs::read_to_string(folder.join("renders.json")).unwrap()).unwrap();
     let mut compared = 0;

@@ -62,13 +62,12 @@ fn pass_of_library(source: &[u8], from: [usize; 2], to: [usize; 2]) -> Vec<u8> {
 
 /// The same without vector instructions, and with all fraction bits.
 fn plain_pass(source: &[u8], from: [usize; 2], to: [usize; 2]) -> Vec<u8> {
-    // Values of one place on the axis: a pixel of a row, or a whole row.
-    let (axis, place) = if from[1] == to[1] {
-        (Axis::new(from[0], to[0]), from[1] * 3)
+    // A place on the axis is a whole row, or a pixel of a row; a line is all places that are summed together.
+    let (axis, place, line) = if from[0] == to[0] {
+        (Axis::new(from[1], to[1]), 3, from[1] * 3)
     } else {
-        (Axis::new(from[1], to[1]), 3)
+        (Axis::new(from[0], to[0]), from[1] * 3, source.len())
     };
-    let line = place * if from[1] == to[1] { from[0] } else { from[1] };
     let mut out = Vec::with_capacity(to[0] * to[1] * 3);
     let mut sums = vec![0i32; place];
     for line in source.chunks_exact(line) {
