@@ -59,7 +59,7 @@ pub use mlp::GatedMlp;
 pub use named::{NamedMapper, NamedVisitor, map_named, visit_named};
 pub use norm::{LayerNorm, RmsNorm};
 pub use positions::{PositionError, Positions};
-pub use probe::Probe;
+pub use probe::{Probe, owned};
 pub use rope::RotaryTable;
 pub use site::Site;
 pub use size::Sizes;

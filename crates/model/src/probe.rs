@@ -109,6 +109,12 @@ impl Probe {
         while kept.iter().any(|(other, _)| *other == name) {
             name.push_str("#2");
         }
-        kept.push((name, value.to_data()));
+        kept.push((name, owned(&value.to_data())));
     }
+}
+
+/// A copy that is ours: on GPUs that share memory with the CPU, what is read may be the buffer itself, and later
+/// operations work in it.
+pub fn owned(data: &TensorData) -> TensorData {
+    TensorData::from_bytes_vec(data.as_bytes().to_vec(), data.shape(), data.dtype())
 }

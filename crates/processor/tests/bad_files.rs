@@ -133,14 +133,47 @@ fn urls_are_data_or_refused() {
     let data = ImageProcessor::load_image(&url(format!("data:image/png;base64,{png}"))).unwrap();
 
     assert_eq!((data.height(), data.width()), (10, 10));
-    let needed = "data URL: needed data:<type>;base64,<data>";
-    for bad in ["data:image/png;base64,@@", "data:image/png,abc", "data:image/png;base64"] {
+    // Lines broken, nothing to fill up, the alphabet of URLs, and no head at all: as forgiving as Python.
+    let lines: Vec<&str> = png.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let safe = png.trim_end_matches('=').replace('+', "-").replace('/', "_");
+    let long = png.clone() + &" ".repeat(5000);
+    for source in [
+        url(format!("data:image/png;base64,{}", lines.join("\r\n"))),
+        url(format!("data:image/png;base64,{safe}")),
+        ImageSource::parse(&long, "".as_ref()),
+    ] {
+        assert_eq!(ImageProcessor::load_image(&source).unwrap(), data);
+    }
+    let needed = "data URL: has no ;base64, in it; needed: data:<type>;base64,<data>";
+    for bad in ["data:image/png,abc", "data:image/png;base64"] {
         assert_eq!(refused(url(bad.to_owned())), needed);
     }
+    let damaged = refused(url("data:image/png;base64,QU@D".to_owned()));
+    assert!(damaged.starts_with("data URL: the base64 is damaged: Invalid symbol 64, offset 2"), "{damaged}");
+    assert_eq!(
+        refused(ImageSource::parse("ftp://example.org/a.png", "".as_ref())),
+        "ftp://example.org/a.png: unknown kind of URL; http, https, data and file are known"
+    );
     assert_eq!(
         refused(url("https://example.org/a.png".to_owned())),
         "https://example.org/a.png: fetching over the network is off; use a local path or a data: URL, or allow it (--allow-http)"
     );
+}
+
+#[test]
+fn limits_that_make_no_picture_are_refused() {
+    let picture = Rgb::new(30, 40, vec![9; 3600]).unwrap();
+    let refused = |least, most| {
+        let processor = ImageProcessor::from_json("{}").unwrap();
+        let processor = processor.with_min_pixels(least).with_max_pixels(most);
+        processor.process(&picture).unwrap_err().to_string()
+    };
+    let contrary = refused(100_000, 50_000);
+    assert!(contrary.starts_with("at least 100000 and at most 50000 pixels are asked for"), "{contrary}");
+    for least in [1 << 30, usize::MAX] {
+        let huge = refused(least, usize::MAX);
+        assert!(huge.starts_with("would be enlarged to ") && huge.ends_with("(--min-pixels)"), "{huge}");
+    }
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn other_formats_are_decoded_like_load_image() {
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/processor/formats");
     let rows = std::fs::read_to_string(folder.join("checksums.json")).unwrap();
     let rows: Vec<Value> = serde_json::from_str(&rows).unwrap();
-    assert_eq!(rows.len(), 26);
+    assert_eq!(rows.len(), 31);
     for row in rows {
         let file = row["file"].as_str().unwrap();
 

@@ -73,6 +73,46 @@ fn what_templates_use_of_python_gives_the_same_text_or_an_error_with_the_line() 
     }
 }
 
+/// Templates that mean harm, and what is said of them.
+#[test]
+fn a_template_that_takes_too_much_is_stopped() {
+    let deep = |start: &str, step: &str, end: &str| format!("{start}{}{end}", step.repeat(30_000));
+    let nested = |print: &str| {
+        let grow = "{% for i in range(90000) %}{% set ns.l = [ns.l] %}{% endfor %}";
+        format!("{{% set ns = namespace(l=[]) %}}{grow}{{{{ {print} }}}}")
+    };
+    let itself = |print: &str| format!("{{% set ns = namespace() %}}{{% set ns.a = ns %}}{{{{ {print} }}}}");
+    // These end by themselves soon after they are left alone, for the sake of the tests beside.
+    let double = "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(27) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+    for (template, said) in [
+        (double.to_owned(), "takes more than 1024 MB of memory"),
+        ("{{ 'a' | indent(2000000000, first=true) }}".to_owned(), "takes more than 1024 MB of memory"),
+        (itself("ns"), "nests over 200 deep"),
+        (itself("ns | tojson"), "nests over 200 deep"),
+        (itself("ns | string"), "nests over 200 deep"),
+        (nested("ns.l"), "nests over 200 deep"),
+        (nested("ns.l | tojson"), "nests over 200 deep"),
+        ("a".repeat(200_000), "more than the limit of 131072"),
+    ] {
+        let rendered = with_template(&template)
+            .and_then(|processor| processor.render(&[], &RenderOptions::prompt()).map_err(|e| e.to_string()));
+
+        let error = rendered.unwrap_err();
+        assert!(error.contains(said), "{}: {error}", &template[..template.len().min(80)]);
+    }
+    // Deep, and harmless.
+    for template in [
+        deep("{{ ", "not ", "1 }}"),
+        deep("{{ ", "-", "1 }}"),
+        deep("{{ 1", "+1", " }}"),
+        deep("{{ a", ".b", " }}"),
+        deep("{{ 'a'", "|e", " }}"),
+        nested("ns.l == [ns.l]"),
+    ] {
+        let _ = with_template(&template).map(|processor| processor.render(&[], &RenderOptions::prompt()));
+    }
+}
+
 /// Templates as published, which are not ours to copy: `GLM4V_TEMPLATES` names a folder of them, with
 /// `renders.json` beside.
 #[test]

@@ -42,6 +42,19 @@ fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
          from the same checkpoint",
         path.display()
     );
+    let vision = &folder.config().vision;
+    let image = processor.image_processor();
+    for (what, key, config, file) in [
+        ("values in a patch", "patch_size and temporal_patch_size", vision.patch_values(), image.row_len()),
+        ("patches in a token", "merge_size", vision.merged_patches(), image.patches_per_token()),
+    ] {
+        ensure!(
+            config == file,
+            "{}: {config} {what} in config.json, but {file} in preprocessor_config.json ({key}); take both from the same \
+             checkpoint",
+            path.display()
+        );
+    }
     Ok((folder, processor))
 }
 

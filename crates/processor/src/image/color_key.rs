@@ -38,11 +38,13 @@ fn transparent_color(png: &[u8]) -> Option<[u8; 3]> {
     }
 }
 
-/// Reads `tRNS`. Pillow keeps a colour for 8-bit grey and RGB, and for palettes where exactly one
-/// entry is fully transparent and all others are opaque.
+/// Reads `tRNS`. Pillow keeps a colour for grey and 8-bit RGB, and for palettes where exactly one entry is fully
+/// transparent and all others are opaque. It looks for a grey level as the file spells it among the levels that
+/// it has scaled to 8 bits, or clipped, so that other than 1 and 8 bits only some levels are ever found.
 fn color((depth, color_type): (u8, u8), palette: Option<&[u8]>, data: &[u8]) -> Option<[u8; 3]> {
     match (color_type, depth, data) {
-        (0, 8, &[_, gray]) => Some([gray; 3]),
+        (0, 1, &[_, gray]) => Some([if gray == 0 { 0 } else { 255 }; 3]),
+        (0, _, &[_, gray]) => Some([gray; 3]),
         (2, 8, &[_, r, _, g, _, b]) => Some([r, g, b]),
         (3, _, alphas) => {
             let index = alphas.iter().position(|&alpha| alpha != 255)?;

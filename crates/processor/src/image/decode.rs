@@ -17,9 +17,10 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet::{STANDARD, URL_SAFE};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::http::{HttpError, HttpLimits};
 use super::jpeg::Jpeg;
@@ -118,9 +119,18 @@ pub enum ImageError {
         #[source]
         source: HttpError,
     },
-    /// A `data:` URL that holds no base64.
-    #[error("data URL: needed data:<type>;base64,<data>")]
+    /// A `data:` URL that is none.
+    #[error("data URL: has no ;base64, in it; needed: data:<type>;base64,<data>")]
     DataUrl,
+    /// A `data:` URL whose data is damaged.
+    #[error("data URL: the base64 is damaged: {0}")]
+    Base64(base64::DecodeError),
+    /// A URL of a kind that is not known.
+    #[error("{url}: unknown kind of URL; http, https, data and file are known")]
+    Scheme {
+        /// The URL.
+        url: String,
+    },
     /// A picture that cannot be brought to a size of the model.
     #[error(transparent)]
     Resize(#[from] ResizeError),
@@ -188,6 +198,10 @@ impl DecodeLimits {
 
     pub(crate) fn fetch(&self, url: &str) -> Result<Vec<u8>, ImageError> {
         let is_data = url.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("data:"));
+        let is_http = url.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("http"));
+        if !is_data && !is_http {
+            return Err(ImageError::Scheme { url: url.to_owned() });
+        }
         if !is_data {
             let Some(http) = &self.http else {
                 return Err(ImageError::Remote { url: url.to_owned() });
@@ -200,7 +214,11 @@ impl DecodeLimits {
             return Err(ImageError::DataUrl);
         }
         self.check_len(data.len() as u64 / 4 * 3, || "data URL".to_owned())?;
-        STANDARD.decode(data.trim()).map_err(|_| ImageError::DataUrl)
+        // As forgiving as Python: lines may be broken, and what only fills up may be missing.
+        let data = data.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>();
+        let url_safe = data.iter().any(|byte| matches!(byte, b'-' | b'_'));
+        let engine = GeneralPurpose::new(if url_safe { &URL_SAFE } else { &STANDARD }, PADDING);
+        engine.decode(data).map_err(ImageError::Base64)
     }
 
     fn check_len(&self, bytes: u64, name: impl Fn() -> String) -> Result<(), ImageError> {
@@ -260,7 +278,15 @@ impl DecodeLimits {
             too_large(decoder.dimensions())?;
             // A picture with damaged EXIF is shown as it lies in the file.
             let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-            let decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+            let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+            // A transparent level of grey comes as alpha; the picture is grey all the same.
+            if format == ImageFormat::Png
+                && let (DynamicImage::ImageLumaA16(levels), Some(0)) = (&decoded, bytes.get(PNG_COLOR_TYPE))
+            {
+                let gray = levels.pixels().map(|p| p.0[0]).collect();
+                let gray = ImageBuffer::from_raw(levels.width(), levels.height(), gray);
+                decoded = DynamicImage::ImageLuma16(gray.expect("a level for each pixel"));
+            }
             (to_rgb(decoded, format), orientation)
         };
         let mut picture = picture.ok_or_else(|| ImageError::NotAnImage { name: name() })?;
@@ -270,6 +296,12 @@ impl DecodeLimits {
         Ok(orient(picture, orientation))
     }
 }
+
+const PADDING: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+
+/// Where the header of a PNG says what its samples are.
+const PNG_COLOR_TYPE: usize = 25;
 
 /// The formats we decode, by name.
 fn known(format: ImageFormat) -> Option<&'static str> {

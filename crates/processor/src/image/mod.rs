@@ -17,6 +17,7 @@ pub(crate) use decode::to_rgb;
 pub use decode::{DecodeLimits, ImageError};
 pub use http::{HttpError, HttpLimits};
 pub use resize::resize_bicubic;
+pub(crate) use smart_resize::bounded_resize;
 pub use smart_resize::{ResizeError, smart_resize};
 
 pub(crate) use patch::{Geometry, Levels};
@@ -212,6 +213,8 @@ impl ImageProcessor {
     fn target(&self, height: usize, width: usize) -> Result<(usize, usize), ResizeError> {
         let Geometry { patch, temporal, merge } = self.geometry;
         // A still picture is shown `temporal` times, and every showing counts.
-        smart_resize(temporal, height, width, temporal, patch * merge, self.min_pixels, self.max_pixels)
+        let limits = [self.min_pixels, self.max_pixels];
+        let allowed = self.decode_limits.max_pixels;
+        bounded_resize(temporal, [height, width], temporal, patch * merge, limits, allowed)
     }
 }

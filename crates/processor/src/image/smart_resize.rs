@@ -18,6 +18,28 @@ pub enum ResizeError {
         /// Long side over short side, after bringing the short side to one block.
         ratio: f64,
     },
+    /// Limits that exclude each other.
+    #[error(
+        "at least {min_pixels} and at most {max_pixels} pixels are asked for; needed: a minimum below the maximum"
+    )]
+    Limits {
+        /// Fewest pixels.
+        min_pixels: usize,
+        /// Most pixels.
+        max_pixels: usize,
+    },
+    /// A size that the limits of decoding would refuse.
+    #[error(
+        "would be enlarged to {width}x{height} pixels, more than {max_pixels} in all; lower the fewest pixels (--min-pixels)"
+    )]
+    Enlarged {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+        /// Most pixels allowed.
+        max_pixels: u64,
+    },
     /// A side of zero pixels.
     #[error("a picture of {width}x{height} pixels has nothing to see")]
     Empty {
@@ -77,6 +99,27 @@ pub fn smart_resize(
         (h_bar, w_bar) = (grown(h), grown(w));
     }
     Ok((h_bar as usize, w_bar as usize))
+}
+
+/// [`smart_resize`] within limits that make sense, to a size that can be held in memory.
+pub(crate) fn bounded_resize(
+    num_frames: usize,
+    [height, width]: [usize; 2],
+    temporal_factor: usize,
+    factor: usize,
+    [min_pixels, max_pixels]: [usize; 2],
+    allowed: u64,
+) -> Result<(usize, usize), ResizeError> {
+    if min_pixels > max_pixels {
+        return Err(ResizeError::Limits { min_pixels, max_pixels });
+    }
+    let (height, width) =
+        smart_resize(num_frames, height, width, temporal_factor, factor, min_pixels, max_pixels)?;
+    // In f64, where no product of limits overflows.
+    if height as f64 * width as f64 > allowed as f64 {
+        return Err(ResizeError::Enlarged { height, width, max_pixels: allowed });
+    }
+    Ok((height, width))
 }
 
 #[cfg(test)]

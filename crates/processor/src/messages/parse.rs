@@ -118,12 +118,24 @@ pub(super) enum Location {
 }
 
 /// Tells URLs from paths and resolves the paths.
+/// No system has longer ones.
+const LONGEST_PATH: usize = 4096;
+
+fn is_scheme(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+')
+}
+
 pub(super) fn locate(value: &str, base: &Path) -> Location {
     let is = |scheme: &str| value.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
     if is("data:") || is("http://") || is("https://") {
         Location::Url(value.to_owned())
     } else if is("file://") {
         Location::Path(PathBuf::from(&value["file://".len()..]))
+    } else if value.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
+        Location::Url(value.to_owned())
+    } else if value.len() > LONGEST_PATH {
+        // No path, so what `load_image` takes for a picture: base64 alone.
+        Location::Url(format!("data:image;base64,{value}"))
     } else {
         Location::Path(base.join(value))
     }

@@ -9,9 +9,11 @@
 //! the model is a list of texts only, it is handed over as one string: the template of GLM-4.1V prints
 //! such a list as Python would (`[{'type': ...`), and a model should not learn that.
 //!
-//! A template comes with a download, so it runs on a budget: steps ([`STEPS`]) and length of the output
-//! ([`MAX_OUTPUT`]). Memory inside of a template is not bounded otherwise.
+//! A template comes with a download, so it runs on a budget: its own length ([`MAX_SOURCE`]), steps ([`STEPS`]), length of
+//! the output ([`MAX_OUTPUT`]), depth of printed values, time and memory (`guard.rs`). What is left: a namespace that holds itself,
+//! compared or joined to a string, ends the process (stack overflow).
 
+mod guard;
 mod python;
 
 use std::error::Error as _;
@@ -32,6 +34,9 @@ const PARTS_PER_STEPS: usize = 10_000;
 
 /// Longest text that a template may write beyond the length of the messages.
 const MAX_OUTPUT: usize = 16 << 20;
+
+/// Longest template; published ones have up to 30 KB.
+const MAX_SOURCE: usize = 128 << 10;
 
 /// Name of the template in error messages.
 const NAME: &str = "chat template";
@@ -83,6 +88,15 @@ pub enum TemplateError {
         /// The token.
         token: String,
     },
+    /// The template itself is too long to be one.
+    #[error("chat template: {bytes} bytes, more than the limit of {MAX_SOURCE}; is it a template?")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The template takes too much time or memory.
+    #[error("chat template: {0}")]
+    Stopped(String),
     /// The template writes too much.
     #[error("chat template: writes more than {limit} bytes")]
     TooLong {
@@ -124,21 +138,10 @@ struct Refusal(String);
 
 impl ChatTemplate {
     pub(crate) fn new(source: String, tokens: Map<String, Json>) -> Result<Self, TemplateError> {
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(python::method);
-        environment.set_formatter(python::format);
-        environment.add_filter("tojson", tojson);
-        environment.add_function("raise_exception", |message: String| {
-            let error = minijinja::Error::new(ErrorKind::InvalidOperation, "refused");
-            Err::<Value, _>(error.with_source(Refusal(message)))
-        });
-        environment
-            .add_template_owned(NAME, without_generation(&source))
-            .map_err(|problem| TemplateError::Syntax { line: problem.line().unwrap_or(0), problem })?;
+        if source.len() > MAX_SOURCE {
+            return Err(TemplateError::TooLarge { bytes: source.len() });
+        }
+        let environment = guarded(move || compiled(&source))??;
         Ok(Self { environment, tokens })
     }
 
@@ -169,14 +172,42 @@ impl ChatTemplate {
 
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(steps));
-        let template = environment.get_template(NAME).expect("added when it was made");
-        let rendered = template.render_captured_to(Value::from_serialize(&context), &mut out);
-        match rendered.map(drop) {
-            Ok(()) => Ok(String::from_utf8(out.text).expect("templates write text")),
-            Err(_) if out.text.len() >= out.limit => Err(TemplateError::TooLong { limit: out.limit }),
-            Err(problem) => Err(explain(problem, steps)),
-        }
+        guarded(move || {
+            let template = environment.get_template(NAME).expect("added when it was made");
+            let rendered = template.render_captured_to(Value::from_serialize(&context), &mut out);
+            match rendered.map(drop) {
+                Ok(()) => Ok(String::from_utf8(out.text).expect("templates write text")),
+                Err(_) if out.text.len() >= out.limit => Err(TemplateError::TooLong { limit: out.limit }),
+                Err(problem) => Err(explain(problem, steps)),
+            }
+        })?
     }
+}
+
+/// Runs a part of a template's work, watched.
+fn guarded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TemplateError> {
+    guard::run(work).map_err(|stopped| TemplateError::Stopped(stopped.to_string()))
+}
+
+/// The template in the dialect of transformers.
+fn compiled(source: &str) -> Result<Environment<'static>, TemplateError> {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(python::method);
+    environment.set_formatter(python::format);
+    environment.add_filter("string", python::string);
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", |message: String| {
+        let error = minijinja::Error::new(ErrorKind::InvalidOperation, "refused");
+        Err::<Value, _>(error.with_source(Refusal(message)))
+    });
+    environment
+        .add_template_owned(NAME, without_generation(source))
+        .map_err(|problem| TemplateError::Syntax { line: problem.line().unwrap_or(0), problem })?;
+    Ok(environment)
 }
 
 /// The template without the marks around answers (`{% generation %}`) that trainers may ask of
@@ -273,6 +304,7 @@ fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     if style.indent.is_some_and(|indent| indent > 64) {
         return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "indent: needed at most 64"));
     }
+    python::check_depth(value)?;
     let json = serde_json::to_value(value)
         .map_err(|source| minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(source))?;
     let text = python::dumps(&json, &style);

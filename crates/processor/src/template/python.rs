@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use minijinja::value::ValueKind;
+use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Output, State, Value};
 use serde_json::Value as Json;
 
@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 pub(super) fn format(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Bool | ValueKind::None | ValueKind::Seq | ValueKind::Map => {
+            check_depth(value)?;
             let mut text = String::new();
             repr(&mut text, value);
             Ok(out.write_str(&text)?)
@@ -44,6 +45,40 @@ fn float(number: f64) -> String {
         },
         None => text,
     }
+}
+
+/// The filter `string`: Python's `str`.
+pub(super) fn string(value: &Value) -> Result<String, Error> {
+    check_depth(value)?;
+    let mut text = String::new();
+    match value.as_str() {
+        Some(own) => text.push_str(own),
+        None => repr(&mut text, value),
+    }
+    Ok(text)
+}
+
+/// Deepest value that is printed.
+const MAX_DEPTH: usize = 200;
+
+/// Refuses values that nest too deeply to be printed, such as a namespace that holds itself.
+pub(super) fn check_depth(value: &Value) -> Result<(), Error> {
+    fn fits(value: &Value, left: usize) -> bool {
+        let mut items = match value.kind() {
+            ValueKind::Seq | ValueKind::Map => value.try_iter().into_iter().flatten(),
+            _ => return true,
+        };
+        let item = |key: &Value| match value.kind() {
+            ValueKind::Map => value.get_item(key).unwrap_or_default(),
+            _ => key.clone(),
+        };
+        left > 0 && items.all(|key| fits(&item(&key), left - 1))
+    }
+    if fits(value, MAX_DEPTH) {
+        return Ok(());
+    }
+    let problem = format!("a value nests over {MAX_DEPTH} deep, or holds itself");
+    Err(Error::new(ErrorKind::InvalidOperation, problem))
 }
 
 /// Python's `repr`.
@@ -104,16 +139,12 @@ pub(super) fn method(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    let list = |parts: Vec<&str>| parts.into_iter().map(Value::from).collect::<Value>();
     let own = value.as_str().and_then(|text| match (method, args) {
         ("removeprefix", [start]) => Some(text.strip_prefix(start.as_str()?).unwrap_or(text).into()),
         ("removesuffix", [end]) => Some(text.strip_suffix(end.as_str()?).unwrap_or(text).into()),
-        ("rsplit", [at]) => Some(list(text.split(at.as_str().filter(|at| !at.is_empty())?).collect())),
-        ("rsplit", [at, most]) => {
-            let at = at.as_str().filter(|at| !at.is_empty())?;
-            let mut parts: Vec<&str> = text.rsplitn(most.as_usize()?.checked_add(1)?, at).collect();
-            parts.reverse();
-            Some(list(parts))
+        ("split" | "rsplit", _) => {
+            let parts = split(text, args, method == "rsplit").ok()?;
+            Some(parts.into_iter().map(Value::from).collect())
         }
         _ => None,
     });
@@ -121,6 +152,36 @@ pub(super) fn method(
         Some(value) => Ok(value),
         None => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
     }
+}
+
+/// Python's `split` and `rsplit`: at a text or at spaces, at most so many times.
+fn split<'a>(text: &'a str, args: &[Value], from_end: bool) -> Result<Vec<&'a str>, Error> {
+    let (at, most, words) = from_args::<(Option<Value>, Option<i64>, Kwargs)>(args)?;
+    let at = at.or(words.get("sep")?).filter(|at| !at.is_none());
+    let most = most.or(words.get("maxsplit")?).and_then(|most| usize::try_from(most).ok());
+    words.assert_all_used()?;
+    let wrong = || Error::new(ErrorKind::InvalidOperation, "split: needed a text that is not empty");
+    let at = at.as_ref().map(|at| at.as_str().filter(|at| !at.is_empty()).ok_or_else(wrong)).transpose()?;
+    let mut parts = Vec::new();
+    let mut rest = if at.is_some() { text } else { text.trim() };
+    while most.is_none_or(|most| parts.len() < most) {
+        let found = match (at, from_end) {
+            (Some(at), false) => rest.split_once(at),
+            (Some(at), true) => rest.rsplit_once(at).map(|(before, behind)| (behind, before)),
+            (None, false) => rest.split_once(char::is_whitespace).map(|(a, b)| (a, b.trim_start())),
+            (None, true) => rest.rsplit_once(char::is_whitespace).map(|(a, b)| (b, a.trim_end())),
+        };
+        let Some((part, others)) = found else { break };
+        parts.push(part);
+        rest = others;
+    }
+    if at.is_some() || !rest.is_empty() {
+        parts.push(rest);
+    }
+    if from_end {
+        parts.reverse();
+    }
+    Ok(parts)
 }
 
 /// How `json.dumps` is asked to write.

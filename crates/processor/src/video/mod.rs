@@ -18,7 +18,7 @@ mod frames;
 mod sampling;
 
 use crate::image::{
-    DecodeLimits, Geometry, ImageError, Levels, ResizeError, Rgb, resize_bicubic, smart_resize,
+    DecodeLimits, Geometry, ImageError, Levels, ResizeError, Rgb, bounded_resize, resize_bicubic,
 };
 use crate::messages::VideoSource;
 
@@ -382,8 +382,10 @@ impl VideoProcessor {
     fn target(&self, shown: usize, height: usize, width: usize) -> Result<[usize; 2], ResizeError> {
         let Geometry { patch, temporal, merge } = self.geometry;
         let frame = &self.config.frame;
-        let (least, most) = (frame.min_pixels, frame.max_pixels);
-        smart_resize(shown, height, width, temporal, patch * merge, least, most).map(|(h, w)| [h, w])
+        let limits = [frame.min_pixels, frame.max_pixels];
+        let allowed = self.limits.frame.max_pixels;
+        let target = bounded_resize(shown, [height, width], temporal, patch * merge, limits, allowed);
+        target.map(|(height, width)| [height, width])
     }
 }
 
