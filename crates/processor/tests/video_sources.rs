@@ -27,10 +27,17 @@ fn refused(processor: &VideoProcessor, source: VideoSource) -> String {
     processor.load(&source).unwrap_err().to_string()
 }
 
+/// How torchcodec makes RGB of nearly every film.
+const RGB: &str = "scale=flags=bicubic,format=rgb24";
+
 /// Every frame of a film, as ffmpeg decodes it without choosing any.
 fn all_frames(folder: &TempDir, film: &str, width: usize, height: usize) -> Vec<Rgb> {
-    let raw = "-vf scale=flags=bilinear,format=rgb24 -fps_mode passthrough -f rawvideo";
-    ffmpeg(folder, &format!("-i {film} {raw} frames.raw"));
+    filtered(folder, film, RGB, width, height)
+}
+
+fn filtered(folder: &TempDir, film: &str, filters: &str, width: usize, height: usize) -> Vec<Rgb> {
+    let raw = format!("-vf {filters} -fps_mode passthrough -f rawvideo");
+    ffmpeg(folder, &format!("-noautorotate -i {film} {raw} frames.raw"));
     let bytes = fs::read(folder.path().join("frames.raw")).unwrap();
     bytes.chunks(width * height * 3).map(|frame| Rgb::new(height, width, frame.to_vec()).unwrap()).collect()
 }
@@ -98,6 +105,76 @@ fn a_turned_film_is_seen_upright() {
     let (flat, turned) = (load(&folder.path().join("a.mp4")), load(&folder.path().join("b.mp4")));
 
     assert_eq!((flat.grid, turned.grid), ([1, 4, 8], [1, 8, 4]));
+}
+
+/// The filters named here were compared with torchcodec, to the bit.
+#[test]
+fn every_pixel_format_has_the_colours_of_torchcodec() {
+    if !has_ffmpeg() {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let (bilinear, bt709) =
+        ("scale=flags=bilinear,format=rgb24", "scale=flags=bicubic:in_color_matrix=bt709,format=rgb24");
+    let films = [
+        ("yuv420p10le", 64, 64, RGB, bilinear),
+        // Odd sides of 8 bits go the same way.
+        ("yuv420p", 67, 65, RGB, bilinear),
+        // Directly by swscale, and by a filter.
+        ("gbrp10le", 64, 64, bt709, RGB),
+        ("gbrp10le", 68, 64, RGB, bt709),
+    ];
+    for (format, width, height, filters, others) in films {
+        // Noise in YUV has RGB of all ten bits; the matrices differ in the last bit of eight.
+        let source = "-f lavfi -i testsrc=size=96x96:rate=4:duration=1";
+        let made = format!("format=yuv444p,noise=alls=30,crop={width}:{height}:exact=1,format={format}");
+        ffmpeg(&folder, &format!("{source} -vf {made} -c:v ffv1 a.mkv"));
+
+        let video = load(&folder.path().join("a.mkv"));
+
+        let expected = |filters| {
+            let every = filtered(&folder, "a.mkv", filters, width, height);
+            processor().load(&pictures(every, Some(4.0))).unwrap()
+        };
+        let name = format!("{format} {width}x{height}");
+        assert!(video.pixel_values == expected(filters).pixel_values, "{name}");
+        assert!(video.pixel_values != expected(others).pixel_values, "{name}: nothing is tested");
+    }
+}
+
+#[test]
+fn a_film_is_turned_in_rgb_and_never_mirrored() {
+    if !has_ffmpeg() {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    ffmpeg(&folder, "-f lavfi -i testsrc=size=112x56:rate=4:duration=1 -pix_fmt yuv420p10le a.mp4");
+    let flat = fs::read(folder.path().join("a.mp4")).unwrap();
+    let turns = [
+        ([0, 1, -1, 0], ",transpose=clock"),
+        ([0, -1, 1, 0], ",transpose=cclock"),
+        ([-1, 0, 0, -1], ",hflip,vflip"),
+        // Two mirrors; of the first torchcodec sees half a turn.
+        ([-1, 0, 0, 1], ",hflip,vflip"),
+        ([1, 0, 0, -1], ""),
+    ];
+    for (matrix, turn) in turns {
+        // The track's header has the matrix, of 16.16 bits, 44 bytes after its name.
+        let mut bytes = flat.clone();
+        let start = bytes.windows(4).position(|name| name == b"tkhd").unwrap() + 44;
+        for (place, value) in [0, 4, 12, 16].into_iter().zip(matrix) {
+            bytes[start + place..][..4].copy_from_slice(&(value * 65536_i32).to_be_bytes());
+        }
+        fs::write(folder.path().join("b.mp4"), bytes).unwrap();
+
+        let video = load(&folder.path().join("b.mp4"));
+
+        let (width, height) = if turn.contains("transpose") { (56, 112) } else { (112, 56) };
+        let every = filtered(&folder, "b.mp4", &format!("{RGB}{turn}"), width, height);
+        let expected = processor().load(&pictures(every, Some(4.0))).unwrap();
+        assert_eq!(video.grid, expected.grid, "{matrix:?}");
+        assert!(video.pixel_values == expected.pixel_values, "{matrix:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! their times without decoding, and `ffmpeg` decodes up to the last frame that is wanted and sends the
 //! wanted ones through a pipe. Neither keeps what it has read, so memory does not grow with the film.
 //! Frame rate and length are torchcodec's, which transformers reads films with: frames over the time
-//! from the first to the end of the last.
+//! from the first to the end of the last. So are the colours and the way up: a film is turned by quarters,
+//! and one that its file says to mirror is not mirrored, although players do that.
 //!
 //! A film may be hostile. The programs may read this one file and no network, formats that name other
 //! files (playlists) are off, the size of a picture is limited, and they are killed when the time is
@@ -40,6 +41,8 @@ pub(super) struct Film {
     pub(super) frames: usize,
     /// From the first frame to the end of the last.
     pub(super) seconds: f64,
+    /// Filters that make a frame a picture.
+    filters: String,
 }
 
 impl Film {
@@ -52,7 +55,8 @@ impl Film {
     ) -> Result<Self, VideoError> {
         let mut command = command("ffprobe");
         command.args(["-select_streams", "V:0", "-show_entries"]);
-        command.arg("packet=pts,dts,duration,flags:stream=width,height,avg_frame_rate,time_base");
+        let stream = "stream=width,height,color_space,avg_frame_rate,time_base:stream_side_data=rotation";
+        command.arg(format!("packet=pts,dts,duration,flags:{stream}"));
         command.args(["-of", "compact=nokey=0", "-i"]).arg(input(&path));
         let (mut running, output) = Running::start("ffprobe", command, name, clock)?;
         let mut found = Packets::default();
@@ -74,7 +78,8 @@ impl Film {
             return Err(VideoError::NoFrames { name: name.to_owned() });
         }
         let seconds = found.seconds().ok_or_else(|| VideoError::NoTimes { name: name.to_owned() })?;
-        Ok(Self { path, _written: written, frames: found.count, seconds })
+        let filters = found.filters();
+        Ok(Self { path, _written: written, frames: found.count, seconds, filters })
     }
 
     pub(super) fn read(
@@ -86,11 +91,10 @@ impl Film {
         each: &mut dyn FnMut(Rgb) -> Result<(), VideoError>,
     ) -> Result<(), VideoError> {
         // A frame each twenty-fifth of a second in and out: no version of ffmpeg then repeats or drops one.
-        // Bilinear is how torchcodec brings the colours to full size.
-        let filters =
-            format!("select='{}',settb=1/25,setpts=N,scale=flags=bilinear,format=rgb24", one_of(wanted));
+        let filters = format!("select='{}',settb=1/25,setpts=N,{}", one_of(wanted), self.filters);
         let mut command = command("ffmpeg");
-        command.args(["-nostdin", "-xerror", "-i"]).arg(input(&self.path));
+        // ffmpeg itself would turn the frames before they are RGB.
+        command.args(["-nostdin", "-xerror", "-noautorotate", "-i"]).arg(input(&self.path));
         command.args(["-map", "0:V:0", "-vf", &filters, "-r", "25"]);
         command.args(["-frames:v", &wanted.len().to_string(), "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]);
         let (mut running, output) = Running::start("ffmpeg", command, name, clock)?;
@@ -120,6 +124,10 @@ struct Packets {
     size: Option<(u32, u32)>,
     frame_rate: Option<f64>,
     time_base: Option<(f64, f64)>,
+    /// Degrees counter-clockwise to the right way up.
+    rotation: f64,
+    /// Whether the film says that it is RGB and not YUV.
+    rgb: bool,
 }
 
 impl Packets {
@@ -155,6 +163,10 @@ impl Packets {
                 };
                 self.frame_rate = fraction("avg_frame_rate").map(|(above, below)| above / below);
                 self.time_base = fraction("time_base");
+                self.rgb = value("color_space") == Some("gbr");
+                // Newer versions put the kind of the side data before the name.
+                let rotation = pairs().find(|(name, _)| name.rsplit(':').next() == Some("rotation"));
+                self.rotation = rotation.and_then(|(_, degrees)| degrees.parse().ok()).unwrap_or(0.0);
             }
             _ => {}
         }
@@ -169,6 +181,26 @@ impl Packets {
         });
         let announced = || Some(self.count as f64 / self.frame_rate?);
         listed.filter(|seconds| *seconds > 0.0).or_else(announced)
+    }
+
+    /// Filters that make a frame the picture that torchcodec makes of it.
+    ///
+    /// The rule is read from torchcodec's source (`SwScale.cpp`, `CpuDeviceInterface.cpp`, `Transform.cpp`)
+    /// and was found to hold for 0.17, to the bit. Whatever the pixel format, swscale is given no flags,
+    /// which is bicubic, and the frame is turned when it is RGB, by the nearest quarter. A frame that is not
+    /// turned and as wide as a multiple of 32 goes to swscale directly, any other through a graph of
+    /// filters. The two differ for films that say to be RGB: swscale has BT.709 for them, filters have
+    /// BT.601, and RGB of more than 8 bits is brought through YUV and back.
+    fn filters(&self) -> String {
+        let turn = match (self.rotation / 90.0).round() as i32 {
+            1 => ",transpose=cclock",
+            -1 => ",transpose=clock",
+            2 | -2 => ",hflip,vflip",
+            _ => "",
+        };
+        let direct = turn.is_empty() && self.size.is_some_and(|(width, _)| width % 32 == 0);
+        let matrix = if direct && self.rgb { ":in_color_matrix=bt709" } else { "" };
+        format!("scale=flags=bicubic{matrix},format=rgb24{turn}")
     }
 }
 
@@ -396,6 +428,29 @@ mod tests {
         let packets =
             listed(&["packet|pts=N/A|duration=N/A|flags=K__", "stream|width=8|height=8|avg_frame_rate=0/0"]);
         assert_eq!(packets.seconds(), None);
+    }
+
+    #[test]
+    fn colours_and_turns_are_torchcodecs() {
+        let filters =
+            |width: u32, rest: &str| listed(&[&format!("stream|width={width}|height=48{rest}")]).filters();
+        let plain = "scale=flags=bicubic,format=rgb24";
+
+        assert_eq!(filters(64, "|color_space=bt709"), plain);
+        let rgb = "scale=flags=bicubic:in_color_matrix=bt709,format=rgb24";
+        assert_eq!(filters(64, "|color_space=gbr"), rgb);
+        assert_eq!(filters(66, "|color_space=gbr"), plain);
+        let turned = [(-90, ",transpose=clock"), (46, ",transpose=cclock"), (-180, ",hflip,vflip"), (44, "")];
+        for (degrees, turn) in turned {
+            // As ffprobe 5 writes it, and newer ones.
+            for key in ["side_data|rotation", "side_datum/display_matrix:rotation"] {
+                assert_eq!(filters(64, &format!("|{key}={degrees}")), format!("{plain}{turn}"));
+            }
+        }
+        assert_eq!(
+            filters(64, "|color_space=gbr|side_data|rotation=90"),
+            format!("{plain},transpose=cclock")
+        );
     }
 
     #[test]
