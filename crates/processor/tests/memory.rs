@@ -1,5 +1,6 @@
 //! What pictures and clips take of memory: in proportion to their pixels, and not to the length of a clip.
 #![expect(clippy::print_stdout, reason = "figures for those who ask with --nocapture")]
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
 
