@@ -73,7 +73,7 @@ impl Rendering {
 }
 
 /// Longest file of messages or tools; pictures in it are base64.
-const LONGEST: u64 = 1 << 30;
+const LONGEST: u64 = 256 << 20;
 
 /// Reads a file of text, or a pipe that ends.
 fn read_text(path: &Path) -> anyhow::Result<String> {

@@ -199,6 +199,9 @@ fn compiled(source: &str) -> Result<Environment<'static>, TemplateError> {
     environment.set_unknown_method_callback(python::method);
     environment.set_formatter(python::format);
     environment.add_filter("string", python::string);
+    environment.add_filter("round", python::round);
+    environment.add_filter("e", python::escape);
+    environment.add_filter("escape", python::escape);
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", |message: String| {
         let error = minijinja::Error::new(ErrorKind::InvalidOperation, "refused");

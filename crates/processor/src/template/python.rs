@@ -58,6 +58,39 @@ pub(super) fn string(value: &Value) -> Result<String, Error> {
     Ok(text)
 }
 
+/// The filter `round`: a tie goes to the even neighbour, as Python rounds.
+pub(super) fn round(value: &Value, precision: Option<usize>, method: Option<&str>) -> Result<Value, Error> {
+    if value.is_integer() {
+        return Ok(value.clone());
+    }
+    let number = f64::try_from(value.clone())?;
+    let precision = precision.unwrap_or(0).min(300);
+    let scale = 10f64.powi(precision as i32);
+    match method.unwrap_or("common") {
+        // Formatting rounds the exact value, half to even.
+        "common" => Ok(Value::from(format!("{number:.precision$}").parse::<f64>().unwrap_or(number))),
+        "ceil" => Ok(Value::from((number * scale).ceil() / scale)),
+        "floor" => Ok(Value::from((number * scale).floor() / scale)),
+        _ => Err(Error::new(ErrorKind::InvalidOperation, "round: needed common, ceil or floor")),
+    }
+}
+
+/// The filter `escape`, with the entities of markupsafe.
+pub(super) fn escape(value: &Value) -> Result<Value, Error> {
+    let mut out = String::new();
+    for c in string(value)?.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&#34;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    Ok(Value::from_safe_string(out))
+}
+
 /// Deepest value that is printed.
 const MAX_DEPTH: usize = 200;
 
@@ -139,13 +172,12 @@ pub(super) fn method(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    if let (Some(text), "split" | "rsplit") = (value.as_str(), method) {
+        return Ok(split(text, args, method == "rsplit")?.into_iter().map(Value::from).collect());
+    }
     let own = value.as_str().and_then(|text| match (method, args) {
         ("removeprefix", [start]) => Some(text.strip_prefix(start.as_str()?).unwrap_or(text).into()),
         ("removesuffix", [end]) => Some(text.strip_suffix(end.as_str()?).unwrap_or(text).into()),
-        ("split" | "rsplit", _) => {
-            let parts = split(text, args, method == "rsplit").ok()?;
-            Some(parts.into_iter().map(Value::from).collect())
-        }
         _ => None,
     });
     match own {
@@ -163,7 +195,11 @@ fn split<'a>(text: &'a str, args: &[Value], from_end: bool) -> Result<Vec<&'a st
     let wrong = || Error::new(ErrorKind::InvalidOperation, "split: needed a text that is not empty");
     let at = at.as_ref().map(|at| at.as_str().filter(|at| !at.is_empty()).ok_or_else(wrong)).transpose()?;
     let mut parts = Vec::new();
-    let mut rest = if at.is_some() { text } else { text.trim() };
+    let mut rest = match (at, from_end) {
+        (Some(_), _) => text,
+        (None, false) => text.trim_start(),
+        (None, true) => text.trim_end(),
+    };
     while most.is_none_or(|most| parts.len() < most) {
         let found = match (at, from_end) {
             (Some(at), false) => rest.split_once(at),
