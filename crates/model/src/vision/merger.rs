@@ -7,6 +7,7 @@
 
 use burn::module::Param;
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn::tensor::activation::{gelu, silu};
 use burn::tensor::module::linear;
 
@@ -95,7 +96,7 @@ impl PatchMerger {
         probe.keep("proj", &x);
         let x = self.post_projection_norm.forward(x);
         probe.keep("post_projection_norm", &x);
-        let x = gelu(x); // exact, with erf
+        let x = exact_gelu(x);
         probe.keep("act1", &x);
         let gate = self.gate_proj.forward(x.clone()); // [N, F]
         probe.keep("gate_proj", &gate);
@@ -107,4 +108,19 @@ impl PatchMerger {
         probe.leave();
         out
     }
+}
+
+/// GELU with the error function, and with its own derivative.
+///
+/// Burn's `gelu` is that too, but outside of the CPU its gradient is the one of the approximation by tanh (0.22.1,
+/// `gelu_backward` of `burn-backend`): on wgpu all gradients of the vision tower were off by 5e-4 and more. Where
+/// gradients are recorded, it is put together from operations that have exact ones, in f32.
+fn exact_gelu(x: Tensor<2>) -> Tensor<2> {
+    if !x.is_autodiff() {
+        return gelu(x);
+    }
+    let dtype = x.dtype();
+    let x = x.cast(DType::F32);
+    let share = ((x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5;
+    (x * share).cast(dtype)
 }
