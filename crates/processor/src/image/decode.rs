@@ -7,7 +7,9 @@
 //! - 16-bit grey is clipped at 255, other 16-bit pictures keep their high byte;
 //! - of an animation the first frame is taken.
 //!
-//! Every format comes out bit for bit; JPEG has its own decoder for that, see `jpeg.rs`.
+//! Every format comes out bit for bit; JPEG has its own decoder for that, see `jpeg.rs`. Of TIFF some kinds that Pillow
+//! knows are refused (palettes, YCbCr, floats, fax and newer compressions), and JPEG inside of TIFF is off by a level here
+//! and there.
 //!
 //! A file is refused by its header before its pixels get memory, see [`DecodeLimits`], and a JPEG or
 //! PNG that ends early is an error, not a picture with a grey rest.
