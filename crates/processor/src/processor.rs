@@ -6,7 +6,9 @@ use rayon::prelude::*;
 
 use crate::expand::{Culprit, Encoded, ExpandError, Expander, MediaKind, Segment, TimedVideo};
 use crate::folder::{Folder, FolderError, TimestampStyle};
-use crate::image::{ConfigError, DecodeLimits, HttpLimits, ImageError, ImageProcessor, PatchedImage};
+use crate::image::{
+    ConfigError, DecodeLimits, HttpLimits, ImageError, ImageProcessor, PatchedImage, ResizeError,
+};
 use crate::messages::{ImageSource, Message, Part, VideoSource};
 use crate::spelled;
 use crate::template::{ChatTemplate, RenderOptions, TemplateError};
@@ -45,7 +47,7 @@ pub enum ProcessorError {
         source: ImageError,
     },
     /// A picture of a shape that the model cannot take.
-    #[error("image {image} of the conversation, {name}: {source}; crop or pad it")]
+    #[error("image {image} of the conversation, {name}: {source}{}", remedy(.source))]
     Shape {
         /// Index of the image, from 0.
         image: usize,
@@ -86,6 +88,15 @@ pub struct Processor {
     video: VideoProcessor,
     timestamp_style: TimestampStyle,
     special_tokens_allowed: bool,
+}
+
+/// What helps a picture of this shape.
+fn remedy(problem: &ImageError) -> &'static str {
+    match problem {
+        ImageError::Resize(ResizeError::AspectRatio { .. }) => "; crop or pad it",
+        ImageError::Resize(ResizeError::Limits { .. }) => "; change --min-pixels or --max-pixels",
+        _ => "",
+    }
 }
 
 impl Processor {
