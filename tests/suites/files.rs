@@ -147,6 +147,11 @@ fn info_tells_of_every_model_without_its_weights() {
         assert_eq!(told["picture"]["tokens"], 1369, "{folder}"); // of 1024 x 1024 pixels
         assert_eq!(told["estimate"]["decoding_reads_bytes"], 4 * sizes.read_per_token(), "{folder}");
         assert!(told["estimate"]["training"]["peak_bytes"].as_u64() > Some(16 * sizes.total()), "{folder}");
+        // Adapters in the vision tower make it keep what it computes.
+        let kept = |learning: &str| told["estimate"][learning]["kept_bytes"].as_u64().unwrap_or(0);
+        let (text, all) = (kept("training_lora_rank_16"), kept("training_lora_rank_16_all_linear"));
+        let most = kept("training");
+        assert!(text < all && most / 2 < all && all < most, "{folder}: {text}, {all} of {most}");
     }
 }
 
