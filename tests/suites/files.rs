@@ -149,10 +149,10 @@ fn info_tells_of_every_model_without_its_weights() {
         assert_eq!(told["estimate"]["decoding_reads_bytes"], 4 * sizes.read_per_token(), "{folder}");
         assert!(told["estimate"]["training"]["peak_bytes"].as_u64() > Some(16 * sizes.total()), "{folder}");
         // Adapters in the vision tower make it keep what it computes.
-        let kept = |learning: &str| told["estimate"][learning]["kept_bytes"].as_u64().unwrap_or(0);
-        let (text, all) = (kept("training_lora_rank_16"), kept("training_lora_rank_16_all_linear"));
-        let most = kept("training");
-        assert!(text < all && most / 2 < all && all < most, "{folder}: {text}, {all} of {most}");
+        let peak = |learning: &str| told["estimate"][learning]["peak_bytes"].as_u64().unwrap();
+        let [text, all] = ["training_lora_rank_16", "training_lora_rank_16_all_linear"].map(peak);
+        assert!(text < all, "{folder}: {text}, {all}");
+        assert!(told["estimate"]["training"]["largest_part"].is_string(), "{folder}");
     }
 }
 
