@@ -51,7 +51,7 @@ mod tests {
                 return param;
             }
             param.map(|value| {
-                let place = [0..1; D];
+                let place: [_; D] = std::array::from_fn(|_| 0..1);
                 let one = Tensor::full([1; D], self.1, &value.device());
                 value.slice_assign(place, one)
             })
