@@ -122,6 +122,19 @@ fn bad_pictures() -> Vec<BadPicture> {
 }
 
 #[test]
+fn a_command_line_is_parsed_without_being_followed() {
+    let parsed = |args: &[&str]| glm4v(["--parse-only"].iter().chain(args));
+    let config = "configs/finetune/digits-full-cpu.toml";
+
+    assert_eq!(parsed(&["generate", "--model", "/nowhere", "--prompt", "hi"]).success().stdout, "");
+    assert_eq!(parsed(&["train", config, "--set", "run.folder=/nowhere/a"]).success().stdout, "");
+
+    parsed(&["generate", "--modle", "/nowhere", "--prompt", "hi"]).misused(&["--modle"]);
+    parsed(&["train", config, "--set", "optim.rl=1"]).refused(&["unknown key \"optim.rl\"; did you mean"]);
+    parsed(&["train", "/nowhere.toml"]).refused(&["/nowhere.toml: cannot read"]);
+}
+
+#[test]
 fn a_picture_that_cannot_be_used_is_named_by_generate() {
     for (name, bytes, words) in bad_pictures() {
         let folder = tempdir().unwrap();
@@ -152,7 +165,10 @@ fn a_picture_that_cannot_be_used_is_named_by_training_with_the_line_of_its_recor
 fn a_picture_is_not_a_folder_and_comes_from_no_network() {
     for (image, words) in [
         ("datasets", "datasets: is a folder, needed an image file"),
-        ("https://example.org/a.png", "network is off; use a local path or a data: URL"),
+        (
+            "https://example.org/a.png",
+            "network is off; needed: a local path or a data: URL; or allow it with --allow-http",
+        ),
         ("data:image/png,abc", "needed: data:<type>;base64,<data>"),
     ] {
         generate(&checkpoint(), &["--prompt", "What?", "--image", image]).refused(&[words]);
@@ -253,7 +269,7 @@ fn a_config_that_makes_no_run_is_refused_with_its_key() {
             "model.learn.text=ful",
             "unknown variant `ful`, expected `full` or `frozen` in `model.learn.text`",
         ),
-        ("", "optim", "--set optim: needed: section.key=value"),
+        ("", "optim", "setting \"optim\": needed: section.key=value; as in --set "),
         ("", "schedule.epochs=1e300", "schedule.epochs is"),
         ("= 3", "run.seed=0", "x.toml: TOML parse error at line 6"),
     ] {
@@ -306,7 +322,7 @@ fn a_model_folder_that_lacks_a_file_says_which() {
         ("preprocessor_config.json", "has no preprocessor_config.json; copy it"),
         (
             "config.json",
-            "config.json is missing; needed: a folder as published on the hub, or made by glm4v init",
+            "config.json is missing; needed: a folder as published on the hub; or one made by glm4v init",
         ),
         (
             "model.safetensors",
@@ -555,7 +571,7 @@ fn weights_that_are_not_numbers_are_noticed_by_every_command() {
         .refused(&["cannot generate answers", "scores are not numbers"]);
     Said::by(&mut train(&folder.path().join("run"), &[&from, "model.init=weights"])).refused(&[
         "step 1: loss is NaN",
-        "Try a lower optim.lr",
+        "needed: a lower optim.lr",
         "no checkpoint yet",
     ]);
     holds_nothing_half_written(folder.path());
@@ -573,11 +589,13 @@ fn a_loss_that_is_not_a_number_ends_the_run_at_its_step_and_points_to_the_checkp
     let other = folder.path().join("other");
     let with = Said::by(&mut train(&other, &[&astray[..], &["run.save_every=1"]].concat()));
 
-    without.refused(&["step 2: loss is NaN", "lr", "start again in another run.folder"]);
-    again.refused(&["ended before its first checkpoint; remove the folder, or choose another run.folder"]);
-    resumed
-        .refused(&["the run ended before its first checkpoint", "remove the folder and start the run again"]);
-    with.refused(&["step 2: loss is NaN", "resume from", "checkpoints/step-1"]);
+    without.refused(&["step 2: loss is NaN", "lr", "start again with --set run.folder=PATH"]);
+    again.refused(&["ended before its first checkpoint; remove the folder, or --set run.folder=PATH"]);
+    resumed.refused(&[
+        "the run ended before its first checkpoint",
+        "remove the folder and start without --resume",
+    ]);
+    with.refused(&["step 2: loss is NaN", "go on from", "checkpoints/step-1 with --resume"]);
     assert_eq!(glm4v_tests::losses(&run).len(), 1, "the step that failed is not among the metrics");
     holds_nothing_half_written(folder.path());
 }
@@ -615,7 +633,7 @@ fn a_run_folder_that_holds_a_run_is_not_overwritten() {
     let before = fs::read(run.join("metrics.jsonl")).unwrap();
 
     Said::by(&mut train(&run, &short))
-        .refused(&["holds a finished run, its weights are in final; choose another run.folder"]);
+        .refused(&["holds a finished run, its weights are in final; --set run.folder=PATH starts another"]);
     Said::by(train(&run, &short).arg("--resume")).refused(&[
         "the run is finished and has no checkpoint",
         "run with model.folder = \"",
@@ -624,7 +642,8 @@ fn a_run_folder_that_holds_a_run_is_not_overwritten() {
     let other = folder.path().join("other");
     Said::by(&mut train(&other, &short)).success();
     fs::remove_dir_all(other.join("final")).unwrap(); // as if it had not come that far
-    Said::by(&mut train(&other, &short)).refused(&["holds a run with a checkpoint after step 2; resume it"]);
+    Said::by(&mut train(&other, &short))
+        .refused(&["holds a run with a checkpoint after step 2; --resume goes on with it"]);
 
     assert_eq!(fs::read(run.join("metrics.jsonl")).unwrap(), before);
 }
@@ -634,7 +653,7 @@ fn there_is_nothing_to_resume_in_an_empty_folder() {
     let folder = tempdir().unwrap();
 
     Said::by(train(folder.path(), &[]).arg("--resume"))
-        .refused(&["holds no run to resume; start it without resuming"]);
+        .refused(&["holds no run to resume; start it without --resume"]);
 
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -742,20 +761,35 @@ fn a_clip_that_cannot_be_used_is_named() {
     fs::write(&cut, b"\0\0\0\x18ftypmp42").unwrap();
     let cut = cut.to_str().unwrap();
 
-    generate(&checkpoint(), &["--prompt", "what?", "--video", cut]).refused(&[
+    // Of a machine with ffmpeg, which need not be this one.
+    #[cfg(unix)]
+    clip_with_path(cut, &no_reader_of_films(folder.path())).refused(&[
         "video 0 of the conversation",
         cut,
-        "not a video that ffprobe can read",
+        "not a video that ffprobe can read: moov atom not found",
     ]);
     generate(&checkpoint(), &["--prompt", "what?", "--video", folder.path().to_str().unwrap()])
         .refused(&["has no frames"]);
-    let without = Said::by(
-        command()
-            .args(["generate", "--prompt", "what?", "--video", cut, "--model"])
-            .arg(checkpoint())
-            .env("PATH", ""),
-    );
-    without.refused(&["needs ffprobe, which is not installed", "apt-get install"]);
+    clip_with_path(cut, Path::new("")).refused(&["needs ffprobe, which is not installed", "apt-get install"]);
+}
+
+/// Asks about a clip with another `PATH`, in which programs are looked for.
+fn clip_with_path(clip: &str, path: &Path) -> Said {
+    let args = ["generate", "--prompt", "what?", "--video", clip, "--model"];
+    Said::by(command().args(args).arg(checkpoint()).env("PATH", path))
+}
+
+/// A folder with an `ffprobe` that reads no film, and says so as the real one does.
+#[cfg(unix)]
+fn no_reader_of_films(folder: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+
+    let path = folder.join("bin");
+    fs::create_dir(&path).unwrap();
+    let program = path.join("ffprobe");
+    fs::write(&program, "#!/bin/sh\necho '[mov,mp4 @ 0x55] moov atom not found' >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 #[test]
@@ -1090,7 +1124,7 @@ fn a_run_is_resumed_with_its_own_model_and_a_whole_optimizer() {
     resume(&[]).refused(&[
         "optimizer.safetensors: not an optimizer's state",
         "checkpoints/step-2 cannot be resumed from",
-        "remove it, and the run resumes from",
+        "remove it, and --resume goes on from",
         "checkpoints/step-1",
     ]);
     let short = TensorData::new(vec![0.0f32; 5], [5]);
@@ -1151,7 +1185,7 @@ fn weights_that_broke_in_the_last_step_are_never_saved() {
             "step 1: ",
             "no longer finite",
             "optim.lr",
-            "start again in another run.folder, as there is no checkpoint yet",
+            "start again with --set run.folder=PATH, as there is no checkpoint yet",
         ]);
 
         assert!(!run.join("checkpoints").exists() && !run.join("final").exists(), "{name}");
@@ -1195,7 +1229,7 @@ fn a_damaged_checkpoint_points_to_the_one_before_it() {
         resume().refused(&[
             "checkpoints/step-3 cannot be resumed from",
             file.split('.').next().unwrap(),
-            "remove it, and the run resumes from",
+            "remove it, and --resume goes on from",
             "checkpoints/step-2",
         ]);
 
@@ -1292,7 +1326,11 @@ fn two_runs_that_start_at_once_do_not_share_a_folder() {
     for said in refused {
         // Whoever came after the end of the first met its results.
         let late = said.stderr.contains("holds a");
-        said.refused(&[if late { "choose another run.folder" } else { "in use by another run, process " }]);
+        said.refused(&[if late {
+            "--set run.folder=PATH starts another"
+        } else {
+            "in use by another run, process "
+        }]);
     }
     assert_eq!(glm4v_tests::losses(&run).len(), 60);
 }
@@ -1306,10 +1344,8 @@ fn a_run_is_not_resumed_beside_itself() {
     lock.lock().unwrap();
     let resume = || Said::by(train(&run, &["schedule.steps=3", "run.save_every=1"]).arg("--resume"));
 
-    resume().refused(&[
-        "in use by another run, process ",
-        "wait for its end, stop it, or choose another run.folder",
-    ]);
+    resume()
+        .refused(&["in use by another run, process ", "needed: the end of that run, or another run.folder"]);
 
     drop(lock);
     resume().success();

@@ -23,7 +23,7 @@ const LOCK: &str = ".lock";
 pub enum RunFolderError {
     /// Another process trains there.
     #[error(
-        "{}: in use by {}; wait for its end, stop it, or choose another run.folder",
+        "{}: in use by {}; needed: the end of that run, or another run.folder",
         folder.display(), describe_process(*process)
     )]
     InUse {
@@ -43,17 +43,13 @@ pub enum RunFolderError {
         finished: bool,
     },
     /// There is no run to go on with.
-    #[error("{}: holds no run to resume; start it without resuming", folder.display())]
+    #[error("{}: holds no run to resume", folder.display())]
     Empty {
         /// The folder.
         folder: PathBuf,
     },
     /// The run came to no checkpoint.
-    #[error(
-        "{}: the run ended before its first checkpoint, so that nothing can be resumed; remove the folder and start the \
-         run again",
-        folder.display()
-    )]
+    #[error("{}: the run ended before its first checkpoint, so that nothing can be resumed", folder.display())]
     EndedEarly {
         /// The folder.
         folder: PathBuf,
@@ -109,18 +105,10 @@ fn describe_process(process: Option<u32>) -> String {
 
 fn describe_run(checkpoint: Option<usize>, finished: bool) -> String {
     match (checkpoint, finished) {
-        (None, false) => {
-            "a run that ended before its first checkpoint; remove the folder, or choose another run.folder"
-                .into()
-        }
-        (None, true) => format!("a finished run, its weights are in {FINAL}; choose another run.folder"),
-        (Some(step), false) => {
-            format!("a run with a checkpoint after step {step}; resume it, or choose another run.folder")
-        }
-        (Some(step), true) => format!(
-            "a run with weights in {FINAL} and a checkpoint after step {step}; choose another run.folder, or resume it, with \
-             more steps if it is finished"
-        ),
+        (None, false) => "a run that ended before its first checkpoint".to_owned(),
+        (None, true) => format!("a finished run, its weights are in {FINAL}"),
+        (Some(step), false) => format!("a run with a checkpoint after step {step}"),
+        (Some(step), true) => format!("a run with weights in {FINAL} and a checkpoint after step {step}"),
     }
 }
 
@@ -317,24 +305,10 @@ mod tests {
         // Steps in the metrics, checkpoints, final weights; resumed or not, steps wanted; how it begins or what is said.
         let cases: [(usize, &[usize], bool, bool, usize, Result<Option<&str>, &str>); 22] = [
             (0, &[], false, false, 50, Ok(None)),
-            (0, &[], false, true, 50, Err("holds no run to resume; start it without resuming")),
-            (
-                7,
-                &[],
-                false,
-                false,
-                50,
-                Err("holds a run that ended before its first checkpoint; remove the folder, or"),
-            ),
+            (0, &[], false, true, 50, Err("holds no run to resume")),
+            (7, &[], false, false, 50, Err("holds a run that ended before its first checkpoint")),
             (7, &[], false, true, 50, Err("the run ended before its first checkpoint, so that nothing")),
-            (
-                45,
-                &[20, 40],
-                false,
-                false,
-                50,
-                Err("holds a run with a checkpoint after step 40; resume it, or"),
-            ),
+            (45, &[20, 40], false, false, 50, Err("holds a run with a checkpoint after step 40")),
             (45, &[20, 40], false, true, 50, Ok(Some("step-40"))),
             (45, &[20, 40], false, true, 80, Ok(Some("step-40"))),
             (45, &[20, 40], false, true, 40, Ok(Some("step-40"))), // only the final weights are missing
@@ -348,14 +322,7 @@ mod tests {
                 Err("40 steps are done, and the schedule has 30; needed: at least 40"),
             ),
             (0, &[20, 40], false, true, 50, Ok(Some("step-40"))), // metrics were removed
-            (
-                50,
-                &[],
-                true,
-                false,
-                50,
-                Err("holds a finished run, its weights are in final; choose another run.folder"),
-            ),
+            (50, &[], true, false, 50, Err("holds a finished run, its weights are in final")),
             (50, &[], true, true, 50, Err("the run is finished and has no checkpoint to resume from")),
             (50, &[], true, true, 80, Err("the run is finished and has no checkpoint to resume from")),
             (
@@ -364,7 +331,7 @@ mod tests {
                 true,
                 false,
                 50,
-                Err("holds a run with weights in final and a checkpoint after step 40;"),
+                Err("holds a run with weights in final and a checkpoint after step 40"),
             ),
             (
                 50,
@@ -439,7 +406,7 @@ mod tests {
 
         let process = std::process::id();
         assert!(
-            said.contains(&format!("in use by another run, process {process}; wait for its end")),
+            said.contains(&format!("in use by another run, process {process}; needed: the end of that run")),
             "{said}"
         );
         drop(first);

@@ -34,7 +34,7 @@ pub use metrics::{EvalSummary, Metrics, StepReport};
 pub use schedule::{Schedule, ScheduleKind};
 pub use session::{LoraPlan, Observer, Outcome, Plan, Session};
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use glm4v_data::{LoadError, ReadError, RegistryError, SampleError, SamplerError};
 use glm4v_model::{ComputeError, FusionError};
@@ -78,7 +78,7 @@ pub enum TrainError {
         source: serde_json::Error,
     },
     /// The run folder cannot be written to.
-    #[error("{}: cannot write the run folder: {source}; choose another with --set run.folder=PATH", folder.display())]
+    #[error("{}: cannot write the run folder: {source}", folder.display())]
     RunFolder {
         /// The folder.
         folder: PathBuf,
@@ -104,7 +104,7 @@ pub enum TrainError {
     /// The records to learn from are not those that the run began with.
     #[error(
         "{}: data.train, {data}, holds other records than when the run began, or holds them in another order; needed: the \
-         data of the checkpoint, or another run.folder",
+         data of the checkpoint",
         checkpoint.display()
     )]
     OtherData {
@@ -115,8 +115,8 @@ pub enum TrainError {
     },
     /// The checkpoint to resume from cannot be read.
     #[error(
-        "{} cannot be resumed from, it is damaged or of another version; {}",
-        checkpoint.display(), instead_of(older.as_deref())
+        "{} cannot be resumed from, as it is damaged or of another version",
+        checkpoint.display()
     )]
     DamagedCheckpoint {
         /// The checkpoint.
@@ -175,7 +175,7 @@ pub enum TrainError {
     /// Training went astray.
     #[error(
         "step {step}: loss is {loss}, gradient norm {grad_norm}, at a learning rate of {lr:.3e}; nothing was saved of \
-         this step. Try a lower optim.lr or a longer schedule.warmup_steps, and {}", begin_again(checkpoint.as_deref())
+         this step; needed: a lower optim.lr or a longer schedule.warmup_steps"
     )]
     NotFinite {
         /// The step.
@@ -191,10 +191,9 @@ pub enum TrainError {
     },
     /// A step left weights that are not finite numbers.
     #[error(
-        "step {step}: {parameter}{} no longer finite, at a learning rate of {lr:.3e}; nothing was saved of this step. Try \
-         a lower optim.lr, optim.weight_decay or a longer schedule.warmup_steps, and {}",
-        if *others == 0 { " is".to_owned() } else { format!(" and {others} other parameters are") },
-        begin_again(checkpoint.as_deref())
+        "step {step}: {parameter}{} no longer finite, at a learning rate of {lr:.3e}; nothing was saved of this step; \
+         needed: a lower optim.lr or optim.weight_decay, or a longer schedule.warmup_steps",
+        if *others == 0 { " is".to_owned() } else { format!(" and {others} other parameters are") }
     )]
     NotFiniteWeights {
         /// The step.
@@ -209,7 +208,7 @@ pub enum TrainError {
         checkpoint: Option<PathBuf>,
     },
     /// The user stopped the run.
-    #[error("stopped after step {step}; everything is in {}, and --resume goes on from there", folder.display())]
+    #[error("stopped after step {step}; everything is in {}", folder.display())]
     Interrupted {
         /// Steps done.
         step: usize,
@@ -222,20 +221,4 @@ pub enum TrainError {
     /// The device failed.
     #[error(transparent)]
     Compute(#[from] ComputeError),
-}
-
-/// What to do when a run went astray.
-fn begin_again(checkpoint: Option<&Path>) -> String {
-    match checkpoint {
-        Some(folder) => format!("resume from {}", folder.display()),
-        None => "start again in another run.folder, as there is no checkpoint yet".to_owned(),
-    }
-}
-
-/// What to do without a checkpoint that cannot be read.
-fn instead_of(older: Option<&Path>) -> String {
-    match older {
-        Some(folder) => format!("remove it, and the run resumes from {}", folder.display()),
-        None => "there is no older one, so start again in another run.folder".to_owned(),
-    }
 }
