@@ -4,9 +4,9 @@
 //! relative to the current directory. An unknown key is an error that suggests the nearest known one.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
 use glm4v_weights::{AdapterConfig, Names};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -297,13 +297,8 @@ impl Default for RunSection {
 #[non_exhaustive]
 pub enum RunConfigError {
     /// The file cannot be read.
-    #[error("{}: cannot read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Not TOML, or a value of the wrong type.
     #[error("{}: {problem}", path.display())]
     Toml {
@@ -349,8 +344,7 @@ impl RunConfig {
     ///
     /// When the file cannot be read, a key is unknown, or a value makes no run.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self, RunConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| RunConfigError::Io { path: path.to_owned(), source })?;
+        let text = read_text(path, LONGEST_CONFIG)?;
         Self::parse(path, &text, settings)
     }
 

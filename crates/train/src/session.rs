@@ -12,6 +12,7 @@ use burn::tensor::DType;
 use glm4v_data::{
     Dataset, DatasetOptions, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler, SamplerState,
 };
+use glm4v_files::read_text;
 use glm4v_model::{Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
 use glm4v_weights::{
@@ -505,16 +506,15 @@ fn dataset(
     Ok(Dataset::new(records, processor.clone(), options))
 }
 
+/// Longest file of `data.order`, in bytes: a hundred million record numbers.
+const LONGEST_ORDER: u64 = 1 << 30;
+
 fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {
     let path = &config.data.order;
     if path.as_os_str().is_empty() {
         return Ok(Sampler::shuffled(records, config.data.batch_size, config.run.seed)?);
     }
-    let text = fs::read_to_string(path).map_err(|source| WeightsError::Io {
-        path: path.clone(),
-        action: "read",
-        source,
-    })?;
+    let text = read_text(path, LONGEST_ORDER).map_err(WeightsError::from)?;
     let batches =
         serde_json::from_str(&text).map_err(|source| TrainError::State { path: path.clone(), source })?;
     Sampler::fixed(batches, records).map_err(|source| TrainError::Order { path: path.clone(), source })

@@ -1,10 +1,10 @@
 //! The weights of a folder: one file, or those that an index names.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::path::{Component, Path};
 
 use burn::tensor::DType;
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use safetensors::tensor::TensorInfo;
 use serde_json::Value;
 
@@ -116,7 +116,7 @@ impl Checkpoint {
 fn open_shards(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
     let index = folder.join(INDEX);
     let problem = |problem: String| WeightsError::Index { path: index.clone(), problem };
-    let json = fs::read_to_string(&index).map_err(WeightsError::read(&index))?;
+    let json = read_text(&index, LONGEST_CONFIG)?;
     let json: Value = serde_json::from_str(&json).map_err(|error| problem(error.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| {
         problem("key \"weight_map\" is missing; needed: an object of tensor and file names".into())
@@ -173,6 +173,8 @@ fn open_shards(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::write_tensors;
     use burn::tensor::TensorData;
@@ -268,7 +270,7 @@ mod tests {
 
         let error = refusal(&folder);
 
-        assert!(error.ends_with("1.safetensors: cannot read: is a directory"), "{error}");
+        assert!(error.ends_with("1.safetensors: is a directory; needed: a regular file"), "{error}");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! A model folder as published.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::{Backend, Glm4vConfig};
 
 use crate::WeightsError;
@@ -36,7 +36,7 @@ impl ModelFolder {
                 remedy: "needed: a folder as published on the hub, or made by glm4v init",
             });
         }
-        let json = fs::read_to_string(&file).map_err(WeightsError::read(&file))?;
+        let json = read_text(&file, LONGEST_CONFIG)?;
         let config = Glm4vConfig::from_json(&json)
             .map_err(|source| WeightsError::Config { folder: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), config })

@@ -61,6 +61,9 @@ pub enum WeightsError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A file that is not one, or longer than any of its kind.
+    #[error(transparent)]
+    File(#[from] glm4v_files::FileError),
     /// Not a folder.
     #[error("{}: no such folder; needed: a model folder with config.json", path.display())]
     NoFolder {

@@ -1,12 +1,12 @@
 //! From a PEFT folder to a network.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::{Glm4v, Linear, LoraConfig, NamedMapper, Precision, map_named};
 
 use super::config::AdapterConfig;
@@ -56,7 +56,7 @@ impl AdapterFolder {
                 remedy: "needed: an adapter folder as PEFT or glm4v train makes them; a whole model goes to --model",
             });
         }
-        let json = fs::read_to_string(&file).map_err(WeightsError::read(&file))?;
+        let json = read_text(&file, LONGEST_CONFIG)?;
         let here = |problem: String| WeightsError::Adapter(format!("{}: {problem}", file.display()));
         let config: AdapterConfig = serde_json::from_str(&json).map_err(|error| here(error.to_string()))?;
         if let Some(problem) = config.problem() {
