@@ -1,6 +1,6 @@
 //! What experts cost: time of a pass by their number and by how many of them a token takes.
 //!
-//!     cargo run --release --workspace --bin bench-experts [TOKENS] [ROUNDS]
+//!     cargo bench --workspace --bench experts -- [TOKENS] [ROUNDS]
 //!
 //! A dense layer and two layers with experts, fresh weights, one row of text. Prints the best of some rounds as a table.
 #![expect(clippy::print_stdout, reason = "it is what the program is for")]
@@ -14,7 +14,9 @@ use glm4v_train::{AdamW, AdamWConfig, NamedGradients, Targets, loss};
 use serde_json::json;
 
 fn main() -> anyhow::Result<()> {
-    let mut numbers = std::env::args().skip(1).map(|text| text.parse::<usize>().context(text));
+    // Cargo adds the flag to the arguments of every benchmark.
+    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let mut numbers = arguments.map(|text| text.parse::<usize>().context(text));
     let tokens = numbers.next().transpose()?.unwrap_or(512);
     let rounds = numbers.next().transpose()?.unwrap_or(5);
     let device = Backend::Cpu.open()?;

@@ -1,9 +1,8 @@
 """Pictures a second against transformers with its default backend (torchvision), from the same JPEG files with the same threads.
 
-    cargo build --release --workspace
     python benches/images/compare.py --threads 1 2 --rounds 3
 
-Needs torch, torchvision, transformers and pillow. Rounds alternate between the two; a stage's figure is the median of its rounds,
+Builds our side (`cargo bench --no-run`); `--program` takes one that is built. Needs torch, torchvision, transformers and pillow. Rounds alternate between the two; a stage's figure is the median of its rounds,
 a ratio is taken within a round. Stages:
 
 - decode: a file to 8-bit RGB (`load_image`: orientation and all);
@@ -85,6 +84,14 @@ def oracle(file, threads):
     return out
 
 
+def build():
+    """The benchmark's executable, as cargo names it."""
+    command = ["cargo", "bench", "--workspace", "--bench", "images", "--no-run", "--message-format", "json"]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    built = (json.loads(line) for line in lines)
+    return next(one["executable"] for one in built if one.get("executable") and one["target"]["name"] == "images")
+
+
 def ours(program, file, threads):
     """The program's figures and its peak memory."""
     command = [program, "--threads", threads, "--pictures", PICTURES, file]
@@ -98,7 +105,7 @@ def ours(program, file, threads):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", default="target/release/bench-images")
+    parser.add_argument("--program", help="default: built by cargo")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--oracle", nargs=2, help=argparse.SUPPRESS)  # a file and threads: measure transformers
@@ -112,6 +119,7 @@ def main():
         print(json.dumps(oracle(args.oracle[0], int(args.oracle[1]))))
         return
 
+    program = args.program or build()
     with tempfile.TemporaryDirectory() as folder:
         for width, height in [(1024, 1024), (4000, 3000)]:
             file = Path(folder) / f"{width}x{height}.jpg"
@@ -123,7 +131,7 @@ def main():
                 for _ in range(args.rounds):
                     command = [sys.executable, __file__, "--oracle", str(file), str(threads)]
                     theirs = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                    rounds.append((ours(args.program, file, threads), json.loads(theirs.splitlines()[-1])))
+                    rounds.append((ours(program, file, threads), json.loads(theirs.splitlines()[-1])))
                 for stage in STAGES:
                     here, plain, pool = (median(f(a, b) for a, b in rounds) for f in (lambda a, b: a[stage], lambda a, b: b[stage], lambda a, b: b[f"{stage} pool"]))
                     ratio, strict = (median(a[stage] / b[name] for a, b in rounds) for name in (stage, f"{stage} pool"))

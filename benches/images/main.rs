@@ -1,6 +1,6 @@
 //! Pictures a second: decoding, resizing, and all of preprocessing, each alone.
 //!
-//!     cargo run --release --workspace --bin bench-images -- --threads 2 FILE...
+//!     cargo bench --workspace --bench images -- --threads 2 FILE...
 //!
 //! Prints one JSON object a file; `compare.py` holds it against transformers.
 #![expect(clippy::print_stdout, reason = "it is what the program is for")]
@@ -30,6 +30,9 @@ struct Args {
     /// Rounds, of which the best counts.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Cargo adds it to the arguments of every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
     /// Files.
     #[arg(required = true)]
     files: Vec<PathBuf>,

@@ -737,20 +737,35 @@ fn a_clip_that_cannot_be_used_is_named() {
     fs::write(&cut, b"\0\0\0\x18ftypmp42").unwrap();
     let cut = cut.to_str().unwrap();
 
-    generate(&checkpoint(), &["--prompt", "what?", "--video", cut]).refused(&[
+    // Of a machine with ffmpeg, which need not be this one.
+    #[cfg(unix)]
+    clip_with_path(cut, &no_reader_of_films(folder.path())).refused(&[
         "video 0 of the conversation",
         cut,
-        "not a video that ffprobe can read",
+        "not a video that ffprobe can read: moov atom not found",
     ]);
     generate(&checkpoint(), &["--prompt", "what?", "--video", folder.path().to_str().unwrap()])
         .refused(&["has no frames"]);
-    let without = Said::by(
-        command()
-            .args(["generate", "--prompt", "what?", "--video", cut, "--model"])
-            .arg(checkpoint())
-            .env("PATH", ""),
-    );
-    without.refused(&["needs ffprobe, which is not installed", "apt-get install"]);
+    clip_with_path(cut, Path::new("")).refused(&["needs ffprobe, which is not installed", "apt-get install"]);
+}
+
+/// Asks about a clip with another `PATH`, in which programs are looked for.
+fn clip_with_path(clip: &str, path: &Path) -> Said {
+    let args = ["generate", "--prompt", "what?", "--video", clip, "--model"];
+    Said::by(command().args(args).arg(checkpoint()).env("PATH", path))
+}
+
+/// A folder with an `ffprobe` that reads no film, and says so as the real one does.
+#[cfg(unix)]
+fn no_reader_of_films(folder: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+
+    let path = folder.join("bin");
+    fs::create_dir(&path).unwrap();
+    let program = path.join("ffprobe");
+    fs::write(&program, "#!/bin/sh\necho '[mov,mp4 @ 0x55] moov atom not found' >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 #[test]
