@@ -122,6 +122,19 @@ fn bad_pictures() -> Vec<BadPicture> {
 }
 
 #[test]
+fn a_command_line_is_parsed_without_being_followed() {
+    let parsed = |args: &[&str]| glm4v(["--parse-only"].iter().chain(args));
+    let config = "configs/finetune/digits-full-cpu.toml";
+
+    assert_eq!(parsed(&["generate", "--model", "/nowhere", "--prompt", "hi"]).success().stdout, "");
+    assert_eq!(parsed(&["train", config, "--set", "run.folder=/nowhere/a"]).success().stdout, "");
+
+    parsed(&["generate", "--modle", "/nowhere", "--prompt", "hi"]).misused(&["--modle"]);
+    parsed(&["train", config, "--set", "optim.rl=1"]).refused(&["unknown key \"optim.rl\"; did you mean"]);
+    parsed(&["train", "/nowhere.toml"]).refused(&["/nowhere.toml: cannot read"]);
+}
+
+#[test]
 fn a_picture_that_cannot_be_used_is_named_by_generate() {
     for (name, bytes, words) in bad_pictures() {
         let folder = tempdir().unwrap();

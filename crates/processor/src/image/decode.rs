@@ -92,9 +92,7 @@ pub enum ImageError {
         source: image::ImageError,
     },
     /// A URL that would need the network.
-    #[error(
-        "{url}: fetching over the network is off; use a local path or a data: URL, or allow it (--allow-http)"
-    )]
+    #[error("{url}: fetching over the network is off; needed: a local path or a data: URL")]
     Remote {
         /// The URL.
         url: String,
