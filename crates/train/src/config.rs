@@ -132,12 +132,11 @@ impl LoraSection {
         !names || !self.adapter.as_os_str().is_empty()
     }
 
-    /// The same as PEFT says it, for the model in `base`.
-    pub fn to_peft(&self, base: &Path) -> AdapterConfig {
+    /// The same as PEFT says it.
+    pub fn to_peft(&self) -> AdapterConfig {
         let some = |names: &Vec<String>| (!names.is_empty()).then(|| names.clone());
         let given = |names: &Names| (!names.is_empty()).then(|| names.clone());
         AdapterConfig {
-            base_model_name_or_path: Some(base.to_string_lossy().into_owned()),
             lora_dropout: self.dropout,
             use_rslora: self.rslora,
             target_modules: given(&self.target_modules),

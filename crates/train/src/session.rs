@@ -112,7 +112,7 @@ impl Session {
     ///
     /// When anything that the config names cannot be used; nothing is written then but the run folder.
     pub fn open(
-        config: RunConfig,
+        mut config: RunConfig,
         site: &Site,
         precision: Precision,
         resume: bool,
@@ -120,7 +120,12 @@ impl Session {
     ) -> Result<Self, TrainError> {
         let checkpoint = find_checkpoint(&config, resume)?;
         let origin = ModelFolder::open(&config.model.folder)?;
-        let processor = Arc::new(Processor::load(&config.model.folder)?);
+        // Of a repository's branch the commit is kept: a run that goes on must find the same weights.
+        config.model.folder = origin.name();
+        if !config.lora.adapter.as_os_str().is_empty() {
+            config.lora.adapter = AdapterFolder::open(&config.lora.adapter)?.name();
+        }
+        let processor = Arc::new(Processor::load(origin.path())?);
         let registry = Registry::load(&config.data.folder)?;
         let longest = origin.config().text.max_position_embeddings;
         let open = |name: &str| dataset(&config, &registry, name, &processor, longest);
@@ -419,12 +424,10 @@ impl Start<'_> {
         let given =
             (!lora.adapter.as_os_str().is_empty()).then(|| AdapterFolder::open(&lora.adapter)).transpose()?;
         let config = match &given {
-            Some(folder) => AdapterConfig {
-                base_model_name_or_path: Some(self.origin.path().to_string_lossy().into_owned()),
-                ..folder.config().clone()
-            },
-            None => lora.to_peft(self.origin.path()),
+            Some(folder) => folder.config().clone(),
+            None => lora.to_peft(),
         };
+        let config = config.with_base(self.origin);
         // Attached first in any case: this is what finds out whether the targets are there.
         let (model, adapted) = attach(self.base(watch)?, &config, self.config.run.seed, self.precision)?;
         let saved = checkpoint.map(AdapterFolder::open).transpose()?;
