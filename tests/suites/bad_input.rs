@@ -165,7 +165,10 @@ fn a_picture_that_cannot_be_used_is_named_by_training_with_the_line_of_its_recor
 fn a_picture_is_not_a_folder_and_comes_from_no_network() {
     for (image, words) in [
         ("datasets", "datasets: is a directory; needed: a regular file"),
-        ("https://example.org/a.png", "network is off; use a local path or a data: URL"),
+        (
+            "https://example.org/a.png",
+            "network is off; needed: a local path or a data: URL; or allow it with --allow-http",
+        ),
         ("data:image/png,abc", "needed: data:<type>;base64,<data>"),
     ] {
         generate(&checkpoint(), &["--prompt", "What?", "--image", image]).refused(&[words]);
@@ -266,7 +269,7 @@ fn a_config_that_makes_no_run_is_refused_with_its_key() {
             "model.learn.text=ful",
             "unknown variant `ful`, expected `full` or `frozen` in `model.learn.text`",
         ),
-        ("", "optim", "--set optim: needed: section.key=value"),
+        ("", "optim", "setting \"optim\": needed: section.key=value; as in --set "),
         ("", "schedule.epochs=1e300", "schedule.epochs is"),
         ("= 3", "run.seed=0", "x.toml: TOML parse error at line 6"),
     ] {
@@ -319,7 +322,7 @@ fn a_model_folder_that_lacks_a_file_says_which() {
         ("preprocessor_config.json", "has no preprocessor_config.json; copy it"),
         (
             "config.json",
-            "config.json is missing; needed: a folder as published on the hub, or made by glm4v init",
+            "config.json is missing; needed: a folder as published on the hub; or one made by glm4v init",
         ),
         (
             "model.safetensors",
@@ -568,7 +571,7 @@ fn weights_that_are_not_numbers_are_noticed_by_every_command() {
         .refused(&["cannot generate answers", "scores are not numbers"]);
     Said::by(&mut train(&folder.path().join("run"), &[&from, "model.init=weights"])).refused(&[
         "step 1: loss is NaN",
-        "Try a lower optim.lr",
+        "needed: a lower optim.lr",
         "no checkpoint yet",
     ]);
     holds_nothing_half_written(folder.path());
@@ -586,7 +589,7 @@ fn a_loss_that_is_not_a_number_ends_the_run_at_its_step_and_points_to_the_checkp
     let other = folder.path().join("other");
     let with = Said::by(&mut train(&other, &[&astray[..], &["run.save_every=1"]].concat()));
 
-    without.refused(&["step 2: loss is NaN", "lr", "start again in another run.folder"]);
+    without.refused(&["step 2: loss is NaN", "lr", "start again with --set run.folder=PATH"]);
     again.refused(&["ended before its first checkpoint; remove the folder, or --set run.folder=PATH"]);
     resumed.refused(&["no checkpoint to resume from", "remove the folder and start without --resume"]);
     with.refused(&["step 2: loss is NaN", "go on from", "checkpoints/step-1 with --resume"]);

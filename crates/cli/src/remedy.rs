@@ -201,7 +201,7 @@ impl Remedy for WeightsError {
                     "a whole model goes to --model",
                     "a whole model goes to model.folder",
                 ),
-                "config.json" => Some("or made by glm4v init".to_owned()),
+                "config.json" => Some("or one made by glm4v init".to_owned()),
                 "model.safetensors" => Some("glm4v init makes fresh ones".to_owned()),
                 _ => None,
             },
@@ -435,7 +435,7 @@ mod tests {
     fn files_that_a_model_folder_lacks() {
         assert_eq!(
             shown("generate", missing("m", "config.json")),
-            "m: config.json is missing; needed: x; or made by glm4v init"
+            "m: config.json is missing; needed: x; or one made by glm4v init"
         );
         assert_eq!(
             shown("generate", missing("m", "model.safetensors")),
