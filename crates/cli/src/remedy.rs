@@ -407,20 +407,15 @@ mod tests {
     fn a_model_where_an_adapter_is_due_and_the_other_way_round() {
         let base = Some("org/base".to_owned());
         let given = |name| shown(name, WeightsError::IsAdapter { folder: run(), base: base.clone() });
-        let said = "runs/a: a LoRA adapter of org/base, not a model; needed: that model, with the adapter on top;";
+        let said =
+            "runs/a: a LoRA adapter of org/base, not a model; needed: that model, with the adapter on top;";
 
-        assert_eq!(
-            given("generate"),
-            format!("{said} pass --model org/base --adapter runs/a")
-        );
+        assert_eq!(given("generate"), format!("{said} pass --model org/base --adapter runs/a"));
         assert_eq!(
             given("train"),
             format!("{said} set model.folder to org/base, and lora.adapter to runs/a")
         );
-        assert_eq!(
-            given("convert"),
-            format!("{said} glm4v merge makes one model of both")
-        );
+        assert_eq!(given("convert"), format!("{said} glm4v merge makes one model of both"));
         assert_eq!(
             shown("merge", missing("m", "adapter_config.json")),
             "m: adapter_config.json is missing; needed: x; a whole model goes to --model"

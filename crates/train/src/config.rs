@@ -35,7 +35,7 @@ pub struct RunConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
-    /// A model folder: a checkpoint, or for `init = "fresh"` config and tokenizer without weights.
+    /// A model folder, or `ORG/NAME` in the Hugging Face cache: a checkpoint, or for `init = "fresh"` config and tokenizer without weights.
     pub folder: PathBuf,
     /// Where the first weights come from.
     pub init: Init,

@@ -74,7 +74,9 @@ pub(crate) fn other_weights(folder: &Path) -> Option<WeightsError> {
         WeightFormat::Gguf => true,
         WeightFormat::Pickle => path.file_name().is_some_and(|name| {
             let name = name.to_string_lossy();
-            ["pytorch_model", "adapter_model", "consolidated", "model"].iter().any(|kind| name.starts_with(kind))
+            ["pytorch_model", "adapter_model", "consolidated", "model"]
+                .iter()
+                .any(|kind| name.starts_with(kind))
         }),
         _ => false,
     };

@@ -327,8 +327,24 @@ mod tests {
     #[test]
     fn paths_are_no_repositories() {
         for path in [
-            "model", "a/b/c", "/a/b", "./b", "../b", "a/..", "a/", "/b", "a/b.", "-a/b", "a/b--c", "a b/c", "a/b@",
-            "a/b@..", "a/b@/x", "a/b@x/../y", "~/b", "",
+            "model",
+            "a/b/c",
+            "/a/b",
+            "./b",
+            "../b",
+            "a/..",
+            "a/",
+            "/b",
+            "a/b.",
+            "-a/b",
+            "a/b--c",
+            "a b/c",
+            "a/b@",
+            "a/b@..",
+            "a/b@/x",
+            "a/b@x/../y",
+            "~/b",
+            "",
         ] {
             assert_eq!(Repository::parse(path), None, "{path}");
         }

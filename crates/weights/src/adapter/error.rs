@@ -167,7 +167,8 @@ pub enum AdapterError {
     Empty,
     /// Tensors for modules that the config does not target.
     #[error(
-        "there are tensors for {count} modules that neither target_modules nor target_parameters of its config names: {};          needed: tensors and config of the same adapter", list_names(modules, 8)
+        "there are tensors for {count} modules that neither target_modules nor target_parameters of its config names: {};          needed: tensors and config of the same adapter",
+        list_names(modules, 8)
     )]
     NotTargeted {
         /// How many.
@@ -177,7 +178,8 @@ pub enum AdapterError {
     },
     /// Modules that the config targets, and that have no tensors.
     #[error(
-        "its config targets {count} modules that there are no tensors for: {}; needed: tensors and config of the same          adapter", list_names(modules, 8)
+        "its config targets {count} modules that there are no tensors for: {}; needed: tensors and config of the same          adapter",
+        list_names(modules, 8)
     )]
     NoFactors {
         /// How many.

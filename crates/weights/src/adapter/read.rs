@@ -62,7 +62,8 @@ impl AdapterFolder {
             .map_err(|source| WeightsError::AdapterAt { path: file.clone(), source })?;
         let tensors = path.join(TENSORS);
         if !tensors.exists() {
-            const REMEDY: &str = "needed: an adapter saved as safetensors (save_pretrained with safe_serialization)";
+            const REMEDY: &str =
+                "needed: an adapter saved as safetensors (save_pretrained with safe_serialization)";
             return Err(other_weights(path).unwrap_or_else(|| missing(path, &[TENSORS.to_owned()], REMEDY)));
         }
         let file = TensorFile::open(&tensors)?;

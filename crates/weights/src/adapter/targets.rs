@@ -323,7 +323,10 @@ mod tests {
             ),
             // Neither whole names nor expressions are counted.
             (json!({"target_modules": [Q11], "layers_to_transform": [3]}), [false, true, false]),
-            (json!({"target_modules": ".*language.*q_proj", "layers_to_transform": [3]}), [true, true, false]),
+            (
+                json!({"target_modules": ".*language.*q_proj", "layers_to_transform": [3]}),
+                [true, true, false],
+            ),
         ] {
             let config = config(keys.clone());
             let targets = Targets::of(&config).unwrap();
