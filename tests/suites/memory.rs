@@ -112,11 +112,12 @@ impl NamedMapper for Freeze {
 
 const RANK: usize = 8;
 
-fn with_adapters(mut model: Glm4v, device: &Device) -> (Glm4v, Learning) {
-    let learning = Learning::lora(&mut model, RANK);
+/// Adapters on the text decoder, and with `vision` on vision tower and merger too.
+fn with_adapters(mut model: Glm4v, vision: bool, device: &Device) -> (Glm4v, Learning) {
+    let learning = Learning::lora(&mut model, RANK, vision);
     let lora = LoraConfig { rank: RANK, alpha: 16.0, rslora: false, dropout: 0.0 };
     model.for_each_linear(|name, linear| {
-        if name.starts_with("model.language_model") {
+        if name.starts_with("model.language_model") || vision && name != "lm_head" {
             linear.lora = Some(lora.init(linear.d_input(), linear.d_output(), device));
         }
     });
@@ -170,12 +171,14 @@ fn check(architecture: Architecture, dtype: DType, name: &str, workload: Workloa
     compare(&format!("{what}, kept"), estimate.kept(Learning::Full), kept);
     compare(&format!("{what}, training"), estimate.training(Learning::Full).total(), most);
 
-    let model = initialize(config.init(&tracked), 0, dtype);
-    let (model, learning) = with_adapters(model, &tracked);
-    let Learning::Lora { parameters, .. } = learning else { unreachable!() };
-    let (kept, most) = train(model, weights + parameters * bytes, &workload);
-    compare(&format!("{what}, kept with adapters"), estimate.kept(learning), kept);
-    compare(&format!("{what}, training with adapters"), estimate.training(learning).total(), most);
+    for (adapters, vision) in [("adapters", false), ("adapters everywhere", true)] {
+        let model = initialize(config.init(&tracked), 0, dtype);
+        let (model, learning) = with_adapters(model, vision, &tracked);
+        let Learning::Lora { text, vision, .. } = learning else { unreachable!() };
+        let (kept, most) = train(model, weights + (text + vision) * bytes, &workload);
+        compare(&format!("{what}, kept with {adapters}"), estimate.kept(learning), kept);
+        compare(&format!("{what}, training with {adapters}"), estimate.training(learning).total(), most);
+    }
 
     let model = initialize(config.init(&device), 0, dtype);
     let prompt = Workload { length: workload.length - workload.answer, answer: 0, ..workload };
