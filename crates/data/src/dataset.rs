@@ -154,7 +154,7 @@ impl Dataset {
                     samples.push(sample);
                     kept.push(index);
                 }
-                Err(SampleError::TooLong { .. }) if self.options.overlong == Overlong::Drop => {
+                Err(error) if error.is_too_long() && self.options.overlong == Overlong::Drop => {
                     dropped.push(index);
                 }
                 Err(error) => return Err(error),

@@ -34,6 +34,7 @@
 mod cache;
 mod dataset;
 mod eval;
+mod fingerprint;
 #[cfg(test)]
 mod fixture;
 mod labels;
@@ -51,6 +52,7 @@ mod suggest;
 
 pub use dataset::{Collated, Dataset, DatasetOptions, Overlong};
 pub use eval::EvalItem;
+pub use fingerprint::fingerprint;
 pub use labels::{LabelError, segments};
 pub use layout::{Columns, Formatting, Layout, Tags};
 pub use location::Location;
