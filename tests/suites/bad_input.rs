@@ -117,7 +117,7 @@ fn bad_pictures() -> Vec<BadPicture> {
             &["bomb.bmp: announces 20000x20000 pixels", "16384 a side"],
         ),
         ("long.bmp", Some(bmp(402, 2, 54 + 2 * 1208)), &["aspect ratio must be smaller than 200, got 201"]),
-        ("missing.png", None, &["missing.png: cannot be read: No such file"]),
+        ("missing.png", None, &["missing.png: cannot read: No such file"]),
     ]
 }
 
@@ -164,7 +164,7 @@ fn a_picture_that_cannot_be_used_is_named_by_training_with_the_line_of_its_recor
 #[test]
 fn a_picture_is_not_a_folder_and_comes_from_no_network() {
     for (image, words) in [
-        ("datasets", "datasets: is a folder, needed an image file"),
+        ("datasets", "datasets: is a directory; needed: a regular file"),
         (
             "https://example.org/a.png",
             "network is off; needed: a local path or a data: URL; or allow it with --allow-http",
@@ -281,7 +281,7 @@ fn a_config_that_makes_no_run_is_refused_with_its_key() {
         said.refused(&[words]);
     }
     Said::by(command().arg("train").arg(folder.path().join("y.toml"))).refused(&["y.toml: cannot read"]);
-    Said::by(command().arg("train").arg(folder.path())).refused(&["cannot read: Is a directory"]);
+    Said::by(command().arg("train").arg(folder.path())).refused(&["is a directory; needed: a regular file"]);
 }
 
 #[test]
@@ -466,7 +466,7 @@ fn shards_that_do_not_belong_together_are_refused_by_every_reader() {
                 fs::remove_file(model.join(SECOND)).unwrap();
                 fs::create_dir(model.join(SECOND)).unwrap();
             },
-            &["model-00002-of-00003.safetensors: cannot read: is a directory"],
+            &["model-00002-of-00003.safetensors: is a directory; needed"],
         ),
         (
             |model| cut(&model.join(SECOND), 1000),
@@ -822,7 +822,7 @@ fn a_conversation_that_is_not_understood_is_refused_with_its_place() {
     }
     fs::write(&path, r#"[{"role": "user", "content": [{"type": "image", "path": "gone.png"}]}]"#).unwrap();
     generate(&checkpoint(), &["--messages", path.to_str().unwrap()])
-        .refused(&["image 0", "gone.png: cannot be read: No such file"]);
+        .refused(&["image 0", "gone.png: cannot read: No such file"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the conversation is there");
 }
 
@@ -875,16 +875,92 @@ fn wrong_usage_is_told_apart_by_its_exit_code() {
 /// What needs signals, pipes and odd paths as Unix has them.
 #[cfg(unix)]
 mod unix {
+    use std::os::unix::fs::symlink;
     use std::process::{Command, Stdio};
 
     use glm4v_tests::{interrupt, losses, metrics};
 
     use super::*;
 
+    /// What may stand where a small file is due, and what is said of it.
+    fn impostors(folder: &Path) -> [(PathBuf, &'static str); 3] {
+        let pipe = folder.join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let huge = folder.join("huge");
+        fs::File::create(&huge).unwrap().set_len(1 << 32).unwrap(); // takes no room
+        [
+            (pipe, "is a pipe; needed: a regular file"),
+            ("/dev/zero".into(), "is a device; needed: a regular file"),
+            (huge, "the limit for a file of its kind"),
+        ]
+    }
+
+    #[test]
+    fn a_small_file_of_a_model_that_is_a_pipe_a_device_or_endless_is_refused_at_once() {
+        let elsewhere = tempdir().unwrap();
+        for (impostor, words) in impostors(elsewhere.path()) {
+            for file in [
+                "config.json",
+                "generation_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "preprocessor_config.json",
+                "video_preprocessor_config.json",
+                "chat_template.jinja",
+            ] {
+                let model = spoiled(file, |_| None);
+                symlink(&impostor, model.path().join(file)).unwrap();
+
+                generate(model.path(), &["--prompt", "hi"]).refused(&[&format!("{file}: "), words]);
+            }
+            let model = spoiled("model.safetensors", |_| None);
+            symlink(&impostor, model.path().join("model.safetensors.index.json")).unwrap();
+            generate(model.path(), &["--prompt", "hi"]).refused(&["index.json: ", words]);
+            glm4v(["info", "--model", model.path().to_str().unwrap()]).refused(&["index.json: ", words]);
+        }
+    }
+
+    #[test]
+    fn a_small_file_of_a_command_that_is_a_pipe_a_device_or_endless_is_refused_at_once() {
+        let elsewhere = tempdir().unwrap();
+        let model = checkpoint();
+        for (impostor, words) in impostors(elsewhere.path()) {
+            let folder = tempdir().unwrap();
+            let at = |name: &str| {
+                let path = folder.path().join(name);
+                let _ = symlink(&impostor, &path);
+                path.to_str().unwrap().to_owned()
+            };
+            let adapter = folder.path().to_str().unwrap();
+            let refused = |args: &[&str]| glm4v(args.iter().copied()).refused(&[words]);
+            let generate = |args: &[&str]| generate(&model, args).refused(&[words]);
+
+            refused(&["train", &at("run.toml")]);
+            at("dataset_info.json");
+            let model = model.to_str().unwrap();
+            refused(&["eval", "--model", model, "--data", "x", "--data-folder", adapter]);
+            generate(&["--messages", &at("messages.json")]);
+            generate(&["--prompt", "hi", "--tools", &at("tools.json")]);
+            at("adapter_config.json");
+            generate(&["--prompt", "hi", "--adapter", adapter]);
+        }
+    }
+
+    #[test]
+    fn a_pipe_that_a_shell_makes_is_read() {
+        let line = format!(
+            r#"echo '[{{"role": "user", "content": "hi"}}]' | {} generate --model {} --messages /dev/stdin"#,
+            glm4v_tests::binary().display(),
+            checkpoint().display()
+        );
+
+        Said::by(Command::new("sh").args(["-c", &line])).success();
+    }
+
     #[test]
     fn messages_from_a_device_without_end_are_refused() {
         generate(&checkpoint(), &["--messages", "/dev/zero"])
-            .refused(&["/dev/zero: longer than the limit of 268435456 bytes"]);
+            .refused(&["/dev/zero: is a device; needed: a regular file"]);
     }
 
     #[test]
@@ -1045,7 +1121,7 @@ mod unix {
 
         missing.refused(&["no such folder"]);
         text.misused(&["invalid UTF-8"]);
-        config.refused(&["cannot read"]);
+        config.refused(&["cannot read: No such file"]);
         made.success();
         answered.success();
     }
@@ -1078,7 +1154,7 @@ fn a_bad_record_met_late_costs_nothing_of_what_was_learned() {
     ];
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
 
-    Said::by(&mut train(&run, &settings)).refused(&["line 17", "missing.png: cannot be read"]);
+    Said::by(&mut train(&run, &settings)).refused(&["line 17", "missing.png: cannot read"]);
 
     assert!(run.join("checkpoints/step-2/optimizer.safetensors").exists());
     holds_nothing_half_written(&run);

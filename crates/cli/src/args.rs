@@ -163,10 +163,10 @@ impl Switch {
 #[derive(Debug, ClapArgs)]
 #[command(allow_negative_numbers = true)]
 pub(crate) struct Generate {
-    /// Model folder
+    /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter folder, as PEFT or glm4v train makes them
+    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
@@ -210,10 +210,10 @@ pub(crate) struct Generate {
 /// Measure a model on a data set.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Eval {
-    /// Model folder
+    /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter folder, as PEFT or glm4v train makes them
+    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     /// Data set: NAME, NAME:SPLIT, or the path of a .json or .jsonl file
@@ -239,7 +239,7 @@ pub(crate) struct Eval {
 /// Make fresh weights in the published layout.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Init {
-    /// Folder with config.json, and tokenizer files to take along
+    /// Directory with config.json, and tokenizer files to take along, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) config: PathBuf,
     /// Folder to make
@@ -256,7 +256,7 @@ pub(crate) struct Init {
 /// Write a model's weights in another type or in files of another size.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Convert {
-    /// Model folder
+    /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     /// Folder to make
@@ -270,10 +270,10 @@ pub(crate) struct Convert {
 /// Write what enters the text model.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Embed {
-    /// Model folder
+    /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter folder, as PEFT or glm4v train makes them
+    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
@@ -295,10 +295,10 @@ pub(crate) struct Embed {
 /// Tensors keep their type unless --dtype asks for another; sums are formed in f32.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Merge {
-    /// Model folder
+    /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter folder, as PEFT or glm4v train makes them
+    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: PathBuf,
     /// Folder to make
@@ -312,10 +312,10 @@ pub(crate) struct Merge {
 /// Write one forward pass, everything by name.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Trace {
-    /// Model folder
+    /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter folder, as PEFT or glm4v train makes them
+    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
@@ -338,7 +338,7 @@ pub(crate) struct Trace {
 /// Show devices, or what a model folder holds.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Info {
-    /// Model folder
+    /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// Rows at once, for the estimate of memory

@@ -4,6 +4,7 @@
 //! the flags: a row for each error that has a remedy, which names only flags that the command at hand takes.
 
 use std::error::Error;
+use std::path::Path;
 
 use clap::CommandFactory;
 use glm4v_data::LoadError;
@@ -196,32 +197,32 @@ impl Remedy for ResizeError {
 impl Remedy for WeightsError {
     fn remedy(&self, flags: &Flags) -> Option<String> {
         match self {
-            Self::MissingFile { file, folder, .. } => match file.as_str() {
+            Self::MissingFile { file, .. } => match file.as_str() {
                 "adapter_config.json" => flags.choose(
                     "model",
                     "a whole model goes to --model",
                     "a whole model goes to model.folder",
                 ),
-                "config.json" if folder.join("adapter_config.json").is_file() => Some(an_adapter(flags)),
                 "config.json" => Some("or one made by glm4v init".to_owned()),
                 "model.safetensors" => Some("glm4v init makes fresh ones".to_owned()),
                 _ => None,
             },
+            Self::IsAdapter { folder, base } => Some(an_adapter(folder, base.as_deref(), flags)),
             _ => None,
         }
     }
 }
 
 /// What to do with an adapter that was given as a model.
-fn an_adapter(flags: &Flags) -> String {
-    let place = if flags.offer("adapter") {
-        "give it as --adapter, and as --model the model that it was trained on"
+fn an_adapter(folder: &Path, base: Option<&str>, flags: &Flags) -> String {
+    let (folder, base) = (folder.display(), base.unwrap_or("MODEL"));
+    if flags.offer("adapter") {
+        format!("pass --model {base} --adapter {folder}")
     } else if flags.offer("resume") {
-        "set lora.adapter to it, and model.folder to the model that it was trained on"
+        format!("set model.folder to {base}, and lora.adapter to {folder}")
     } else {
-        "glm4v merge makes a model of it and the one that it was trained on"
-    };
-    format!("this is an adapter: {place}")
+        "glm4v merge makes one model of both".to_owned()
+    }
 }
 
 impl Remedy for RunConfigError {
@@ -422,24 +423,17 @@ mod tests {
 
     #[test]
     fn a_model_where_an_adapter_is_due_and_the_other_way_round() {
-        let adapter = tempfile::tempdir().unwrap();
-        std::fs::write(adapter.path().join("adapter_config.json"), "{}").unwrap();
-        let path = adapter.path().to_str().unwrap();
-        let given = |name| shown(name, missing(path, "config.json"));
-        let said = format!("{path}: config.json is missing; needed: x; this is an adapter:");
+        let base = Some("org/base".to_owned());
+        let given = |name| shown(name, WeightsError::IsAdapter { folder: run(), base: base.clone() });
+        let said =
+            "runs/a: a LoRA adapter of org/base, not a model; needed: that model, with the adapter on top;";
 
-        assert_eq!(
-            given("generate"),
-            format!("{said} give it as --adapter, and as --model the model that it was trained on")
-        );
+        assert_eq!(given("generate"), format!("{said} pass --model org/base --adapter runs/a"));
         assert_eq!(
             given("train"),
-            format!("{said} set lora.adapter to it, and model.folder to the model that it was trained on")
+            format!("{said} set model.folder to org/base, and lora.adapter to runs/a")
         );
-        assert_eq!(
-            given("convert"),
-            format!("{said} glm4v merge makes a model of it and the one that it was trained on")
-        );
+        assert_eq!(given("convert"), format!("{said} glm4v merge makes one model of both"));
         assert_eq!(
             shown("merge", missing("m", "adapter_config.json")),
             "m: adapter_config.json is missing; needed: x; a whole model goes to --model"

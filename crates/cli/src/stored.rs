@@ -1,11 +1,11 @@
 //! What a folder's safetensors files hold, by their headers: no tensor is read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use glm4v_files::LONGEST_CONFIG;
 use serde_json::{Map, Value};
 
 /// Tensors of a checkpoint as they lie on the disk.
@@ -35,7 +35,7 @@ impl Stored {
     }
 
     fn add(&mut self, path: &Path) -> anyhow::Result<()> {
-        let mut file = File::open(path)?;
+        let mut file = glm4v_files::open(path)?;
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
         let length = u64::from_le_bytes(length);
@@ -70,7 +70,7 @@ fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let index = folder.join("model.safetensors.index.json");
     let place = || index.display().to_string();
     let json: Value =
-        serde_json::from_slice(&std::fs::read(&index).with_context(place)?).with_context(place)?;
+        serde_json::from_slice(&glm4v_files::read(&index, LONGEST_CONFIG)?).with_context(place)?;
     let map = json["weight_map"].as_object().with_context(|| format!("{}: has no weight_map", place()))?;
     let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
     Ok(names.into_iter().map(|name| folder.join(name)).collect())

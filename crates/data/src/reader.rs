@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use glm4v_files::FileError;
 use serde_json::Value;
 
 use crate::layout::Layout;
@@ -28,6 +29,9 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
+    /// There is no such file, or it is none.
+    #[error(transparent)]
+    Open(#[from] FileError),
     /// A kind of file that is not read.
     #[error("{}: parquet and arrow are not read yet; needs .jsonl or .json", .file.display())]
     Columnar {
@@ -123,7 +127,7 @@ impl RecordReader {
             return Err(ReadError::Columnar { file: file.to_owned() });
         }
         let io = |source| ReadError::Io { file: file.to_owned(), source };
-        let input = BufReader::with_capacity(1 << 16, File::open(file).map_err(io)?);
+        let input = BufReader::with_capacity(1 << 16, glm4v_files::open(file)?);
         RecordReader::new(input, file, layout, media_dir).map_err(io)
     }
 }
@@ -437,7 +441,7 @@ mod tests {
             error.to_string()
         };
 
-        assert!(read("none.jsonl").ends_with("none.jsonl: cannot be read"));
+        assert!(read("none.jsonl").contains("none.jsonl: cannot read: "));
         assert!(read("empty.jsonl").ends_with("empty.jsonl: holds no records"));
         assert!(read("x.PARQUET").contains("parquet and arrow are not read yet"));
     }

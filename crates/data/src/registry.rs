@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
 use serde_json::{Map, Value};
 
 use crate::layout::{Columns, Formatting, Layout, Tags};
@@ -22,10 +23,10 @@ pub const REGISTRY_FILE: &str = "dataset_info.json";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// The registry cannot be read.
+    /// A folder of records cannot be listed.
     #[error("{}: cannot be read", .file.display())]
     Io {
-        /// The registry.
+        /// The folder.
         file: PathBuf,
         /// What the system says.
         #[source]
@@ -40,6 +41,9 @@ pub enum RegistryError {
         #[source]
         source: serde_json::Error,
     },
+    /// The registry is no file, or longer than any.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// No entry of that name, and no file either.
     #[error("{}: no data set \"{name}\", and no file of that name; known are {known}{suggestion}", .file.display())]
     UnknownName {
@@ -152,7 +156,7 @@ impl Registry {
     /// When the file is there but cannot be read, or is not a JSON object.
     pub fn load(folder: &Path) -> Result<Self, RegistryError> {
         let file = folder.join(REGISTRY_FILE);
-        let entries = match fs::read_to_string(&file) {
+        let entries = match read_text(&file, LONGEST_CONFIG) {
             Ok(text) => match serde_json::from_str(text.trim_start_matches('\u{feff}')) {
                 Ok(Value::Object(entries)) => entries,
                 Ok(_) => {
@@ -161,8 +165,8 @@ impl Registry {
                 }
                 Err(source) => return Err(RegistryError::Json { file, source }),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Map::new(),
-            Err(source) => return Err(RegistryError::Io { file, source }),
+            Err(error) if error.is_missing() => Map::new(),
+            Err(error) => return Err(error.into()),
         };
         Ok(Self { folder: folder.to_owned(), file, entries })
     }

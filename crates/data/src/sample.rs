@@ -211,7 +211,7 @@ mod tests {
         assert!(found.contains("image 0") && found.contains("none.png"), "{found}");
         assert_eq!(video.to_string(), "x.jsonl: line 7: cannot be encoded");
         let causes = causes(&video);
-        assert!(causes.contains("video 0") && causes.contains("v.mp4: cannot be read"), "{causes}");
+        assert!(causes.contains("video 0") && causes.contains("v.mp4: cannot read"), "{causes}");
         let needed =
             "x.jsonl: line 7: message 2: the last message must be the assistant's, found a turn of the user";
         assert_eq!(trailing.to_string(), needed);

@@ -1,8 +1,8 @@
 //! How to generate: the checkpoint's `generation_config.json`, and what the caller wants otherwise.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
 use glm4v_model::Glm4vConfig;
 use serde::Deserialize;
 
@@ -13,13 +13,8 @@ use crate::sampling::Sampling;
 #[non_exhaustive]
 pub enum GenerationConfigError {
     /// The file cannot be read.
-    #[error("{}: cannot read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The file is not what it should be.
     #[error("{}: {source}", path.display())]
     Json {
@@ -97,8 +92,7 @@ impl GenerationConfig {
         if !path.exists() {
             return Ok(settings);
         }
-        let json = fs::read_to_string(&path)
-            .map_err(|source| GenerationConfigError::Io { path: path.clone(), source })?;
+        let json = read_text(&path, LONGEST_CONFIG)?;
         let raw: RawGenerationConfig =
             serde_json::from_str(&json).map_err(|source| GenerationConfigError::Json { path, source })?;
         settings.sampling.repetition_penalty = raw.repetition_penalty.unwrap_or(1.0);

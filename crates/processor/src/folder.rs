@@ -1,8 +1,8 @@
 //! The files of a checkpoint folder that say how its inputs are made.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
 use serde_json::{Map, Value};
 
 /// Why a folder does not hold what a processor needs.
@@ -24,14 +24,8 @@ pub enum FolderError {
         file: &'static str,
     },
     /// A file could not be read.
-    #[error("{path}: cannot be read")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A file is not JSON.
     #[error("{path}, line {line}, column {column}: not valid json")]
     Json {
@@ -116,7 +110,7 @@ impl<'a> Folder<'a> {
 
     pub(crate) fn tokenizer(&self) -> Result<PathBuf, FolderError> {
         let path = self.path.join(TOKENIZER);
-        if path.is_file() { Ok(path) } else { Err(self.missing(TOKENIZER)) }
+        if path.exists() { Ok(path) } else { Err(self.missing(TOKENIZER)) }
     }
 
     /// The configuration of the image processor, as JSON.
@@ -194,10 +188,10 @@ fn default_template(value: &Value) -> Option<&str> {
 
 /// The text of a file, `None` when there is no such file.
 fn text(path: &Path) -> Result<Option<String>, FolderError> {
-    match fs::read_to_string(path) {
+    match read_text(path, LONGEST_CONFIG) {
         Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(FolderError::Read { path: path.to_owned(), source }),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use glm4v_files::{FileError, LONGEST_TOKENIZER};
+
 use crate::spelled::is_control;
 
 /// Texts of the tokens that mark pictures, turns and ends.
@@ -37,6 +39,9 @@ pub mod token {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
+    /// `tokenizer.json` could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// `tokenizer.json` is not one.
     #[error("{path}: not a tokenizer")]
     Read {
@@ -108,7 +113,8 @@ impl Tokenizer {
     ///
     /// When the file is not a tokenizer, or lacks a token that GLM's vision models need.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let mut inner = tokenizers::Tokenizer::from_file(path)
+        let bytes = glm4v_files::read(path, LONGEST_TOKENIZER)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
         // Cutting or filling is the caller's business: a cut could go through a picture.
         inner.with_padding(None);

@@ -270,6 +270,6 @@ fn of_several_bad_pictures_the_first_is_named() {
     let parts = vec![Part::Image(picture()), missing("/no/a.png"), missing("/no/b.png")];
     assert_eq!(
         encode(&[Message::new("user", parts)]).unwrap_err(),
-        "image 1 of the conversation cannot be used: /no/a.png: cannot be read: No such file or directory (os error 2)"
+        "image 1 of the conversation cannot be used: /no/a.png: cannot read: No such file or directory (os error 2)"
     );
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use glm4v_data::SamplerState;
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::{Glm4v, Precision};
 use glm4v_weights::{AdapterConfig, StagedFolder, WeightsError, save_adapter, save_model};
 use serde::{Deserialize, Serialize};
@@ -138,11 +139,7 @@ impl Checkpoints {
     /// When the file is missing or broken.
     pub(crate) fn state(folder: &Path) -> Result<TrainerState, TrainError> {
         let path = folder.join(TRAINER);
-        let text = fs::read_to_string(&path).map_err(|source| WeightsError::Io {
-            path: path.clone(),
-            action: "read",
-            source,
-        })?;
+        let text = read_text(&path, LONGEST_CONFIG).map_err(WeightsError::from)?;
         serde_json::from_str(&text).map_err(|source| TrainError::State { path, source })
     }
 }

@@ -4,9 +4,9 @@
 //! relative to the current directory. An unknown key is an error that suggests the nearest known one.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
 use glm4v_weights::{AdapterConfig, Names};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -36,7 +36,8 @@ pub struct RunConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
-    /// A model folder: a checkpoint, or for `init = "fresh"` config and tokenizer without weights.
+    /// A model folder, or `ORG/NAME` in the Hugging Face cache: a checkpoint, or for `init = "fresh"` config and tokenizer
+    /// without weights.
     pub folder: PathBuf,
     /// Where the first weights come from.
     pub init: Init,
@@ -131,13 +132,12 @@ const TEXT_DECODER: &str =
     r"model\.language_model\.layers\.\d+\.(self_attn|mlp|mlp\.shared_experts)\.[a-z_]+_proj";
 
 impl LoraSection {
-    /// The same as PEFT says it, for the model in `base`.
-    pub fn to_peft(&self, base: &Path) -> AdapterConfig {
+    /// The same as PEFT says it.
+    pub fn to_peft(&self) -> AdapterConfig {
         let some = |names: &Vec<String>| (!names.is_empty()).then(|| names.clone());
         let given = |names: &Names| (!names.is_empty()).then(|| names.clone());
         let by_default = || self.target_parameters.is_empty().then(|| Names::Pattern(TEXT_DECODER.into()));
         AdapterConfig {
-            base_model_name_or_path: Some(base.to_string_lossy().into_owned()),
             lora_dropout: self.dropout,
             use_rslora: self.rslora,
             target_modules: given(&self.target_modules).or_else(by_default),
@@ -299,13 +299,8 @@ impl Default for RunSection {
 #[non_exhaustive]
 pub enum RunConfigError {
     /// The file cannot be read.
-    #[error("{}: cannot read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Not TOML, or a value of the wrong type.
     #[error("{}: {problem}", path.display())]
     Toml {
@@ -351,8 +346,7 @@ impl RunConfig {
     ///
     /// When the file cannot be read, a key is unknown, or a value makes no run.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self, RunConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| RunConfigError::Io { path: path.to_owned(), source })?;
+        let text = read_text(path, LONGEST_CONFIG)?;
         Self::parse(path, &text, settings)
     }
 

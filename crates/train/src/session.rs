@@ -13,6 +13,7 @@ use glm4v_data::{
     Dataset, DatasetOptions, LoadError, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler,
     SamplerState, fingerprint,
 };
+use glm4v_files::read_text;
 use glm4v_model::{ComputeError, Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
 use glm4v_weights::{
@@ -131,7 +132,7 @@ impl Session {
     /// When anything that the config names cannot be used, or another process trains in the run folder; nothing is written
     /// then but the run folder.
     pub fn open(
-        config: RunConfig,
+        mut config: RunConfig,
         site: &Site,
         precision: Precision,
         resume: bool,
@@ -142,6 +143,11 @@ impl Session {
         // What needs no data is found out before it is read.
         folder.beginning(resume, Goal { steps: None, evaluates })?;
         let origin = ModelFolder::open(&config.model.folder)?;
+        // Of a repository's branch the commit is kept: a run that goes on must find the same weights.
+        config.model.folder = origin.name();
+        if let Some(lora) = config.lora.as_mut().filter(|lora| !lora.adapter.as_os_str().is_empty()) {
+            lora.adapter = AdapterFolder::open(&lora.adapter)?.name();
+        }
         let Inputs { train, eval, mut sampler, steps } = Inputs::read(&config, &origin)?;
         folder.claim()?;
         let goal = Goal { steps: Some(steps), evaluates };
@@ -458,7 +464,7 @@ struct Inputs {
 impl Inputs {
     fn read(config: &RunConfig, origin: &ModelFolder) -> Result<Self, TrainError> {
         let longest = origin.config().text.max_position_embeddings;
-        let processor = Arc::new(Processor::load(&config.model.folder)?.with_max_tokens(longest));
+        let processor = Arc::new(Processor::load(origin.path())?.with_max_tokens(longest));
         let registry = Registry::load(&config.data.folder)?;
         let open = |name: &str| dataset(config, &registry, name, &processor, longest);
         let train = Arc::new(open(&config.data.train)?);
@@ -564,12 +570,10 @@ impl Start<'_> {
         let given =
             (!lora.adapter.as_os_str().is_empty()).then(|| AdapterFolder::open(&lora.adapter)).transpose()?;
         let config = match &given {
-            Some(folder) => AdapterConfig {
-                base_model_name_or_path: Some(self.origin.path().to_string_lossy().into_owned()),
-                ..folder.config().clone()
-            },
-            None => lora.to_peft(self.origin.path()),
+            Some(folder) => folder.config().clone(),
+            None => lora.to_peft(),
         };
+        let config = config.with_base(self.origin);
         // Looked at first: a damaged checkpoint need not wait for the model.
         let open = |path| AdapterFolder::open(path).map_err(|error| self.folder.damaged(path, error));
         let saved = checkpoint.map(open).transpose()?;
@@ -644,16 +648,15 @@ fn dataset(
     Ok(Dataset::new(records, processor.clone(), options))
 }
 
+/// Longest file of `data.order`, in bytes: a hundred million record numbers.
+const LONGEST_ORDER: u64 = 1 << 30;
+
 fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {
     let path = &config.data.order;
     if path.as_os_str().is_empty() {
         return Ok(Sampler::shuffled(records, config.data.batch_size, config.run.seed)?);
     }
-    let text = fs::read_to_string(path).map_err(|source| WeightsError::Io {
-        path: path.clone(),
-        action: "read",
-        source,
-    })?;
+    let text = read_text(path, LONGEST_ORDER).map_err(WeightsError::from)?;
     let batches =
         serde_json::from_str(&text).map_err(|source| TrainError::State { path: path.clone(), source })?;
     Sampler::fixed(batches, records).map_err(|source| TrainError::Order { path: path.clone(), source })

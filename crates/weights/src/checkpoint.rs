@@ -1,14 +1,17 @@
 //! The weights of a folder: one file, or those that an index names.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::path::{Component, Path};
 
 use burn::tensor::DType;
+use glm4v_files::{LONGEST_CONFIG, read_text};
+use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde_json::Value;
 
-use crate::{LISTED, TensorFile, WeightsError, list_names, names};
+use crate::folder::missing;
+use crate::foreign::other_weights;
+use crate::{LISTED, TensorFile, WeightsError, list_names, names, numbers};
 
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -47,11 +50,8 @@ impl Checkpoint {
         } else if folder.join(INDEX).exists() {
             files = open_shards(folder)?;
         } else {
-            return Err(WeightsError::MissingFile {
-                folder: folder.to_owned(),
-                file: SINGLE.into(),
-                remedy: "needed: a checkpoint with weights",
-            });
+            let none = || missing(folder, &[SINGLE.to_owned()], "needed: a checkpoint with weights");
+            return Err(other_weights(folder).unwrap_or_else(none));
         }
         let mut stored: HashMap<String, Stored> = HashMap::new();
         let mut order = Vec::new();
@@ -70,6 +70,19 @@ impl Checkpoint {
             }
         }
         Ok(Self { files, stored, order })
+    }
+
+    /// The type of tensors whose numbers are packed or scaled; none if there are none.
+    ///
+    /// Eight-bit floating-point weights are scaled by tensors beside them always, integers only where the config says so:
+    /// other tensors that no network knows may be anything.
+    pub(crate) fn packed(&self, quantized: bool) -> Option<Dtype> {
+        let types = self.order.iter().filter_map(|name| Some((name, self.info(name)?.dtype)));
+        let packed = |(name, dtype): &(&String, Dtype)| match dtype {
+            Dtype::F8_E4M3 | Dtype::F8_E5M2 => quantized || name.ends_with(".weight"),
+            other => quantized && !numbers::is_float(*other),
+        };
+        types.filter(packed).map(|(_, dtype)| dtype).next()
     }
 
     /// Published names, as the tensors follow each other in the files.
@@ -116,7 +129,7 @@ impl Checkpoint {
 fn open_shards(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
     let index = folder.join(INDEX);
     let problem = |problem: String| WeightsError::Index { path: index.clone(), problem };
-    let json = fs::read_to_string(&index).map_err(WeightsError::read(&index))?;
+    let json = read_text(&index, LONGEST_CONFIG)?;
     let json: Value = serde_json::from_str(&json).map_err(|error| problem(error.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| {
         problem("key \"weight_map\" is missing; needed: an object of tensor and file names".into())
@@ -133,7 +146,7 @@ fn open_shards(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
             "key \"weight_map\" is empty; needed: an object of tensor and file names".into(),
         ));
     }
-    let mut missing = Vec::new();
+    let mut absent = Vec::new();
     for name in shards.keys() {
         let mut components = Path::new(name).components();
         let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
@@ -144,15 +157,11 @@ fn open_shards(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
             )));
         }
         if !folder.join(name).exists() {
-            missing.push((*name).to_owned());
+            absent.push((*name).to_owned());
         }
     }
-    if !missing.is_empty() {
-        return Err(WeightsError::MissingFile {
-            folder: folder.to_owned(),
-            file: list_names(&missing, LISTED),
-            remedy: "the index names it; copy or download it again",
-        });
+    if !absent.is_empty() {
+        return Err(missing(folder, &absent, "the index names it; copy or download it again"));
     }
     let mut files = Vec::with_capacity(shards.len());
     let mut lacking = BTreeSet::new();
@@ -173,6 +182,8 @@ fn open_shards(folder: &Path) -> Result<Vec<TensorFile>, WeightsError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::write_tensors;
     use burn::tensor::TensorData;
@@ -268,7 +279,7 @@ mod tests {
 
         let error = refusal(&folder);
 
-        assert!(error.ends_with("1.safetensors: cannot read: is a directory"), "{error}");
+        assert!(error.ends_with("1.safetensors: is a directory; needed: a regular file"), "{error}");
     }
 
     #[test]

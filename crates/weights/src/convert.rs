@@ -39,7 +39,7 @@ impl ModelFolder {
         size: ShardSize,
         watch: Watch<'_>,
     ) -> Result<(), WeightsError> {
-        let checkpoint = Checkpoint::open(self.path())?;
+        let checkpoint = self.checkpoint()?;
         let config: Glm4vConfig = self.config_for(&checkpoint)?;
         let layout = layout(&config);
         let sources = self.locate(&layout, &checkpoint, config.tie_word_embeddings)?;

@@ -1,7 +1,7 @@
 //! One safetensors file, read.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -78,14 +78,8 @@ impl TensorFile {
     ///
     /// When it cannot be read, is cut short, or its header contradicts itself.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        // Looked at first: opening a pipe would wait for a writer.
-        let about = fs::metadata(path).map_err(WeightsError::read(path))?;
-        if !about.is_file() {
-            let kind = if about.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
-            return Err(WeightsError::read(path)(kind.into()));
-        }
         let broken = |source| WeightsError::Format { path: path.to_owned(), source };
-        let file = File::open(path).map_err(WeightsError::read(path))?;
+        let file = glm4v_files::open(path)?;
         let found = file.metadata().map_err(WeightsError::read(path))?.len();
         if found < PREFIX {
             return Err(broken(FormatError::Short { found }));
@@ -252,6 +246,8 @@ fn read_exact_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::write_tensors;
     use half::bf16;
@@ -336,7 +332,7 @@ mod tests {
 
         let error = TensorFile::open(folder.path()).unwrap_err().to_string();
 
-        assert!(error.ends_with("cannot read: is a directory"), "{error}");
+        assert!(error.ends_with(": is a directory; needed: a regular file"), "{error}");
     }
 
     #[test]

@@ -19,7 +19,9 @@ mod checkpoint;
 mod convert;
 mod file;
 mod folder;
+mod foreign;
 mod fresh;
+mod hub;
 mod layout;
 mod load;
 mod merge;
@@ -34,6 +36,8 @@ mod write;
 pub use adapter::{AdapterConfig, AdapterError, AdapterFolder, Names, attach, learns_with, save_adapter};
 pub use file::{FormatError, TensorFile};
 pub use folder::ModelFolder;
+pub use foreign::WeightFormat;
+pub use hub::{HubCache, HubError, Repository, Snapshot};
 pub use numbers::floats;
 pub use publish::{StagedFolder, remove_leftovers, write_file};
 pub use save::{save_model, save_model_in};
@@ -60,6 +64,82 @@ pub enum WeightsError {
         action: &'static str,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// A file that is not one, or longer than any of its kind.
+    #[error(transparent)]
+    File(#[from] glm4v_files::FileError),
+    /// Not in the Hugging Face cache either.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// A file where a directory is due.
+    #[error("{}: {found}", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        found: WeightFormat,
+    },
+    /// An adapter where a model is due.
+    #[error(
+        "{}: a LoRA adapter of {}, not a model; needed: that model, with the adapter on top", folder.display(),
+        base.as_deref().unwrap_or("another model")
+    )]
+    IsAdapter {
+        /// The folder.
+        folder: PathBuf,
+        /// Its model, by its config.
+        base: Option<String>,
+    },
+    /// Weights in a format that is not read.
+    #[error("{}: {file} is {found}", folder.display())]
+    OtherFormat {
+        /// The folder.
+        folder: PathBuf,
+        /// A file of weights in it.
+        file: String,
+        /// Its format.
+        found: WeightFormat,
+    },
+    /// Weights of a model that only Python reads.
+    #[error(
+        "{folder}: {file} holds {}; convert it with transformers: python -c \"from transformers import \
+         AutoModelForImageTextToText as M; M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')\"",
+        WeightFormat::Pickle, folder = folder.display()
+    )]
+    Pickle {
+        /// The folder.
+        folder: PathBuf,
+        /// A file of weights in it.
+        file: String,
+    },
+    /// Weights that are not numbers of their own.
+    #[error(
+        "{}: the weights are quantized (quant_method: {method}; tensors of type {found}), which is not read yet; needed: \
+         the repository of the same model with bf16 weights, the one without FP8, AWQ or GPTQ in its name",
+        folder.display()
+    )]
+    Quantized {
+        /// The folder.
+        folder: PathBuf,
+        /// What its config says of it.
+        method: String,
+        /// The type of its tensors.
+        found: safetensors::Dtype,
+    },
+    /// A download into the Hugging Face cache that has not ended.
+    #[error(
+        "{}: the download is not complete: {file} is missing, files begun and not finished: {begun}; the rest is \
+         downloaded by: {download}", folder.display()
+    )]
+    Unfinished {
+        /// The snapshot.
+        folder: PathBuf,
+        /// What is missing.
+        file: String,
+        /// Files that were begun.
+        begun: usize,
+        /// The command.
+        download: String,
     },
     /// Not a folder.
     #[error("{}: no such folder; needed: a model folder with config.json", path.display())]

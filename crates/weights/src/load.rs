@@ -39,7 +39,7 @@ impl ModelFolder {
         watch: Watch<'_>,
     ) -> Result<Glm4v, WeightsError> {
         let start = Instant::now();
-        let checkpoint = Checkpoint::open(self.path())?;
+        let checkpoint = self.checkpoint()?;
         let config = self.config_for(&checkpoint)?;
         let model = site.build(&config)?;
         let layout = Layout::of(&model);

@@ -47,7 +47,7 @@ impl ModelFolder {
         size: ShardSize,
         watch: Watch<'_>,
     ) -> Result<usize, WeightsError> {
-        let checkpoint = Checkpoint::open(self.path())?;
+        let checkpoint = self.checkpoint()?;
         let config = self.config_for(&checkpoint)?;
         // Its weights are never made: only the adapter's own parameters get values.
         let mut network = adapter.apply(config.init(device), Precision::F32)?;

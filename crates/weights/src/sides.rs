@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::Precision;
 use serde_json::Value;
 
@@ -36,7 +37,7 @@ pub(crate) fn write_config(
     precision: Option<Precision>,
 ) -> Result<(), WeightsError> {
     let path = origin.join("config.json");
-    let mut json = fs::read_to_string(&path).map_err(WeightsError::read(&path))?;
+    let mut json = read_text(&path, LONGEST_CONFIG)?;
     if let Some(precision) = precision {
         let broken = |error: serde_json::Error| WeightsError::Config {
             folder: origin.to_owned(),

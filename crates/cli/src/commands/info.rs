@@ -1,9 +1,8 @@
 //! `glm4v info`
 
-use std::fs;
-
 use anyhow::{Context, ensure};
 use burn::tensor::Device;
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::{Backend, Estimate, Glm4vConfig, Grid, Learning, Memory, Sizes, Workload};
 use glm4v_processor::{ImageConfig, ImageProcessor};
 use glm4v_weights::ModelFolder;
@@ -151,12 +150,13 @@ fn weights(folder: &ModelFolder) -> anyhow::Result<Value> {
 fn picture(folder: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<Grid>)> {
     const FILE: &str = "preprocessor_config.json";
     let path = folder.path().join(FILE);
-    let (config, from) = match fs::read_to_string(&path) {
+    let (config, from) = match read_text(&path, LONGEST_CONFIG) {
         Ok(json) => (ImageConfig::from_json(&json).with_context(|| path.display().to_string())?, FILE),
-        Err(_) => (
+        Err(error) if error.is_missing() => (
             ImageConfig::from_json("{}")?,
             "transformers' defaults; the folder has no preprocessor_config.json",
         ),
+        Err(error) => return Err(error.into()),
     };
     let side = config.patch_size * config.merge_size;
     let token = config.temporal_patch_size * side * side; // a still picture counts for every frame of a patch

@@ -1,10 +1,9 @@
 //! Flags that say what a model is asked, and how its inputs are made.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use glm4v_files::read_text;
 use glm4v_processor::{
     Content, HttpLimits, ImageSource, Message, Part, Processor, RenderOptions, VideoSource, parse_messages,
 };
@@ -58,7 +57,7 @@ impl Rendering {
         let mut options = RenderOptions::prompt();
         options.enable_thinking = self.thinking.map(Switch::is_on);
         if let Some(path) = &self.tools {
-            let json = read_text(path)?;
+            let json = read_json(path)?;
             let tools: serde_json::Value =
                 serde_json::from_str(&json).with_context(|| format!("{}: not valid json", path.display()))?;
             ensure!(
@@ -75,24 +74,16 @@ impl Rendering {
 /// Longest file of messages or tools; pictures in it are base64.
 const LONGEST: u64 = 256 << 20;
 
-/// Reads a file of text, or a pipe that ends.
-fn read_text(path: &Path) -> anyhow::Result<String> {
-    let place = || format!("{}: cannot read", path.display());
-    let mut bytes = Vec::new();
-    // A device may go on without end, and says that it is empty.
-    let mut file = File::open(path).with_context(place)?.take(LONGEST + 1);
-    file.read_to_end(&mut bytes).with_context(place)?;
-    ensure!(bytes.len() as u64 <= LONGEST, "{}: longer than the limit of {LONGEST} bytes", path.display());
-    let text = String::from_utf8(bytes).ok().with_context(|| {
-        format!("{}: not UTF-8, which json is written in; save it as UTF-8", path.display())
-    })?;
+/// Reads json.
+fn read_json(path: &Path) -> anyhow::Result<String> {
+    let text = read_text(path, LONGEST)?;
     // The mark that some editors of Windows put first.
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// Reads a conversation; paths in it are relative to the file.
 fn read_messages(path: &Path) -> anyhow::Result<Vec<Message>> {
-    let json = read_text(path)?;
+    let json = read_json(path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let messages = parse_messages(&json, folder).with_context(|| path.display().to_string())?;
     ensure!(!messages.is_empty(), "{}: holds no messages; needed: at least one of the user", path.display());

@@ -16,11 +16,12 @@
 
 use std::fs;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::alphabet::{STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use glm4v_files::FileError;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Limits};
 
@@ -35,22 +36,8 @@ use crate::messages::ImageSource;
 #[non_exhaustive]
 pub enum ImageError {
     /// The file could not be read.
-    #[error("{path}: cannot be read")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A folder, a device or a pipe.
-    #[error("{path}: is {found}, needed an image file")]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-        /// What it is.
-        found: &'static str,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// More bytes than the limits allow.
     #[error("{name}: {bytes} bytes, more than the limit of {limit}")]
     FileSize {
@@ -185,15 +172,9 @@ impl DecodeLimits {
     }
 
     pub(crate) fn read(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
-        let unreadable = |source| ImageError::Read { path: path.to_owned(), source };
-        let found = fs::metadata(path).map_err(unreadable)?;
-        // Reading a device or a pipe may never end.
-        if !found.is_file() {
-            let found = if found.is_dir() { "a folder" } else { "not a regular file" };
-            return Err(ImageError::NotAFile { path: path.to_owned(), found });
-        }
-        self.check_len(found.len(), || path.display().to_string())?;
-        fs::read(path).map_err(unreadable)
+        let length = fs::metadata(path).map_or(0, |found| found.len());
+        self.check_len(length, || path.display().to_string())?;
+        Ok(glm4v_files::read(path, self.max_file_bytes)?)
     }
 
     pub(crate) fn fetch(&self, url: &str) -> Result<Vec<u8>, ImageError> {

@@ -1,6 +1,5 @@
 //! Frames of a clip, wherever they come from, one at a time.
 
-use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -173,12 +172,9 @@ const HEAD: usize = 64;
 
 fn head(path: &Path, name: &str) -> Result<Vec<u8>, VideoError> {
     let unreadable = |source| VideoError::Read { name: name.to_owned(), source };
-    // Reading a device or a pipe may never end.
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(VideoError::NotAFile { name: name.to_owned() });
-    }
+    let file = glm4v_files::open(path).map_err(|error| VideoError::File(Box::new(error.into())))?;
     let mut head = Vec::new();
-    File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut head)).map_err(unreadable)?;
+    file.take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
     Ok(head)
 }
 

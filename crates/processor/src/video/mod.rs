@@ -40,12 +40,6 @@ pub enum VideoError {
         #[source]
         source: std::io::Error,
     },
-    /// A device or a pipe.
-    #[error("{name}: is not a regular file, needed a video file or a folder of pictures")]
-    NotAFile {
-        /// Where the clip comes from.
-        name: String,
-    },
     /// The file cannot be used.
     #[error(transparent)]
     File(Box<ImageError>),

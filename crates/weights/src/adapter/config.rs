@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::AdapterError;
+use crate::ModelFolder;
 
 /// What an adapter is attached to, and how large and strong it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,16 +82,49 @@ fn none() -> String {
     "none".into()
 }
 
-/// Kinds of adapters that change the formula, and the value that leaves it as it is.
-const OTHER_FORMULAS: [(&str, Value); 5] = [
+/// Keys that change the formula, and the value that leaves it as it is; null and what is empty do too.
+const OTHER_FORMULAS: [(&str, Value); 12] = [
     ("use_dora", Value::Bool(false)),
     ("fan_in_fan_out", Value::Bool(false)),
     ("lora_bias", Value::Bool(false)),
     ("use_qalora", Value::Bool(false)),
     ("layer_replication", Value::Null),
+    ("trainable_token_indices", Value::Null),
+    ("alora_invocation_tokens", Value::Null),
+    ("arrow_config", Value::Null),
+    ("kasa_config", Value::Null),
+    ("monteclora_config", Value::Null),
+    ("velora_config", Value::Null),
+    ("use_bdlora", Value::Null),
 ];
 
+/// Starting values that are taken out of the base model's weights: the adapter belongs to what is left of them.
+const OTHER_BASES: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
 impl AdapterConfig {
+    /// Reads `adapter_config.json`.
+    pub(crate) fn parse(json: &str) -> Result<Self, AdapterError> {
+        let config: Value = serde_json::from_str(json)?;
+        // Looked at first: other kinds have other keys.
+        match &config["peft_type"] {
+            Value::String(kind) if kind != "LORA" => return Err(AdapterError::Kind { found: kind.clone() }),
+            _ => {}
+        }
+        let config: Self = serde_json::from_value(config)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The same for the model of a folder, which goes by its repository's name if it was found by one.
+    pub fn with_base(mut self, base: &ModelFolder) -> Self {
+        let repository = base.repository();
+        let name = repository.map_or_else(|| base.path().to_string_lossy(), |found| found.name().into());
+        self.base_model_name_or_path = Some(name.into_owned());
+        let commit = repository.and_then(|found| found.commit()).map_or(Value::Null, Value::from);
+        self.rest.insert("revision".to_owned(), commit);
+        self
+    }
+
     /// An adapter without dropout or patterns.
     pub fn new(r: usize, lora_alpha: f64) -> Self {
         Self {
@@ -127,10 +161,26 @@ impl AdapterConfig {
             return Err(AdapterError::Bias { found: self.bias.clone() });
         }
         for (key, needed) in OTHER_FORMULAS {
-            if let Some(found) = self.rest.get(key).filter(|found| !found.is_null() && **found != needed) {
+            if let Some(found) = self.rest.get(key).filter(|found| !is_off(found)) {
                 return Err(AdapterError::Formula { key, found: found.clone(), needed });
             }
         }
+        let key = "init_lora_weights";
+        if let Some(found @ Value::String(start)) = self.rest.get(key)
+            && OTHER_BASES.iter().any(|other| start.starts_with(other))
+        {
+            return Err(AdapterError::Formula { key, found: found.clone(), needed: Value::Bool(true) });
+        }
         Ok(())
+    }
+}
+
+/// Whether a value leaves a key's feature off.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        _ => false,
     }
 }

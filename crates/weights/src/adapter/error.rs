@@ -142,9 +142,61 @@ pub enum AdapterError {
         /// Width that comes out of it.
         d_output: usize,
     },
+    /// A module whose tensors have another rank than its config gives it.
+    #[error("{module}: its tensors have rank {found}, but r and rank_pattern of its config give it {needed}")]
+    OtherRank {
+        /// The module.
+        module: String,
+        /// Rank of the tensors.
+        found: usize,
+        /// Rank by the config.
+        needed: usize,
+    },
+    /// The two projections of an expert with strengths that one adapter cannot have.
+    #[error("{name}: alpha_pattern scales gate_proj by {gate} and up_proj by {up}; needed: the same")]
+    Scales {
+        /// Their fused projection.
+        name: String,
+        /// Scale of the gate.
+        gate: f64,
+        /// Scale of the other.
+        up: f64,
+    },
+    /// No tensors at all.
+    #[error("holds no tensors; needed: lora_A and lora_B of every target")]
+    Empty,
+    /// Tensors for modules that the config does not target.
+    #[error(
+        "there are tensors for {count} modules that neither target_modules nor target_parameters of its config names: {};          needed: tensors and config of the same adapter",
+        list_names(modules, 8)
+    )]
+    NotTargeted {
+        /// How many.
+        count: usize,
+        /// The modules, their numbers as `*`.
+        modules: Vec<String>,
+    },
+    /// Modules that the config targets, and that have no tensors.
+    #[error(
+        "its config targets {count} modules that there are no tensors for: {}; needed: tensors and config of the same          adapter",
+        list_names(modules, 8)
+    )]
+    NoFactors {
+        /// How many.
+        count: usize,
+        /// The modules, their numbers as `*`.
+        modules: Vec<String>,
+    },
+    /// Modules that the config says are kept whole, and are not.
+    #[error("modules_to_save names modules whose tensors are not there: {}", list_names(names, 8))]
+    NotSaved {
+        /// Tensors that are missing.
+        names: Vec<String>,
+    },
     /// Stacked factors that do not fit the experts of a layer.
     #[error(
-        "{name}: lora_A has {rows} rows and lora_B {columns} columns; needed: the rank, {rank}, times the number of experts"
+        "{name}: lora_A has {rows} rows and lora_B {columns} columns; needed: the rank, {rank}, times the number of experts, \
+         {experts}"
     )]
     Stack {
         /// The experts.
@@ -155,6 +207,8 @@ pub enum AdapterError {
         columns: usize,
         /// The rank.
         rank: usize,
+        /// Experts of a layer.
+        experts: usize,
     },
     /// A checkpoint whose experts cannot be changed one by one.
     #[error(

@@ -18,8 +18,11 @@ pub use error::AdapterError;
 pub use read::AdapterFolder;
 pub use write::save_adapter;
 
+use std::path::Path;
+
 use burn::module::Param;
 use burn::prelude::*;
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::{Glm4v, NamedVisitor, Precision, initialize_lora, visit_named};
 
 use crate::WeightsError;
@@ -29,6 +32,14 @@ const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 /// What PEFT puts before the name of every parameter.
 const PREFIX: &str = "base_model.model.";
+
+/// The model that an adapter folder's config names as its base; `Some(None)` if it names none, `None` for a folder that
+/// is no adapter's.
+pub(crate) fn base_of(folder: &Path) -> Option<Option<String>> {
+    let path = folder.join(CONFIG);
+    let config = || AdapterConfig::parse(&read_text(&path, LONGEST_CONFIG).ok()?).ok();
+    path.exists().then(|| config()?.base_model_name_or_path)
+}
 
 /// Puts fresh adapters on a network, and names the modules that got one.
 ///
@@ -59,7 +70,7 @@ pub fn learns_with(config: &AdapterConfig, parameter: &str) -> bool {
 }
 
 /// Makes sure that everything in `modules_to_save` is there.
-fn check_saved(config: &AdapterConfig, model: &Glm4v) -> Result<(), WeightsError> {
+fn check_saved(config: &AdapterConfig, model: &Glm4v) -> Result<(), AdapterError> {
     struct Names(Vec<String>);
     impl NamedVisitor for Names {
         fn visit<const D: usize>(&mut self, name: &str, _param: &Param<Tensor<D>>) {
@@ -71,7 +82,7 @@ fn check_saved(config: &AdapterConfig, model: &Glm4v) -> Result<(), WeightsError
     for module in config.modules_to_save.iter().flatten() {
         let one = AdapterConfig { modules_to_save: Some(vec![module.clone()]), ..config.clone() };
         if !names.0.iter().any(|name| is_saved(&one, name)) {
-            return Err(AdapterError::NoModule { module: module.clone() }.into());
+            return Err(AdapterError::NoModule { module: module.clone() });
         }
     }
     Ok(())

@@ -1,24 +1,27 @@
 //! From a PEFT folder to a network.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::{Glm4v, Linear, LoraConfig, NamedMapper, Precision, map_named};
 
 use super::AdapterError;
 use super::config::AdapterConfig;
-use super::targets::{size, spoken_name};
-use super::{CONFIG, PREFIX, TENSORS};
+use super::targets::{Targets, is_saved, kinds, size, spoken_name};
+use super::{CONFIG, PREFIX, TENSORS, check_saved};
+use crate::folder::{find, missing};
+use crate::foreign::other_weights;
+use crate::hub::Place;
 use crate::{TensorFile, WeightsError, names};
 
 /// An adapter as PEFT saves it.
 #[derive(Debug)]
 pub struct AdapterFolder {
-    path: PathBuf,
+    place: Place,
     config: AdapterConfig,
     file: TensorFile,
     /// Names in the file by what is left of them without prefix: `….q_proj.lora_A`, or a parameter's name.
@@ -42,36 +45,35 @@ struct Matrix {
 impl AdapterFolder {
     /// Reads the config and the header of the tensors.
     ///
+    /// `ORG/NAME` is looked up in the Hugging Face cache as in [`ModelFolder::open`](crate::ModelFolder::open).
+    ///
     /// # Errors
     ///
     /// When a file is missing or broken, or the adapter is of a kind that this version does not compute.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        if !path.is_dir() {
-            return Err(WeightsError::NoFolder { path: path.to_owned() });
-        }
+        let place = find(path)?;
+        let path = &place.path;
         let file = path.join(CONFIG);
         if !file.exists() {
-            return Err(WeightsError::MissingFile {
-                folder: path.to_owned(),
-                file: CONFIG.into(),
-                remedy: "needed: an adapter folder, as PEFT saves it",
-            });
+            return Err(missing(path, &[CONFIG.to_owned()], "needed: an adapter folder, as PEFT saves it"));
         }
-        let json = fs::read_to_string(&file).map_err(WeightsError::read(&file))?;
-        let here = |source: AdapterError| WeightsError::AdapterAt { path: file.clone(), source };
-        let config: AdapterConfig = serde_json::from_str(&json).map_err(|error| here(error.into()))?;
-        config.check().map_err(here)?;
+        let json = read_text(&file, LONGEST_CONFIG)?;
+        let config = AdapterConfig::parse(&json)
+            .map_err(|source| WeightsError::AdapterAt { path: file.clone(), source })?;
         let tensors = path.join(TENSORS);
         if !tensors.exists() {
-            return Err(WeightsError::MissingFile {
-                folder: path.to_owned(),
-                file: TENSORS.into(),
-                remedy: "needed: an adapter saved as safetensors (save_pretrained with safe_serialization)",
-            });
+            const REMEDY: &str =
+                "needed: an adapter saved as safetensors (save_pretrained with safe_serialization)";
+            return Err(other_weights(path).unwrap_or_else(|| missing(path, &[TENSORS.to_owned()], REMEDY)));
         }
         let file = TensorFile::open(&tensors)?;
         let names = file.names().into_iter().map(|name| (plain(&name), name)).collect();
-        Ok(Self { path: path.to_owned(), config, file, names })
+        Ok(Self { place, config, file, names })
+    }
+
+    /// What opens the same folder again, see [`ModelFolder::name`](crate::ModelFolder::name).
+    pub fn name(&self) -> PathBuf {
+        self.place.name()
     }
 
     /// What `adapter_config.json` says.
@@ -83,31 +85,45 @@ impl AdapterFolder {
     ///
     /// # Errors
     ///
-    /// When a tensor of the adapter has no place in the network, or another shape than its place.
+    /// When tensors and config contradict each other, or a tensor has no place in the network or another shape than its
+    /// place.
     pub fn apply(&self, mut model: Glm4v, precision: Precision) -> Result<Glm4v, WeightsError> {
+        let targets = Targets::of(&self.config).map_err(|source| self.problem(source))?;
+        self.check_names(&targets)?;
         let device = model.device();
+        let experts = model.config.text.moe.as_ref().map_or(0, |moe| moe.n_routed_experts);
         let mut used = BTreeSet::new();
+        let mut bare = BTreeSet::new();
         let mut failed = None;
         model.for_each_linear(|name, linear| {
-            if failed.is_none() {
-                let found = self.factors(name, linear, &mut used).and_then(|factors| match factors {
-                    Some(factors) => self.put(name, linear, factors, &device, precision),
-                    None => Ok(()),
-                });
-                failed = found.err();
+            if failed.is_some() {
+                return;
+            }
+            let spoken = spoken_name(name);
+            match self.factors(name, linear, experts, &mut used) {
+                Ok(Some(found)) => failed = self.put(name, linear, found, &device, precision).err(),
+                // Experts have an adapter for certain only where their stack is named.
+                Ok(None) if targets.parameter(&spoken) || (spoken == name && targets.module(name)) => {
+                    bare.insert(spoken);
+                }
+                Ok(None) => {}
+                Err(error) => failed = Some(error),
             }
         });
         if let Some(error) = failed {
             return Err(error);
         }
+        check_saved(&self.config, &model).map_err(|source| self.problem(source))?;
         let mut whole = Whole {
             folder: self,
             used: &mut used,
             rows: BTreeMap::new(),
+            unsaved: BTreeSet::new(),
             failed: None,
             dtype: precision.dtype(),
         };
         let model = map_named(model, &mut whole);
+        let unsaved = whole.unsaved;
         if let Some(error) = whole.failed {
             return Err(error);
         }
@@ -115,7 +131,28 @@ impl AdapterFolder {
         if !left.is_empty() {
             return Err(self.problem(AdapterError::NoPlace { names: left }));
         }
+        if !bare.is_empty() {
+            return Err(self.problem(AdapterError::NoFactors { count: bare.len(), modules: kinds(&bare) }));
+        }
+        if !unsaved.is_empty() {
+            return Err(self.problem(AdapterError::NotSaved { names: unsaved.into_iter().collect() }));
+        }
         Ok(model)
+    }
+
+    /// Makes sure that there are tensors, and none for modules that the config does not target.
+    fn check_names(&self, targets: &Targets<'_>) -> Result<(), WeightsError> {
+        if self.names.is_empty() {
+            return Err(self.problem(AdapterError::Empty));
+        }
+        let modules = self.names.keys().filter_map(|name| name.strip_suffix(".lora_A"));
+        let stray: BTreeSet<String> =
+            modules.filter(|module| !targets.allows(module)).map(str::to_owned).collect();
+        // PEFT knows the targets of some models by heart, and a config may leave them out.
+        if stray.is_empty() || !targets.any() {
+            return Ok(());
+        }
+        Err(self.problem(AdapterError::NotTargeted { count: stray.len(), modules: kinds(&stray) }))
     }
 
     /// Whether the adapter keeps a tensor whole, by its published name.
@@ -129,28 +166,30 @@ impl AdapterFolder {
     }
 
     fn problem(&self, source: AdapterError) -> WeightsError {
-        WeightsError::AdapterAt { path: self.path.clone(), source }
+        WeightsError::AdapterAt { path: self.place.path.clone(), source }
     }
 
-    /// The factors for a linear map in whichever form the file has them, and notes the names they come from.
+    /// The factors for a linear map in whichever form the file has them, with the size that the config gives them; notes
+    /// the names they come from. The network has `experts` a layer.
     fn factors(
         &self,
         name: &str,
         linear: &Linear,
+        experts: usize,
         used: &mut BTreeSet<String>,
-    ) -> Result<Option<Factors>, WeightsError> {
-        if let Some(factors) = self.pair(name, used)? {
-            return Ok(Some(factors));
+    ) -> Result<Option<(Factors, LoraConfig)>, WeightsError> {
+        if let Some(found) = self.sized_pair(name, used)? {
+            return Ok(Some(found));
         }
         let Some((layer, expert)) = name.split_once(".mlp.experts.") else { return Ok(None) };
         let (number, kind) = expert.split_once('.').unwrap_or((expert, ""));
         if kind == "gate_up_proj" {
             // transformers 4 and others have the two projections of an expert apart.
             let module = |part: &str| format!("{layer}.mlp.experts.{number}.{part}");
-            let gate = self.pair(&module("gate_proj"), used)?;
-            let up = self.pair(&module("up_proj"), used)?;
-            if gate.is_some() || up.is_some() {
-                return Ok(Some(side_by_side(gate, up, linear)));
+            let halves = ["gate_proj", "up_proj"].map(|part| self.sized_pair(&module(part), used));
+            let [gate, up] = halves;
+            if let Some(found) = self.joined(name, gate?, up?, linear)? {
+                return Ok(Some(found));
             }
         }
         let stack = format!("{layer}.mlp.experts");
@@ -165,13 +204,53 @@ impl AdapterFolder {
         };
         let Some(stacked) = self.pair(&place, used)? else { return Ok(None) };
         let number: usize = number.parse().unwrap_or(usize::MAX);
-        let rank = size(&self.config, &spoken_name(name)).map_err(|source| self.problem(source))?.rank;
-        let experts = stacked.a.rows / rank;
-        if experts * rank != stacked.a.rows || stacked.b.columns != stacked.a.rows || number >= experts {
-            let (rows, columns) = (stacked.a.rows, stacked.b.columns);
-            return Err(self.problem(AdapterError::Stack { name: place, rows, columns, rank }));
+        let size = self.size(&spoken_name(name))?;
+        let (rows, columns, rank) = (stacked.a.rows, stacked.b.columns, size.rank);
+        if rows != experts * rank || columns != rows || number >= experts {
+            return Err(self.problem(AdapterError::Stack { name: place, rows, columns, rank, experts }));
         }
-        Ok(Some(stacked.of_expert(number, experts, rank)))
+        Ok(Some((stacked.of_expert(number, experts, rank), size)))
+    }
+
+    /// The adapters of an expert's two projections as one of their fused projection.
+    fn joined(
+        &self,
+        name: &str,
+        gate: Option<(Factors, LoraConfig)>,
+        up: Option<(Factors, LoraConfig)>,
+        linear: &Linear,
+    ) -> Result<Option<(Factors, LoraConfig)>, WeightsError> {
+        let scale = |half: &Option<(Factors, LoraConfig)>| half.as_ref().map(|(_, size)| size.scale());
+        if let (Some(gate), Some(up)) = (scale(&gate), scale(&up))
+            && gate != up
+        {
+            return Err(self.problem(AdapterError::Scales { name: name.to_owned(), gate, up }));
+        }
+        let Some((_, size)) = gate.as_ref().or(up.as_ref()) else { return Ok(None) };
+        let size = *size;
+        let [gate, up] = [gate, up].map(|half| half.map(|(factors, _)| factors));
+        Ok(Some((side_by_side(gate, up, linear), size)))
+    }
+
+    /// Rank, scale and dropout that the config gives a module.
+    fn size(&self, module: &str) -> Result<LoraConfig, WeightsError> {
+        size(&self.config, module).map_err(|source| self.problem(source))
+    }
+
+    /// As [`pair`](Self::pair), for one module whose rank the config gives.
+    fn sized_pair(
+        &self,
+        module: &str,
+        used: &mut BTreeSet<String>,
+    ) -> Result<Option<(Factors, LoraConfig)>, WeightsError> {
+        let Some(factors) = self.pair(module, used)? else { return Ok(None) };
+        let (size, found) = (self.size(module)?, factors.a.rows);
+        // Factors whose own ranks differ are refused with their shapes.
+        if found != size.rank && factors.b.columns == found {
+            let module = module.to_owned();
+            return Err(self.problem(AdapterError::OtherRank { module, found, needed: size.rank }));
+        }
+        Ok(Some((factors, size)))
     }
 
     /// Rows of a tensor that the adapter keeps whole, from `first` on, as many as the shape `needed` has.
@@ -237,7 +316,7 @@ impl AdapterFolder {
         &self,
         name: &str,
         linear: &mut Linear,
-        Factors { a, b }: Factors,
+        (Factors { a, b }, size): (Factors, LoraConfig),
         device: &Device,
         precision: Precision,
     ) -> Result<(), WeightsError> {
@@ -246,10 +325,9 @@ impl AdapterFolder {
             let (name, a, b) = (name.to_owned(), [a.rows, a.columns], [b.rows, b.columns]);
             return Err(self.problem(AdapterError::Factors { name, a, b, d_input, d_output }));
         }
-        let said = size(&self.config, &spoken_name(name)).map_err(|source| self.problem(source))?;
         // Two projections side by side have twice the rank; the scale is that of each.
-        let mut lora = LoraConfig { rank, ..said }.init(d_input, d_output, device);
-        lora.scale = said.scale();
+        let mut lora = LoraConfig { rank, ..size }.init(d_input, d_output, device);
+        lora.scale = size.scale();
         let dtype = precision.dtype();
         let fill = |param: Param<Tensor<2>>, matrix: Matrix| {
             let data = TensorData::new(matrix.values, [matrix.rows, matrix.columns]);
@@ -322,6 +400,8 @@ struct Whole<'a> {
     used: &'a mut BTreeSet<String>,
     /// Rows of a whole that its pieces so far have taken.
     rows: BTreeMap<String, usize>,
+    /// What the config says the adapter keeps whole, and it does not.
+    unsaved: BTreeSet<String>,
     failed: Option<WeightsError>,
     dtype: DType,
 }
@@ -331,6 +411,9 @@ impl NamedMapper for Whole<'_> {
         // A piece of a matrix is some of the rows of what the adapter keeps.
         let whole = names::whole(name);
         if !self.folder.keeps(whole) {
+            if is_saved(&self.folder.config, whole) {
+                self.unsaved.insert(whole.to_owned());
+            }
             return param;
         }
         let needed = param.lazy_shape().to_vec();

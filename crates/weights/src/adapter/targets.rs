@@ -4,18 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fancy_regex::Regex;
 use glm4v_model::{Glm4v, LoraConfig};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::AdapterError;
 use super::config::{AdapterConfig, Names};
+
+/// Between the name of a layer and that of one of its experts.
+const EXPERTS: &str = ".mlp.experts.";
 
 /// A linear map that an adapter can be attached to: the name that a config speaks of.
 ///
 /// Experts of a layer go by one name, as transformers stacks them: `….mlp.experts.gate_up_proj`.
 pub(crate) fn spoken_name(name: &str) -> String {
-    match name.split_once(".mlp.experts.") {
+    match name.split_once(EXPERTS) {
         Some((before, after)) => {
             let kind = after.split_once('.').map_or(after, |(_, kind)| kind);
-            format!("{before}.mlp.experts.{kind}")
+            format!("{before}{EXPERTS}{kind}")
         }
         None => name.to_owned(),
     }
@@ -46,54 +51,163 @@ pub(crate) struct Picked {
 /// When a name or an expression matches nothing: with the names that there are.
 pub(crate) fn pick(config: &AdapterConfig, model: &mut Glm4v) -> Result<Picked, AdapterError> {
     let candidates = candidates(model);
-    let saved = |name: &str| is_saved(config, name);
-    let mut picked: BTreeSet<&String> = BTreeSet::new();
-    let mut lists = Vec::new();
-    match &config.target_modules {
-        Some(Names::List(names)) => lists.push(("target_modules", names)),
-        Some(Names::Pattern(all)) if all == "all-linear" => {
-            picked.extend(candidates.iter().filter(|name| *name != "lm_head"));
-        }
-        Some(Names::Pattern(pattern)) => {
-            let expression = Expression::whole("target_modules", pattern)?;
-            picked.extend(candidates.iter().filter(|name| expression.matches(name)));
-            if picked.is_empty() {
-                return Err(no_match("target_modules", pattern, &candidates));
-            }
-        }
-        None => {}
+    let targets = Targets::of(config)?;
+    if let Some(Names::Pattern(pattern)) = &config.target_modules
+        && !candidates.iter().any(|name| targets.included(name))
+    {
+        return Err(no_match("target_modules", pattern, &candidates));
     }
-    if let Some(names) = &config.target_parameters {
-        lists.push(("target_parameters", names));
-    }
-    for (key, names) in lists {
+    let modules = match &config.target_modules {
+        Some(Names::List(names)) => names.as_slice(),
+        _ => &[],
+    };
+    let parameters = config.target_parameters.as_deref().unwrap_or_default();
+    for (key, names) in [("target_modules", modules), ("target_parameters", parameters)] {
         for wanted in names {
-            let before = picked.len();
-            let found = candidates.iter().filter(|name| ends_with(name, wanted));
-            let mut any = false;
-            picked.extend(found.inspect(|_| any = true));
-            if before == picked.len() && !any {
+            if !candidates.iter().any(|name| ends_with(name, wanted)) {
                 return Err(no_match(key, wanted, &candidates));
             }
         }
     }
-    if let Some(names) = &config.exclude_modules {
-        let expression = match names {
-            Names::Pattern(pattern) => Some(Expression::whole("exclude_modules", pattern)?),
-            Names::List(_) => None,
-        };
-        picked.retain(|name| match (names, &expression) {
-            (Names::List(list), _) => !list.iter().any(|wanted| ends_with(name, wanted)),
-            (_, Some(expression)) => !expression.matches(name),
-            _ => true,
-        });
-    }
-    picked.retain(|name| !saved(name));
     let mut adapters = BTreeMap::new();
-    for name in picked {
+    for name in candidates.iter().filter(|name| targets.module(name) || targets.parameter(name)) {
         adapters.insert(name.clone(), size(config, name)?);
     }
     Ok(Picked { adapters, candidates })
+}
+
+/// The targets of a config, its expressions read.
+pub(crate) struct Targets<'a> {
+    config: &'a AdapterConfig,
+    included: Option<Expression>,
+    excluded: Option<Expression>,
+    layers: Option<Layers>,
+}
+
+impl<'a> Targets<'a> {
+    pub(crate) fn of(config: &'a AdapterConfig) -> Result<Self, AdapterError> {
+        let pattern = |key: &str, names: &Option<Names>| match names {
+            Some(Names::Pattern(pattern)) if !is_all(pattern) => Expression::whole(key, pattern).map(Some),
+            _ => Ok(None),
+        };
+        Ok(Self {
+            included: pattern("target_modules", &config.target_modules)?,
+            excluded: pattern("exclude_modules", &config.exclude_modules)?,
+            layers: Layers::of(config)?,
+            config,
+        })
+    }
+
+    /// Whether the config names anything at all.
+    pub(crate) fn any(&self) -> bool {
+        let modules = self.config.target_modules.as_ref().is_some_and(|names| !names.is_empty());
+        modules || self.config.target_parameters.as_ref().is_some_and(|names| !names.is_empty())
+    }
+
+    /// Whether `target_modules` gives a module an adapter, by its whole name.
+    pub(crate) fn module(&self, name: &str) -> bool {
+        self.included(name) && !self.left_out(name)
+    }
+
+    /// Whether `target_parameters` does, for experts by the name that they share.
+    pub(crate) fn parameter(&self, name: &str) -> bool {
+        let mut names = self.config.target_parameters.iter().flatten();
+        names.any(|wanted| ends_with(name, wanted)) && !self.left_out(name)
+    }
+
+    /// Whether the config allows tensors for a module of an adapter's file, experts in whichever form.
+    pub(crate) fn allows(&self, module: &str) -> bool {
+        let stack = EXPERTS.trim_end_matches('.');
+        if module.ends_with(stack) || module.ends_with(&format!("{stack}.base_layer")) {
+            return self.config.target_parameters.iter().flatten().any(|name| name.contains("experts"));
+        }
+        let mut names = vec![module.to_owned(), spoken_name(module)];
+        if let Some((before, _)) = module.split_once(EXPERTS) {
+            names.push(format!("{before}{EXPERTS}gate_up_proj")); // what gate and up projection are halves of
+        }
+        names.iter().any(|name| self.module(name) || self.parameter(name))
+    }
+
+    fn included(&self, name: &str) -> bool {
+        match (&self.config.target_modules, &self.included) {
+            (_, Some(expression)) => expression.matches(name),
+            (Some(Names::Pattern(_)), None) => name != "lm_head", // all-linear
+            (Some(Names::List(names)), None) => {
+                let end = |wanted: &String| name != wanted && ends_with(name, wanted);
+                let layer = || self.layers.as_ref().is_none_or(|layers| layers.contain(name));
+                names.iter().any(|wanted| name == wanted) || (names.iter().any(end) && layer())
+            }
+            (None, None) => false,
+        }
+    }
+
+    fn left_out(&self, name: &str) -> bool {
+        let excluded = match (&self.config.exclude_modules, &self.excluded) {
+            (_, Some(expression)) => expression.matches(name),
+            (Some(Names::List(names)), None) => names.iter().any(|wanted| ends_with(name, wanted)),
+            _ => false,
+        };
+        excluded || is_saved(self.config, name)
+    }
+}
+
+fn is_all(pattern: &str) -> bool {
+    pattern == "all-linear"
+}
+
+/// `layers_to_transform`: of the modules that are named by their ends, those of some layers.
+struct Layers {
+    numbers: Vec<usize>,
+    places: Vec<Expression>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+impl Layers {
+    fn of(config: &AdapterConfig) -> Result<Option<Self>, AdapterError> {
+        const KEY: &str = "layers_pattern";
+        let numbers: Vec<usize> = list(config, "layers_to_transform")?;
+        if numbers.is_empty() {
+            return Ok(None);
+        }
+        let patterns: Vec<String> = list(config, KEY)?;
+        let places = patterns
+            .iter()
+            .map(|pattern| Expression::new(KEY, pattern, format!(r"^.*\.(?:{pattern})\.(\d+)\.")))
+            .collect::<Result<Vec<_>, _>>()?;
+        let any = || Expression::new(KEY, "", r"^.*\.[^.]*\.(\d+)\.".to_owned());
+        Ok(Some(Self { numbers, places: if places.is_empty() { vec![any()?] } else { places } }))
+    }
+
+    fn contain(&self, name: &str) -> bool {
+        let number = self.places.iter().find_map(|place| place.number(name));
+        number.is_some_and(|number| self.numbers.contains(&number))
+    }
+}
+
+/// A value or a list of them among the keys that are only passed on; empty if there is none.
+fn list<T: for<'de> Deserialize<'de>>(
+    config: &AdapterConfig,
+    key: &'static str,
+) -> Result<Vec<T>, AdapterError> {
+    let found = config.rest.get(key).cloned().unwrap_or(Value::Null);
+    let read: Option<OneOrMany<T>> = serde_json::from_value(found.clone())
+        .map_err(|_| AdapterError::Formula { key, found, needed: Value::Null })?;
+    Ok(read.map(OneOrMany::into_vec).unwrap_or_default())
 }
 
 /// Rank, scale and dropout of one module's adapter.
@@ -152,20 +266,88 @@ impl Expression {
         // An expression that runs into its bound matches nothing.
         self.0.is_match(name).unwrap_or(false)
     }
+
+    /// The number that the last group finds.
+    fn number(&self, name: &str) -> Option<usize> {
+        let found = self.0.captures(name).ok()??;
+        found.get(found.len() - 1)?.as_str().parse().ok()
+    }
 }
 
 /// Names differ by their numbers mostly: one of each kind is shown.
 fn no_match(key: &str, wanted: &str, candidates: &BTreeSet<String>) -> AdapterError {
-    let kinds: BTreeSet<String> = candidates.iter().map(|name| without_numbers(name)).collect();
-    AdapterError::NoMatch {
-        key: key.to_owned(),
-        wanted: wanted.to_owned(),
-        kinds: kinds.into_iter().collect(),
-    }
+    AdapterError::NoMatch { key: key.to_owned(), wanted: wanted.to_owned(), kinds: kinds(candidates) }
+}
+
+/// Names without their numbers, each once.
+pub(crate) fn kinds<'a>(names: impl IntoIterator<Item = &'a String>) -> Vec<String> {
+    let kinds: BTreeSet<String> = names.into_iter().map(|name| without_numbers(name)).collect();
+    kinds.into_iter().collect()
 }
 
 fn without_numbers(name: &str) -> String {
     let part =
         |part: &str| if part.bytes().all(|b| b.is_ascii_digit()) { "*".to_owned() } else { part.to_owned() };
     name.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(json: Value) -> AdapterConfig {
+        let mut whole = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8});
+        whole.as_object_mut().unwrap().extend(json.as_object().unwrap().clone());
+        serde_json::from_value(whole).unwrap()
+    }
+
+    const Q3: &str = "model.language_model.layers.3.self_attn.q_proj";
+    const Q11: &str = "model.language_model.layers.11.self_attn.q_proj";
+    const VISION: &str = "model.visual.blocks.3.attn.q_proj";
+
+    /// The cases of PEFT's `check_target_module_exists`.
+    #[test]
+    fn layers_are_counted_as_in_peft() {
+        for (keys, expected) in [
+            (json!({"target_modules": ["q_proj"]}), [true, true, true]),
+            (json!({"target_modules": ["q_proj"], "layers_to_transform": 3}), [true, false, true]),
+            (json!({"target_modules": ["q_proj"], "layers_to_transform": [3, 11]}), [true, true, true]),
+            (
+                json!({"target_modules": ["q_proj"], "layers_to_transform": [3], "layers_pattern": "layers"}),
+                [true, false, false],
+            ),
+            (
+                json!({"target_modules": ["q_proj"], "layers_to_transform": [3], "layers_pattern": ["h", "blocks"]}),
+                [false, false, true],
+            ),
+            // Neither whole names nor expressions are counted.
+            (json!({"target_modules": [Q11], "layers_to_transform": [3]}), [false, true, false]),
+            (
+                json!({"target_modules": ".*language.*q_proj", "layers_to_transform": [3]}),
+                [true, true, false],
+            ),
+        ] {
+            let config = config(keys.clone());
+            let targets = Targets::of(&config).unwrap();
+            assert_eq!([Q3, Q11, VISION].map(|name| targets.module(name)), expected, "{keys}");
+        }
+        let odd = config(json!({"layers_to_transform": "first"}));
+        assert!(Targets::of(&odd).err().unwrap().to_string().starts_with("layers_to_transform is \"first\""));
+    }
+
+    #[test]
+    fn experts_are_allowed_in_whichever_form_an_adapter_has_them() {
+        let apart = config(json!({"target_modules": ["gate_proj", "down_proj"]}));
+        let stacked = config(json!({"target_parameters": ["mlp.experts.gate_up_proj"]}));
+        let [apart, stacked] = [&apart, &stacked].map(|config| Targets::of(config).unwrap());
+
+        assert!(apart.allows("model.layers.1.mlp.experts.7.gate_proj"));
+        assert!(!apart.allows("model.layers.1.mlp.experts.7.up_proj"));
+        assert!(!apart.allows("model.layers.1.mlp.experts"));
+        for name in ["experts", "experts.base_layer", "experts.7.up_proj", "experts.7.gate_up_proj"] {
+            assert!(stacked.allows(&format!("model.layers.1.mlp.{name}")), "{name}");
+        }
+        assert!(!stacked.allows("model.layers.1.self_attn.q_proj"));
+    }
 }
