@@ -13,10 +13,28 @@ pub(crate) fn with_threads<T: Send>(
     threads: Option<u16>,
     work: impl FnOnce() -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<T> {
-    let threads = threads.map_or(0, usize::from); // 0: one a core
-    let pool = |builder: rayon::ThreadPoolBuilder| builder.num_threads(threads).stack_size(16 << 20);
-    pool(rayon::ThreadPoolBuilder::new()).build_global()?;
-    pool(rayon::ThreadPoolBuilder::new()).build()?.install(work)
+    let asked = threads.map_or_else(default_threads, usize::from);
+    let builder = || rayon::ThreadPoolBuilder::new().num_threads(asked).stack_size(16 << 20);
+    let failed = |source| ThreadsError { asked, source };
+    builder().build_global().map_err(failed)?;
+    builder().build().map_err(failed)?.install(work)
+}
+
+/// Why nothing can be computed at all.
+#[derive(Debug, thiserror::Error)]
+#[error("{asked} worker threads cannot be started")]
+pub(crate) struct ThreadsError {
+    /// How many.
+    pub(crate) asked: usize,
+    /// What the system says.
+    pub(crate) source: rayon::ThreadPoolBuildError,
+}
+
+/// What rayon starts by itself: as many as its variable says, or one a core.
+fn default_threads() -> usize {
+    let told = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    told.filter(|threads| *threads > 0).unwrap_or_else(cores)
 }
 
 /// Where and in which type the flags want the network.

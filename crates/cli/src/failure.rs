@@ -41,6 +41,7 @@ pub(crate) fn report_panics() {
             place.unwrap_or_default()
         );
         // Whatever state the other threads are in, files are written whole or not at all.
+        glm4v_weights::remove_unpublished();
         std::process::exit(1);
     }));
 }

@@ -15,6 +15,7 @@ use glm4v_weights::WeightsError;
 
 use crate::answering::AnsweringError;
 use crate::args::Args;
+use crate::device::ThreadsError;
 use crate::failure;
 
 /// The line for an error of the command `name`: its causes, and what to do.
@@ -69,7 +70,8 @@ trait Remedy {
 type Cause<'a> = &'a (dyn Error + 'static);
 type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
 
-const TABLE: [Row; 10] = [
+const TABLE: [Row; 11] = [
+    row::<ThreadsError>,
     row::<DeviceError>,
     row::<GenerateError>,
     row::<TemplateError>,
@@ -132,6 +134,14 @@ impl Remedy for DeviceError {
             Self::Dtype { .. } => "use --dtype f32",
             _ => return None,
         };
+        Some(remedy.to_owned())
+    }
+}
+
+impl Remedy for ThreadsError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        let remedy = "ask for fewer with --threads or RAYON_NUM_THREADS, or raise the limits of processes and memory (ulimit \
+                      -u, ulimit -v)";
         Some(remedy.to_owned())
     }
 }
@@ -205,6 +215,8 @@ impl Remedy for WeightsError {
                 "model.safetensors" => Some("glm4v init makes fresh ones".to_owned()),
                 _ => None,
             },
+            Self::Exists { .. } => flags.choose("out", "choose another --out", ""),
+            Self::Busy { .. } => flags.choose("out", "wait until it is done, or choose another --out", ""),
             Self::NotOptimizer { .. } => {
                 flags.choose("resume", "remove this checkpoint, and --resume goes on from the one before", "")
             }
@@ -445,6 +457,30 @@ mod tests {
         assert_eq!(
             shown("generate", missing("m", "a.safetensors").into_context()),
             "outer: m: a.safetensors is missing; needed: x"
+        );
+    }
+
+    #[test]
+    fn a_folder_that_exists_or_is_being_made() {
+        assert_eq!(
+            shown("convert", WeightsError::Exists { path: "out".into() }),
+            "out: exists already; choose another --out"
+        );
+        assert_eq!(
+            shown("merge", WeightsError::Busy { path: "out".into() }),
+            "out: another process is writing it; wait until it is done, or choose another --out"
+        );
+    }
+
+    #[test]
+    fn threads_that_cannot_be_started() {
+        let source =
+            rayon::ThreadPoolBuilder::new().spawn_handler(|_| Err(io::Error::other("no room"))).build();
+        let error = ThreadsError { asked: 100_000, source: source.err().unwrap() };
+        assert_eq!(
+            shown("generate", error),
+            "100000 worker threads cannot be started: no room; ask for fewer with --threads or RAYON_NUM_THREADS, or raise \
+             the limits of processes and memory (ulimit -u, ulimit -v)"
         );
     }
 

@@ -35,7 +35,7 @@ pub use adapter::{AdapterConfig, AdapterError, AdapterFolder, Names, attach, lea
 pub use file::{FormatError, TensorFile};
 pub use folder::ModelFolder;
 pub use numbers::floats;
-pub use publish::{StagedFolder, remove_leftovers, write_file};
+pub use publish::{StagedFolder, remove_leftovers, remove_unpublished, write_file};
 pub use save::{save_model, save_model_in};
 pub use shards::{ShardSize, ShardSizeError};
 pub use write::write_tensors;
@@ -60,6 +60,18 @@ pub enum WeightsError {
         action: &'static str,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// Something is where a new folder should be made.
+    #[error("{}: exists already", path.display())]
+    Exists {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder that another process is making.
+    #[error("{}: another process is writing it", path.display())]
+    Busy {
+        /// The path.
+        path: PathBuf,
     },
     /// Not a folder.
     #[error("{}: no such folder; needed: a model folder with config.json", path.display())]
