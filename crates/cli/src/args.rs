@@ -8,6 +8,8 @@ use clap_complete::Shell;
 use glm4v_model::{Backend, DeviceError, Precision};
 use glm4v_weights::ShardSize;
 
+use crate::device::MOST_THREADS;
+
 /// Load, train and run GLM's vision-language models.
 #[derive(Debug, Parser)]
 #[command(name = "glm4v", version, max_term_width = 110)]
@@ -29,7 +31,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "TYPE")]
     pub(crate) dtype: Option<Dtype>,
     /// Threads of the cpu backend [default: one a core]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_THREADS)))]
     pub(crate) threads: Option<u16>,
     /// Say more; twice for even more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]

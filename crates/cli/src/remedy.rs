@@ -138,11 +138,16 @@ impl Remedy for DeviceError {
     }
 }
 
+/// What helps where the system has no room for threads.
+pub(crate) const FEWER_THREADS: &str = "ask for fewer with --threads or RAYON_NUM_THREADS, or raise the limits of processes and \
+                                        memory (ulimit -u, ulimit -v)";
+
 impl Remedy for ThreadsError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
-        let remedy = "ask for fewer with --threads or RAYON_NUM_THREADS, or raise the limits of processes and memory (ulimit \
-                      -u, ulimit -v)";
-        Some(remedy.to_owned())
+        match self {
+            Self::Start { .. } => Some(FEWER_THREADS.to_owned()),
+            Self::Variable { .. } => Some("or set --threads".to_owned()),
+        }
     }
 }
 
@@ -474,13 +479,16 @@ mod tests {
 
     #[test]
     fn threads_that_cannot_be_started() {
-        let source =
+        let refused =
             rayon::ThreadPoolBuilder::new().spawn_handler(|_| Err(io::Error::other("no room"))).build();
-        let error = ThreadsError { asked: 100_000, source: source.err().unwrap() };
         assert_eq!(
-            shown("generate", error),
-            "100000 worker threads cannot be started: no room; ask for fewer with --threads or RAYON_NUM_THREADS, or raise \
-             the limits of processes and memory (ulimit -u, ulimit -v)"
+            shown("generate", ThreadsError::Start { asked: 1024, source: refused.err().unwrap() }),
+            "1024 worker threads cannot be started: no room; ask for fewer with --threads or RAYON_NUM_THREADS, or raise the \
+             limits of processes and memory (ulimit -u, ulimit -v)"
+        );
+        assert_eq!(
+            shown("generate", ThreadsError::Variable { found: 100_000 }),
+            "RAYON_NUM_THREADS is 100000; needed: 1 to 1024, or 0 for one a core; or set --threads"
         );
     }
 

@@ -116,6 +116,8 @@ fn header(tensors: &[Outgoing<'_>], metadata: &[(&str, String)]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::TensorFile;
     use burn::tensor::DType;
