@@ -78,6 +78,12 @@ impl Said {
         self.says(words);
     }
 
+    /// Insists on an exit code and one error that has all of these words.
+    pub fn ended(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self.says(words);
+    }
+
     /// Insists on exit code 2, that of wrong usage, and an error that has all of these words.
     pub fn misused(&self, words: &[&str]) {
         assert_eq!(self.code, Some(2), "{self:?}");
@@ -144,7 +150,17 @@ pub fn interrupt(command: &mut Command, run: &Path, steps: usize) -> Said {
 ///
 /// When the program ends before, or a minute passes.
 #[cfg(unix)]
-pub fn interrupt_when(command: &mut Command, mut so: impl FnMut(u32) -> bool) -> Said {
+pub fn interrupt_when(command: &mut Command, so: impl FnMut(u32) -> bool) -> Said {
+    signal_when(command, "INT", so)
+}
+
+/// Starts a command and sends it a signal, by its name for `kill`, once something is so of its process.
+///
+/// # Panics
+///
+/// When the program ends before, or a minute passes.
+#[cfg(unix)]
+pub fn signal_when(command: &mut Command, signal: &str, mut so: impl FnMut(u32) -> bool) -> Said {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
     let start = Instant::now();
     while !so(child.id()) {
@@ -156,7 +172,8 @@ pub fn interrupt_when(command: &mut Command, mut so: impl FnMut(u32) -> bool) ->
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
-    assert!(sent.success(), "the program was over before Ctrl-C");
+    let signal = format!("-{signal}");
+    let sent = Command::new("kill").args([&signal, &child.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success(), "the program was over before the signal");
     Said::from(child.wait_with_output().expect("the binary ends"))
 }

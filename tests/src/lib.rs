@@ -8,7 +8,7 @@ pub use command::{
     Said, command, fresh_model, glm4v, holds_nothing_half_written, losses, metrics, train, walk,
 };
 #[cfg(unix)]
-pub use command::{interrupt, interrupt_when};
+pub use command::{interrupt, interrupt_when, signal_when};
 
 use std::path::{Path, PathBuf};
 

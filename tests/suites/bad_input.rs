@@ -859,7 +859,9 @@ fn init_does_not_write_into_a_folder_that_exists() {
 fn wrong_usage_is_told_apart_by_its_exit_code() {
     glm4v(["generate", "--prompt", "hi"]).misused(&["--model <DIR>"]);
     glm4v(["generate", "--model", "x"]).misused(&["--prompt <TEXT>"]);
-    glm4v(["generate", "--model", "x", "--image", "a.png"]).misused(&["--prompt <TEXT>"]);
+    glm4v(["generate", "--model", "x", "--image", "a.png"]).misused(&["<--prompt <TEXT>|--messages <FILE>>"]);
+    let usage = glm4v(["generate", "--help"]).success().stdout;
+    assert!(usage.contains("--model <DIR> <--prompt <TEXT>|--messages <FILE>>\n"), "{usage}");
     glm4v(["generate", "--model", "x", "--messages", "m.json", "--image", "a.png"])
         .misused(&["'--messages <FILE>' cannot be used with '--image <FILE>'"]);
     glm4v(["generate", "--model", "x", "--prompt", "hi", "--greedy", "--temperature", "1"])
@@ -878,7 +880,7 @@ mod unix {
     use std::os::unix::fs::symlink;
     use std::process::{Command, Stdio};
 
-    use glm4v_tests::{interrupt, losses, metrics};
+    use glm4v_tests::{interrupt, losses, metrics, signal_when, walk};
 
     use super::*;
 
@@ -974,7 +976,7 @@ mod unix {
         let (_, error) = told.expect(&said.stderr).split_once('\n').unwrap();
         let error = Said { stderr: error.to_owned(), ..said };
         let steps = losses(folder.path()).len();
-        error.refused(&[&format!("stopped after step {steps}"), "--resume"]);
+        error.ended(130, &[&format!("stopped after step {steps}"), "--resume goes on from there"]);
         let checkpoint = folder.path().join(format!("checkpoints/step-{steps}"));
         for file in
             ["config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json"]
@@ -997,7 +999,7 @@ mod unix {
 
         let said = interrupt(&mut train(folder.path(), &long), folder.path(), 2);
 
-        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""));
+        assert_eq!((said.code, said.stdout.as_str()), (Some(130), ""));
         assert!(said.stderr.contains("stopped after step 2"), "{said:?}");
         assert_eq!(metrics(folder.path()).len(), 2, "two steps and no examination");
         let weights = || fs::read(folder.path().join("final/model.safetensors")).unwrap();
@@ -1012,32 +1014,157 @@ mod unix {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn ctrl_c_ends_an_answer_and_an_examination() {
+    fn signals_end_an_answer_and_an_examination_with_their_own_exit_codes() {
         let folder = tempdir().unwrap();
         let model = fresh_model(folder.path());
         let place = model.to_str().unwrap();
         let endless =
             ["generate", "--model", place, "--prompt", "hi", "--greedy", "--max-new-tokens", "4000"];
         let long = ["eval", "--model", place, "--data", "digits:train", "--batch-size", "4"];
-        for (args, words) in
-            [(&endless[..], "stopped before the answer was complete"), (&long, "stopped; no result")]
-        {
-            let said = glm4v_tests::interrupt_when(command().args(args), |process| {
-                // Before it listens, the signal would end it as it ends any program.
-                let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-                status.lines().any(catches_interrupt)
-            });
+        let incomplete = "stopped before the answer was complete";
+        for (args, signal, code, words) in [
+            (&endless[..], "INT", 130, incomplete),
+            (&endless, "TERM", 143, incomplete),
+            (&endless, "HUP", 129, incomplete),
+            (&long, "INT", 130, "stopped; no result"),
+        ] {
+            let said = signal_when(command().args(args), signal, computes);
 
-            assert_eq!(said.code, Some(1), "{said:?}");
-            assert!(said.stderr.contains(words), "{said:?}");
+            assert_eq!(said.code, Some(code), "{said:?}");
+            // A signal before the model is loaded ends the program at once.
+            assert!(said.stderr.is_empty() || said.stderr.contains(words), "{said:?}");
         }
     }
 
-    /// The line of caught signals, with that of Ctrl-C (2) among them.
+    /// Whether a process has computed for a while: it listens to signals long since.
     #[cfg(target_os = "linux")]
-    fn catches_interrupt(line: &str) -> bool {
-        let mask = line.strip_prefix("SigCgt:").and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        mask.is_some_and(|mask| mask & 2 != 0)
+    fn computes(process: u32) -> bool {
+        const TICKS: u64 = 30; // of a hundredth of a second
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let used = after_name.split_whitespace().nth(11).and_then(|ticks| ticks.parse().ok());
+        used.is_some_and(|used: u64| used >= TICKS)
+    }
+
+    /// `glm4v init` of a network that takes a while.
+    fn slow_init(out: &Path) -> Command {
+        let mut command = command();
+        command
+            .args(["init", "--config", "configs/models/glm-ocr", "--shard-size", "50MB", "--out"])
+            .arg(out);
+        command
+    }
+
+    /// Whether files of weights are being written beside `out`.
+    fn is_being_written(out: &Path) -> bool {
+        let written = |path: &PathBuf| path.to_string_lossy().contains("model-00002-of-");
+        walk(out.parent().unwrap()).iter().any(written)
+    }
+
+    #[test]
+    fn signals_leave_nothing_of_a_folder_that_was_being_written() {
+        for (signal, code) in [("INT", 130), ("TERM", 143)] {
+            let folder = tempdir().unwrap();
+            let out = folder.path().join("out");
+
+            let said = signal_when(&mut slow_init(&out), signal, |_| is_being_written(&out));
+
+            assert_eq!((said.code, said.stderr.as_str(), said.stdout.as_str()), (Some(code), "", ""));
+            assert_eq!(walk(folder.path()), Vec::<PathBuf>::new());
+        }
+    }
+
+    #[test]
+    fn what_a_killed_command_left_is_removed_by_the_next_one_to_the_same_folder() {
+        let folder = tempdir().unwrap();
+        let out = folder.path().join("model");
+        signal_when(&mut slow_init(&out), "KILL", |_| is_being_written(&out));
+        assert!(!walk(folder.path()).is_empty());
+
+        fresh_model(folder.path());
+
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [out]);
+    }
+
+    #[test]
+    fn a_folder_that_another_process_is_writing_is_left_to_it() {
+        let folder = tempdir().unwrap();
+        let out = folder.path().join("model");
+        let busy = Said::by(command().args(["init", "--config", "configs/models/digits", "--out"]).arg(&out));
+        busy.success();
+        fs::remove_dir_all(&out).unwrap();
+        let mut first = slow_init(&out).stderr(Stdio::null()).spawn().unwrap();
+        while !is_being_written(&out) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+
+        let second = Said::by(&mut slow_init(&out));
+
+        let id = first.id().to_string();
+        assert!(Command::new("kill").arg(id).status().unwrap().success());
+        first.wait().unwrap();
+        second.refused(&[
+            "model: another process is writing it; wait until it is done, or choose another --out",
+        ]);
+        assert_eq!(walk(folder.path()), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn of_three_that_write_one_folder_at_once_one_wins() {
+        let folder = tempdir().unwrap();
+        let model = fresh_model(folder.path());
+        let out = folder.path().join("out");
+        let convert = |_| {
+            let mut command = command();
+            command.args(["convert", "--dtype", "bf16", "--shard-size", "100KB", "--model"]).arg(&model);
+            command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+
+        let all: Vec<_> = (0..3).map(convert).collect();
+        let all: Vec<_> =
+            all.into_iter().map(|child| Said::from(child.wait_with_output().unwrap())).collect();
+
+        let (won, lost): (Vec<_>, Vec<_>) = all.iter().partition(|said| said.code == Some(0));
+        assert_eq!(won.len(), 1, "{all:?}");
+        for said in lost {
+            let words = if said.stderr.contains("exists") {
+                "exists already"
+            } else {
+                "another process is writing it"
+            };
+            said.refused(&[&format!("out: {words}"), "choose another --out"]);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "model and out");
+        generate(&out, &["--prompt", "hi"]).success();
+    }
+
+    #[test]
+    fn threads_that_cannot_be_had_are_told_with_what_to_do() {
+        Said::by(command().env("RAYON_NUM_THREADS", "100000").arg("info"))
+            .refused(&["RAYON_NUM_THREADS is 100000; needed: 1 to 1024", "--threads"]);
+    }
+
+    #[test]
+    fn warnings_have_colours_only_where_they_are_wanted() {
+        let folder = tempdir().unwrap();
+        for frame in ["a.png", "b.png"] {
+            fs::copy(digit(), folder.path().join(frame)).unwrap();
+        }
+        let warned = |variables: &[(&str, &str)]| {
+            let mut command = Command::new(glm4v_tests::binary());
+            command.current_dir(repository()).env_remove("NO_COLOR").envs(variables.iter().copied());
+            command
+                .args(["generate", "--max-new-tokens", "1", "--prompt", "What?", "--model"])
+                .arg(checkpoint());
+            let said = Said::by(command.arg("--video").arg(folder.path())).success();
+            assert!(said.stderr.contains("WARN"), "{said:?}");
+            said.stderr.contains('\u{1b}')
+        };
+
+        assert!(warned(&[("CLICOLOR_FORCE", "1")]), "as on a terminal");
+        assert!(!warned(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+        assert!(!warned(&[]), "no terminal");
     }
 
     #[test]

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use glm4v_model::{Backend, DeviceError, Precision};
 use glm4v_weights::ShardSize;
+
+use crate::device::MOST_THREADS;
 
 /// Load, train and run GLM's vision-language models.
 #[derive(Debug, Parser)]
@@ -28,7 +31,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "TYPE")]
     pub(crate) dtype: Option<Dtype>,
     /// Threads of the cpu backend [default: one a core]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_THREADS)))]
     pub(crate) threads: Option<u16>,
     /// Say more; twice for even more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -79,6 +82,25 @@ pub(crate) enum Command {
     Trace(Trace),
     /// Show devices, or what a model folder holds
     Info(Info),
+    /// Print what makes a shell complete commands and flags
+    Completions(Completions),
+    /// Print the manual page, or write one for every command
+    Man(Man),
+}
+
+/// Print what makes a shell complete commands and flags.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+/// Print the manual page, or write one for every command.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Man {
+    /// Directory for glm4v.1, glm4v-train.1 and so on
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out_dir: Option<PathBuf>,
 }
 
 /// Fine-tune a model as a config file says.
@@ -96,10 +118,11 @@ pub(crate) struct Train {
 
 /// Where a prompt comes from.
 #[derive(Debug, ClapArgs)]
-#[group(required = true, multiple = true)]
+#[group(skip)]
+#[command(group(ArgGroup::new("question").required(true).args(["prompt", "messages"])))]
 pub(crate) struct Prompt {
     /// The question
-    #[arg(long, value_name = "TEXT", conflicts_with = "messages")]
+    #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     /// A picture for the question: a path or a URL; may be repeated
     #[arg(long = "image", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]

@@ -13,10 +13,46 @@ pub(crate) fn with_threads<T: Send>(
     threads: Option<u16>,
     work: impl FnOnce() -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<T> {
-    let threads = threads.map_or(0, usize::from); // 0: one a core
-    let pool = |builder: rayon::ThreadPoolBuilder| builder.num_threads(threads).stack_size(16 << 20);
-    pool(rayon::ThreadPoolBuilder::new()).build_global()?;
-    pool(rayon::ThreadPoolBuilder::new()).build()?.install(work)
+    let asked = threads.map_or_else(default_threads, |threads| Ok(usize::from(threads)))?;
+    let builder = || rayon::ThreadPoolBuilder::new().num_threads(asked).stack_size(16 << 20);
+    let failed = |source| ThreadsError::Start { asked, source };
+    builder().build_global().map_err(failed)?;
+    builder().build().map_err(failed)?.install(work)
+}
+
+/// Why nothing can be computed at all.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ThreadsError {
+    /// The system has no room for them.
+    #[error("{asked} worker threads cannot be started")]
+    Start {
+        /// How many.
+        asked: usize,
+        /// What the system says.
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// The environment asks for what no flag may.
+    #[error("{VARIABLE} is {found}; needed: 1 to {MOST_THREADS}, or 0 for one a core")]
+    Variable {
+        /// Its value.
+        found: usize,
+    },
+}
+
+/// As many threads as a flag may ask for.
+pub(crate) const MOST_THREADS: u16 = 1024;
+
+/// What rayon reads.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+
+/// What rayon starts by itself: as many as its variable says, or one a core.
+fn default_threads() -> Result<usize, ThreadsError> {
+    let told = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    match told {
+        0 => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        found if found > usize::from(MOST_THREADS) => Err(ThreadsError::Variable { found }),
+        threads => Ok(threads),
+    }
 }
 
 /// Where and in which type the flags want the network.

@@ -1,7 +1,10 @@
 //! What went wrong, in words.
 
 use std::io;
-use std::panic;
+use std::panic::{self, PanicHookInfo};
+use std::sync::Mutex;
+
+use crate::remedy::FEWER_THREADS;
 
 /// An error with its causes, each said once.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
@@ -29,25 +32,56 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Turns a panic, ours or the tensor library's, into an error line and exit code 1.
 pub(crate) fn report_panics() {
     panic::set_hook(Box::new(|info| {
-        let payload = info.payload();
-        let text = payload
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_default();
-        let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
-        say!(
-            "error: glm4v hit a fault of its own: {text}{}; please report it with the command that led to it",
-            place.unwrap_or_default()
-        );
+        // The first of several threads speaks; the others wait for the end.
+        let alone = HELD.lock();
+        say!("error: {}", describe(info));
         // Whatever state the other threads are in, files are written whole or not at all.
+        glm4v_weights::remove_unpublished();
+        std::mem::forget(alone);
         std::process::exit(1);
     }));
+}
+
+/// Held by the thread whose panic ends the program.
+static HELD: Mutex<()> = Mutex::new(());
+
+fn describe(info: &PanicHookInfo<'_>) -> String {
+    let payload = info.payload();
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    if is_exhaustion(&text) {
+        return format!("no room for another thread: {text}; {FEWER_THREADS}");
+    }
+    let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
+    format!(
+        "glm4v hit a fault of its own: {text}{}; please report it with the command that led to it",
+        place.unwrap_or_default()
+    )
+}
+
+/// Whether libraries panic because the system refuses a thread or its stack: EAGAIN and ENOMEM, in the two ways that Rust
+/// prints them.
+fn is_exhaustion(text: &str) -> bool {
+    ["(os error 11)", "(os error 12)", "Os { code: 11,", "Os { code: 12,"]
+        .iter()
+        .any(|code| text.contains(code))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_the_system_refuses_is_no_fault_of_the_program() {
+        let refused = std::io::Error::from_raw_os_error(11);
+
+        assert!(is_exhaustion(&format!("failed to spawn thread: {refused}")));
+        assert!(is_exhaustion(&format!("failed to spawn thread: {refused:?}")));
+        assert!(!is_exhaustion("attempt to divide by zero"));
+    }
 
     #[test]
     fn a_cause_that_was_quoted_is_not_said_twice() {

@@ -18,9 +18,9 @@ mod progress;
 mod remedy;
 mod stored;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use anstream::{AutoStream, ColorChoice};
 use clap::{CommandFactory, FromArgMatches};
 
 use args::{Args, Command};
@@ -36,12 +36,13 @@ fn main() -> ExitCode {
     let name = matches.subcommand_name().unwrap_or_default();
     failure::report_panics();
     init_log(args.global.verbose, args.global.quiet);
-    match device::with_threads(args.global.threads, || run(&args)) {
+    let done = interrupt::listen().and_then(|()| device::with_threads(args.global.threads, || run(&args)));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             say!("error: {}", remedy::line(&error, name));
-            ExitCode::FAILURE
+            interrupt::exit_code(&error).unwrap_or(ExitCode::FAILURE)
         }
     }
 }
@@ -60,6 +61,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Merge(merge) => commands::merge(merge, &args.global),
         Command::Trace(trace) => commands::trace(trace, &args.global),
         Command::Info(info) => commands::info(info, &args.global),
+        Command::Completions(completions) => commands::completions(completions),
+        Command::Man(man) => commands::man(man),
     }
 }
 
@@ -79,7 +82,7 @@ fn init_log(verbose: u8, quiet: bool) {
             tracing_subscriber::EnvFilter::try_from_env("GLM4V_LOG").unwrap_or_else(|_| filter.into()),
         )
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(AutoStream::choice(&std::io::stderr()) != ColorChoice::Never)
         .log_internal_errors(false) // that is said with eprintln!
         .without_time()
         .with_target(false)

@@ -16,6 +16,7 @@ use glm4v_weights::WeightsError;
 
 use crate::answering::AnsweringError;
 use crate::args::Args;
+use crate::device::ThreadsError;
 use crate::failure;
 
 /// The line for an error of the command `name`: its causes, and what to do.
@@ -70,7 +71,8 @@ trait Remedy {
 type Cause<'a> = &'a (dyn Error + 'static);
 type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
 
-const TABLE: [Row; 11] = [
+const TABLE: [Row; 12] = [
+    row::<ThreadsError>,
     row::<DeviceError>,
     row::<GenerateError>,
     row::<TemplateError>,
@@ -136,6 +138,19 @@ impl Remedy for DeviceError {
             _ => return None,
         };
         Some(remedy.to_owned())
+    }
+}
+
+/// What helps where the system has no room for threads.
+pub(crate) const FEWER_THREADS: &str = "ask for fewer with --threads or RAYON_NUM_THREADS, or raise the limits of processes and \
+                                        memory (ulimit -u, ulimit -v)";
+
+impl Remedy for ThreadsError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        match self {
+            Self::Start { .. } => Some(FEWER_THREADS.to_owned()),
+            Self::Variable { .. } => Some("or set --threads".to_owned()),
+        }
     }
 }
 
@@ -208,6 +223,11 @@ impl Remedy for WeightsError {
                 _ => None,
             },
             Self::IsAdapter { folder, base } => Some(an_adapter(folder, base.as_deref(), flags)),
+            Self::Exists { .. } => flags.choose("out", "choose another --out", ""),
+            Self::Busy { .. } => flags.choose("out", "wait until it is done, or choose another --out", ""),
+            Self::NotOptimizer { .. } => {
+                flags.choose("resume", "remove this checkpoint, and --resume goes on from the one before", "")
+            }
             _ => None,
         }
     }
@@ -457,6 +477,33 @@ mod tests {
         assert_eq!(
             shown("generate", missing("m", "a.safetensors").into_context()),
             "outer: m: a.safetensors is missing; needed: x"
+        );
+    }
+
+    #[test]
+    fn a_folder_that_exists_or_is_being_made() {
+        assert_eq!(
+            shown("convert", WeightsError::Exists { path: "out".into() }),
+            "out: exists already; choose another --out"
+        );
+        assert_eq!(
+            shown("merge", WeightsError::Busy { path: "out".into() }),
+            "out: another process is writing it; wait until it is done, or choose another --out"
+        );
+    }
+
+    #[test]
+    fn threads_that_cannot_be_started() {
+        let refused =
+            rayon::ThreadPoolBuilder::new().spawn_handler(|_| Err(io::Error::other("no room"))).build();
+        assert_eq!(
+            shown("generate", ThreadsError::Start { asked: 1024, source: refused.err().unwrap() }),
+            "1024 worker threads cannot be started: no room; ask for fewer with --threads or RAYON_NUM_THREADS, or raise the \
+             limits of processes and memory (ulimit -u, ulimit -v)"
+        );
+        assert_eq!(
+            shown("generate", ThreadsError::Variable { found: 100_000 }),
+            "RAYON_NUM_THREADS is 100000; needed: 1 to 1024, or 0 for one a core; or set --threads"
         );
     }
 

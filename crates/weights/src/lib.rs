@@ -39,7 +39,7 @@ pub use folder::ModelFolder;
 pub use foreign::WeightFormat;
 pub use hub::{HubCache, HubError, Repository, Snapshot};
 pub use numbers::floats;
-pub use publish::{StagedFolder, remove_leftovers, write_file};
+pub use publish::{StagedFolder, remove_leftovers, remove_unpublished, write_file};
 pub use save::{save_model, save_model_in};
 pub use shards::{ShardSize, ShardSizeError};
 pub use write::write_tensors;
@@ -140,6 +140,18 @@ pub enum WeightsError {
         begun: usize,
         /// The command.
         download: String,
+    },
+    /// Something is where a new folder should be made.
+    #[error("{}: exists already", path.display())]
+    Exists {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder that another process is making.
+    #[error("{}: another process is writing it", path.display())]
+    Busy {
+        /// The path.
+        path: PathBuf,
     },
     /// Not a folder.
     #[error("{}: no such folder; needed: a model folder with config.json", path.display())]

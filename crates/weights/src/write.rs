@@ -1,6 +1,6 @@
 //! Safetensors files, written a tensor at a time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use burn::tensor::TensorData;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::publish::staged;
+use crate::publish::Staged;
 use crate::{WeightsError, numbers};
 
 /// Takes bytes on their way to a file.
@@ -61,13 +61,9 @@ pub(crate) fn write_outgoing(
 ) -> Result<(), WeightsError> {
     // Widest types first, so that each tensor is aligned to its own: torch refuses others.
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
-    let staged = staged(path);
-    let written = write_staged(path, &staged, &tensors, metadata, watch)
-        .and_then(|()| fs::rename(&staged, path).map_err(WeightsError::write(path)));
-    if written.is_err() {
-        let _ = fs::remove_file(&staged);
-    }
-    written
+    let staged = Staged::beside(path);
+    write_staged(path, staged.path(), &tensors, metadata, watch)?;
+    staged.publish(path).map_err(WeightsError::write(path))
 }
 
 fn write_staged(
@@ -120,6 +116,8 @@ fn header(tensors: &[Outgoing<'_>], metadata: &[(&str, String)]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::TensorFile;
     use burn::tensor::DType;

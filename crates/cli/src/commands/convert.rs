@@ -1,6 +1,5 @@
 //! `glm4v convert`
 
-use anyhow::ensure;
 use glm4v_weights::{ModelFolder, StagedFolder};
 
 use super::print_line;
@@ -13,8 +12,7 @@ pub(crate) fn convert(args: &Convert, global: &Global) -> anyhow::Result<()> {
         Some(Dtype::Of(precision)) => Some(precision),
     };
     let folder = ModelFolder::open(&args.model)?;
-    ensure!(!args.out.exists(), "{}: exists already; choose another --out", args.out.display());
-    let staged = StagedFolder::new(&args.out)?;
+    let staged = StagedFolder::create(&args.out)?;
     let mut transfer = Transfer::new("writing", global.quiet);
     let mut bytes = 0;
     folder.convert(staged.path(), precision, args.shard_size, &mut |done, of| {

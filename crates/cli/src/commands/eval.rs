@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use glm4v_data::{Dataset, DatasetOptions, Registry};
 use glm4v_infer::{GenerationConfig, Sampling};
 use glm4v_train::{Examined, evaluate};
@@ -11,6 +10,7 @@ use serde_json::json;
 use super::{load_model, open_model, print_line};
 use crate::answering::Greedy;
 use crate::args::{Eval, Global};
+use crate::interrupt::Stopped;
 use crate::progress::Progress;
 use crate::{device, interrupt};
 
@@ -30,14 +30,14 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
     config.sampling = Sampling::greedy();
     let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
-    let stop = interrupt::listen("stopping")?;
+    let stop = interrupt::gently("stopping");
     let mut answering = Greedy { processor: &processor, config, stop };
     let mut progress = Progress::new(global.quiet);
     let report = evaluate(&model, &dataset, args.batch_size, &mut answering, stop, |done| {
         glm4v_train::Observer::examining(&mut progress, done, dataset.len());
     })?;
     drop(progress);
-    let report = report.context("stopped; no result")?;
+    let report = report.ok_or(Stopped { missing: "stopped; no result" })?;
 
     let right = report.right();
     if args.json {

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::{load_model, open_model, print_line};
 use crate::args::{Generate, Global};
+use crate::interrupt::Stopped;
 use crate::{device, interrupt};
 
 pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
@@ -24,7 +25,7 @@ pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
     let tokenizer = processor.tokenizer();
     let batch = Batch::collate(&[prompt_sample(encoded)], tokenizer.special().end_of_text, PaddingSide::Left);
     let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
-    let stop = interrupt::listen("stopping")?;
+    let stop = interrupt::gently("stopping");
 
     let start = Instant::now();
     let mut first = None;
@@ -88,8 +89,10 @@ pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
             say!("{} prompt tokens, {} new in {seconds:.2} s", batch.tokens(), answer.ids.len());
         }
     }
-    anyhow::ensure!(!interrupted, "stopped before the answer was complete");
-    Ok(())
+    match interrupted {
+        true => Err(Stopped { missing: "stopped before the answer was complete" }.into()),
+        false => Ok(()),
+    }
 }
 
 /// The model's settings with those of the command line on top.

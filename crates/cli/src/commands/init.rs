@@ -1,6 +1,5 @@
 //! `glm4v init`
 
-use anyhow::ensure;
 use glm4v_weights::{ModelFolder, StagedFolder};
 
 use super::print_line;
@@ -11,8 +10,7 @@ use crate::progress::{Transfer, grouped};
 pub(crate) fn init(args: &Init, global: &Global) -> anyhow::Result<()> {
     let precision = device::precision(global)?;
     let folder = ModelFolder::open(&args.config)?;
-    ensure!(!args.out.exists(), "{}: exists already; choose another --out", args.out.display());
-    let staged = StagedFolder::new(&args.out)?;
+    let staged = StagedFolder::create(&args.out)?;
     let mut transfer = Transfer::new("writing", global.quiet);
     let count = folder
         .init(staged.path(), args.seed, precision, args.shard_size, &mut |done, of| transfer.at(done, of))?;

@@ -1,6 +1,5 @@
 //! `glm4v merge`
 
-use anyhow::ensure;
 use glm4v_weights::{AdapterFolder, ModelFolder, StagedFolder};
 
 use super::print_line;
@@ -15,8 +14,7 @@ pub(crate) fn merge(args: &Merge, global: &Global) -> anyhow::Result<()> {
     let device = global.backend.open()?;
     let folder = ModelFolder::open(&args.model)?;
     let adapter = AdapterFolder::open(&args.adapter)?;
-    ensure!(!args.out.exists(), "{}: exists already; choose another --out", args.out.display());
-    let staged = StagedFolder::new(&args.out)?;
+    let staged = StagedFolder::create(&args.out)?;
     let mut transfer = Transfer::new("writing", global.quiet);
     let changed =
         folder.merge(&adapter, staged.path(), &device, precision, args.shard_size, &mut |done, of| {

@@ -24,7 +24,7 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
     let session =
         Session::open(config, &site, precision, args.resume, &mut |done, of| transfer.at(done, of))?;
     drop(transfer);
-    let stop = interrupt::listen("stopping after this step and writing a checkpoint")?;
+    let stop = interrupt::gently("stopping after this step and writing a checkpoint");
     let mut answering = Greedy { processor: &processor, config: settings, stop };
     let mut progress = Progress::new(global.quiet);
     let outcome = session.run(&mut answering, &mut progress, stop)?;
