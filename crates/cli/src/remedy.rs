@@ -225,9 +225,6 @@ impl Remedy for WeightsError {
             Self::IsAdapter { folder, base } => Some(an_adapter(folder, base.as_deref(), flags)),
             Self::Exists { .. } => flags.choose("out", "choose another --out", ""),
             Self::Busy { .. } => flags.choose("out", "wait until it is done, or choose another --out", ""),
-            Self::NotOptimizer { .. } => {
-                flags.choose("resume", "remove this checkpoint, and --resume goes on from the one before", "")
-            }
             _ => None,
         }
     }
