@@ -1,6 +1,5 @@
 //! A run from its config to its last weights.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +15,7 @@ use glm4v_data::{
 use glm4v_files::read_text;
 use glm4v_model::{ComputeError, Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
-use glm4v_weights::{
-    AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, Watch, WeightsError, attach, write_file,
-};
+use glm4v_weights::{AdapterFolder, ModelFolder, StagedFolder, Watch, WeightsError, attach, write_file};
 
 use crate::TrainError;
 use crate::adamw::{AdamW, AdamWConfig};
