@@ -50,11 +50,11 @@ mod tests {
             if name != self.0 {
                 return param;
             }
-            param.map(|value| {
-                let place: [_; D] = std::array::from_fn(|_| 0..1);
-                let one = Tensor::full([1; D], self.1, &value.device());
-                value.slice_assign(place, one)
-            })
+            let (id, value, mapper) = param.consume();
+            let place: [_; D] = std::array::from_fn(|_| 0..1);
+            let one = Tensor::full([1; D], self.1, &value.device().inner());
+            let value = value.inner().slice_assign(place, one);
+            Param::from_mapped_value(id, Tensor::from_inner(value).require_grad(), mapper)
         }
     }
 
