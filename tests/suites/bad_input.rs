@@ -636,7 +636,7 @@ fn a_run_folder_that_holds_a_run_is_not_overwritten() {
         .refused(&["holds a finished run, its weights are in final; --set run.folder=PATH starts another"]);
     Said::by(train(&run, &short).arg("--resume")).refused(&[
         "the run is finished and has no checkpoint",
-        "run with model.folder = \"",
+        "start a run in another run.folder with model.folder = \"",
         "run/final\"",
     ]);
     let other = folder.path().join("other");

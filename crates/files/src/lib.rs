@@ -1,15 +1,4 @@
-//! Files from elsewhere, read with bounds.
-//!
-//! Model directories, adapters and datasets are downloads. What lies in them under the name of a config may be a pipe that
-//! nobody writes to, a device without an end, or a file of any length: [`read`], [`read_text`] and [`open`] take regular
-//! files only, and no more of them than the caller allows. Every crate that reads files goes through here.
-//!
-//! ```
-//! use glm4v_files::{LONGEST_CONFIG, read_text};
-//!
-//! let error = read_text("/".as_ref(), LONGEST_CONFIG).unwrap_err();
-//! assert_eq!(error.to_string(), "/: is a directory; needed: a regular file");
-//! ```
+#![doc = include_str!("../README.md")]
 
 use std::fmt;
 use std::fs::{self, File, FileType};

@@ -70,7 +70,7 @@ pub enum ProcessorError {
     Expand(#[from] ExpandError),
     /// More tokens than [`Processor::with_max_tokens`] allows; not all were counted.
     #[error(
-        "the conversation takes more than {max_tokens} tokens; shorten it, or make its images smaller or fewer"
+        "the conversation takes more than {max_tokens} tokens, the longest sequence of the model; shorten it, or make its images smaller or fewer"
     )]
     TooLong {
         /// Tokens allowed.

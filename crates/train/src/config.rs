@@ -590,14 +590,14 @@ mod tests {
             let written = read(&config.to_toml(), &[]).unwrap();
             let lora = config.lora.clone().unwrap_or_else(|| panic!("{section}{settings:?} has adapters"));
             assert_eq!(written, config);
-            let targets = lora.to_peft(Path::new("m")).target_modules;
+            let targets = lora.to_peft().target_modules;
             assert!(
                 matches!(&targets, Some(Names::Pattern(all)) if all.contains("language_model")),
                 "{targets:?}"
             );
         }
         let experts = read(TEXT, &["lora.target_parameters=[\"mlp.experts.down_proj\"]"]).unwrap();
-        assert_eq!(experts.lora.unwrap().to_peft(Path::new("m")).target_modules, None);
+        assert_eq!(experts.lora.unwrap().to_peft().target_modules, None);
     }
 
     #[test]
