@@ -14,8 +14,8 @@
 //! A file is refused by its header before its pixels get memory, see [`DecodeLimits`], and a JPEG or
 //! PNG that ends early is an error, not a picture with a grey rest.
 
-use std::fs;
-use std::io::Cursor;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -43,6 +43,9 @@ pub enum ImageError {
         #[source]
         source: std::io::Error,
     },
+    /// No path at all.
+    #[error("the path of the image is empty, needed an image file")]
+    NoPath,
     /// A folder, a device or a pipe.
     #[error("{path}: is {found}, needed an image file")]
     NotAFile {
@@ -187,6 +190,15 @@ impl DecodeLimits {
     }
 
     pub(crate) fn read(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
+        self.check_file(path)?;
+        fs::read(path).map_err(|source| ImageError::Read { path: path.to_owned(), source })
+    }
+
+    /// Whether there is a file that may be read.
+    fn check_file(&self, path: &Path) -> Result<(), ImageError> {
+        if path.as_os_str().is_empty() {
+            return Err(ImageError::NoPath);
+        }
         let unreadable = |source| ImageError::Read { path: path.to_owned(), source };
         let found = fs::metadata(path).map_err(unreadable)?;
         // Reading a device or a pipe may never end.
@@ -194,8 +206,46 @@ impl DecodeLimits {
             let found = if found.is_dir() { "a folder" } else { "not a regular file" };
             return Err(ImageError::NotAFile { path: path.to_owned(), found });
         }
-        self.check_len(found.len(), || path.display().to_string())?;
-        fs::read(path).map_err(unreadable)
+        let name = || path.display().to_string();
+        if found.len() == 0 {
+            return Err(ImageError::Empty { name: name() });
+        }
+        self.check_len(found.len(), name)
+    }
+
+    /// Looks at an image without decoding it: that there is one, that it is allowed, and its width and height where the
+    /// header tells them.
+    pub(crate) fn probe(&self, source: &ImageSource) -> Result<Option<(u32, u32)>, ImageError> {
+        match source {
+            ImageSource::Path(path) => {
+                self.check_file(path)?;
+                let unreadable = |source| ImageError::Read { path: path.to_owned(), source };
+                let file = File::open(path).map_err(unreadable)?;
+                self.probe_header(BufReader::with_capacity(HEADER, file), &path.display().to_string())
+            }
+            ImageSource::Bytes(bytes) => self.probe_header(Cursor::new(bytes), "image in memory"),
+            ImageSource::Pixels(picture) => Ok(Some((picture.width() as u32, picture.height() as u32))),
+            ImageSource::Url(url) if url.starts_with("data:") => Ok(None),
+            ImageSource::Url(url) if self.http.is_none() => self.fetch(url).map(|_| None),
+            ImageSource::Url(_) => Ok(None),
+        }
+    }
+
+    fn probe_header(
+        &self,
+        mut file: impl BufRead + Seek,
+        name: &str,
+    ) -> Result<Option<(u32, u32)>, ImageError> {
+        let known = file.fill_buf().ok().and_then(|head| known(image::guess_format(head).ok()?));
+        if known.is_none() {
+            return Err(ImageError::NotAnImage { name: name.to_owned() });
+        }
+        // A damaged header is the decoder's to describe.
+        let Ok(size) = imagesize::reader_size(file) else { return Ok(None) };
+        let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let (width, height) = (side(size.width), side(size.height));
+        self.check_size(width, height, name)?;
+        Ok((width > 0 && height > 0).then_some((width, height)))
     }
 
     pub(crate) fn fetch(&self, url: &str) -> Result<Vec<u8>, ImageError> {
@@ -298,6 +348,9 @@ impl DecodeLimits {
         Ok(orient(picture, orientation))
     }
 }
+
+/// Bytes of a file in which nearly every header ends.
+const HEADER: usize = 4096;
 
 const PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);

@@ -40,6 +40,9 @@ pub enum VideoError {
         #[source]
         source: std::io::Error,
     },
+    /// No path at all.
+    #[error("the path of the video is empty, needed a video file or a folder of pictures")]
+    NoPath,
     /// A device or a pipe.
     #[error("{name}: is not a regular file, needed a video file or a folder of pictures")]
     NotAFile {
@@ -352,6 +355,11 @@ impl VideoProcessor {
         let pairs = shown.div_ceil(temporal);
         let timestamps = sampling::timestamps(&indices, frame_rate, temporal);
         Ok(PatchedVideo { pixel_values, grid: [pairs, rows, columns], timestamps })
+    }
+
+    /// Looks at a video without decoding it: that there is a file that may be read, or frames.
+    pub(crate) fn probe(&self, source: &VideoSource) -> Result<(), VideoError> {
+        clip::probe(source, &self.limits)
     }
 
     /// The frame rate, and the frames to show.
