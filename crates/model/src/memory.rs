@@ -2,7 +2,8 @@
 //!
 //! An estimate from the config alone: it counts the tensors that are alive at the moments when most of them are. It follows
 //! the code as it is: what a pass keeps for its gradients is said block by block, in the order in which the blocks make it.
-//! `tests/suites/memory.rs` holds it to what the allocator hands out. Whole runs took up to a fifth more: `benches/memory`.
+//! `tests/suites/memory.rs` holds it to what the allocator hands out for tensors, on one thread and without the workspace
+//! of matrix products: that grows with threads and caches. Whole runs took up to a fifth more: `benches/memory`.
 //!
 //! What is kept for the gradients of a product are its factors, if the other factor learns or leads to something that does;
 //! sums keep nothing. Norms, softmax, router and loss compute in f32 whatever the type of the weights.
@@ -148,7 +149,7 @@ impl Estimate<'_> {
             Memory {
                 kept: seen + read,
                 gradients: gradients(head),
-                working: 2 * self.text_scores() * WIDE + self.wide_head(),
+                working: 2 * self.text_scores() * WIDE,
                 ..still
             },
             Memory {
@@ -209,14 +210,17 @@ impl Estimate<'_> {
         let norm = (WIDE + bytes) * d; // the stream in f32, and it normalised
         let normed = norm + bytes * d; // and what the map behind it sees
         let attention = 3 * d * bytes + d * bytes; // queries, keys, values; what proj sees
-        let heads = if vision.qk_norm { 2 * norm } else { 0 };
+        // In f32 the normalised queries and keys are seen in place, and their values stay beside them.
+        let beside = if bytes == WIDE { d * bytes } else { 0 };
+        let heads = if vision.qk_norm { 2 * norm + beside } else { 0 };
         let block = self.patches() * (2 * normed + attention + heads + 5 * inner * bytes)
             + self.vision_scores() * (2 * WIDE + bytes); // before and after exp, and after the division
         let entrance = self.patches()
             * (WIDE * vision.patch_values() as u64 + if vision.learned_positions { norm } else { 0 });
         let tokens = self.patches() / vision.merged_patches() as u64;
         let exit = self.patches() * normed
-            + tokens * (out * (bytes + 2 * WIDE + 2 * bytes) + 5 * merger * bytes)
+            // what proj sees; the norm; GELU, in f32; what the maps behind it see
+            + tokens * (out * (bytes + 2 * WIDE + 3 * WIDE + bytes) + 5 * merger * bytes)
             + 4 * d * out * bytes; // the downsampling's weights in another order
         entrance + vision.depth as u64 * block + exit
     }
@@ -311,7 +315,7 @@ impl Estimate<'_> {
         };
         let prompt = self.tokens() - self.answers();
         let scores = if self.cpu { 0 } else { 2 * self.text_scores() * WIDE };
-        let weight = self.widened(2 * inner * d);
+        let weight = self.turned(2 * inner * d);
         (prompt * attention + scores).max(prompt * feed) + weight
     }
 
@@ -322,7 +326,12 @@ impl Estimate<'_> {
 
     /// The head's weights, as the CPU multiplies with them.
     fn wide_head(&self) -> u64 {
-        self.widened((self.config.text.vocab_size * self.config.text.hidden_size) as u64)
+        self.turned((self.config.text.vocab_size * self.config.text.hidden_size) as u64)
+    }
+
+    /// Bytes of a weight of so many values that the CPU puts in the order of its product before it copies it into f32.
+    fn turned(&self, values: u64) -> u64 {
+        if self.cpu && self.bytes < WIDE { values * (WIDE + self.bytes) } else { 0 }
     }
 
     /// Bytes of values that the CPU copies into f32 to multiply.
