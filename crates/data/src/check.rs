@@ -103,7 +103,7 @@ pub(crate) fn sift(
             };
             match check(&record, processor, options) {
                 Ok(()) => Ok(Ok(record)),
-                Err(SampleError::Render { at, source: source @ TemplateError::Stopped(_) }) => {
+                Err(SampleError::Render { at, source: source @ TemplateError::Stopped { .. } }) => {
                     Err(SampleError::Render { at, source })
                 }
                 Err(error) => Ok(Err(error.into())),

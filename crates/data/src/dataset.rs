@@ -251,7 +251,7 @@ impl Dataset {
     fn may_leave_out(&self, error: &SampleError) -> bool {
         let fatal = matches!(
             error,
-            SampleError::TooLong { .. } | SampleError::Render { source: TemplateError::Stopped(_), .. }
+            SampleError::TooLong { .. } | SampleError::Render { source: TemplateError::Stopped { .. }, .. }
         );
         self.options.on_bad == OnBad::Skip && !fatal
     }

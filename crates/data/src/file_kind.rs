@@ -73,7 +73,8 @@ impl FileKind {
         File::open(path)?.take(8).read_to_end(&mut head)?;
         let by_head = MAGIC.iter().find(|(magic, _)| head.starts_with(magic));
         let ending = path.extension().unwrap_or(OsStr::new(""));
-        let by_ending = || ENDINGS.iter().find(|(known, _)| ending.eq_ignore_ascii_case(known)).map(|(_, k)| *k);
+        let by_ending =
+            || ENDINGS.iter().find(|(known, _)| ending.eq_ignore_ascii_case(known)).map(|(_, k)| *k);
         Ok(by_head.map(|(_, kind)| *kind).or_else(by_ending))
     }
 

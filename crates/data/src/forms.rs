@@ -27,7 +27,9 @@ pub(crate) fn take(
     layout: &Layout,
 ) -> Result<Option<Vec<Value>>, RecordError> {
     let Some(form) = find(record, layout) else { return Ok(None) };
-    if let (Some(Value::Array(_)), Some(Value::Array(_))) = (record.get(form.question), record.get(form.answer)) {
+    if let (Some(Value::Array(_)), Some(Value::Array(_))) =
+        (record.get(form.question), record.get(form.answer))
+    {
         return Ok(Some(joined(record, &form)));
     }
     let mut turns = match form.history.and_then(|key| Some((key, record.shift_remove(key)?))) {
@@ -42,7 +44,9 @@ pub(crate) fn take(
     let input = match form.input.and_then(|key| record.shift_remove(key)) {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text,
-        other => return Err(kind(format!("{:?}", form.input.unwrap_or_default()), other.as_ref(), "a string")),
+        other => {
+            return Err(kind(format!("{:?}", form.input.unwrap_or_default()), other.as_ref(), "a string"));
+        }
     };
     let asked: Vec<&str> = [question.as_str(), &input].into_iter().filter(|text| !text.is_empty()).collect();
     turns.push(json!({"role": "user", "content": asked.join("\n")}));

@@ -110,13 +110,70 @@ const OF_PARTS: [(&[&str], &str); 5] = [
 
 /// Keys that describe a record, a turn or a part and change nothing of what is learned.
 const DESCRIBE: [&str; 64] = [
-    "id", "uid", "uuid", "idx", "index", "record_id", "sample_id", "image_id", "video_id", "question_id", "answer_id",
-    "conversation_id", "prompt_id", "source", "data_source", "origin", "dataset", "dataset_name", "metadata", "meta",
-    "info", "category", "categories", "task", "task_type", "task_name", "type", "tags", "lang", "language", "license",
-    "licence", "split", "subset", "version", "created", "created_at", "timestamp", "date", "author", "annotator",
-    "model", "model_name", "generator", "score", "quality", "difficulty", "length", "num_turns", "num_tokens", "height",
-    "width", "image_height", "image_width", "image_size", "comment", "comments", "note", "notes", "description",
-    "channel", "url", "parallel_tool_calls", "cache_control",
+    "id",
+    "uid",
+    "uuid",
+    "idx",
+    "index",
+    "record_id",
+    "sample_id",
+    "image_id",
+    "video_id",
+    "question_id",
+    "answer_id",
+    "conversation_id",
+    "prompt_id",
+    "source",
+    "data_source",
+    "origin",
+    "dataset",
+    "dataset_name",
+    "metadata",
+    "meta",
+    "info",
+    "category",
+    "categories",
+    "task",
+    "task_type",
+    "task_name",
+    "type",
+    "tags",
+    "lang",
+    "language",
+    "license",
+    "licence",
+    "split",
+    "subset",
+    "version",
+    "created",
+    "created_at",
+    "timestamp",
+    "date",
+    "author",
+    "annotator",
+    "model",
+    "model_name",
+    "generator",
+    "score",
+    "quality",
+    "difficulty",
+    "length",
+    "num_turns",
+    "num_tokens",
+    "height",
+    "width",
+    "image_height",
+    "image_width",
+    "image_size",
+    "comment",
+    "comments",
+    "note",
+    "notes",
+    "description",
+    "channel",
+    "url",
+    "parallel_tool_calls",
+    "cache_control",
 ];
 
 /// Keys of a turn that chat templates read; whether this one does is found when it is rendered.
@@ -173,7 +230,8 @@ pub(crate) fn pass_over<'a>(
 ) -> Result<(), RecordError> {
     refuse(place, keys.clone())?;
     for (key, value) in keys {
-        let read_by_templates = matches!(place, Place::Message { .. }) && FOR_TEMPLATES.contains(&key.as_str());
+        let read_by_templates =
+            matches!(place, Place::Message { .. }) && FOR_TEMPLATES.contains(&key.as_str());
         let described = key.starts_with('_') || DESCRIBE.contains(&key.to_ascii_lowercase().as_str());
         if !is_void(value) && !read_by_templates && !described {
             unread.add(place, key);

@@ -94,7 +94,9 @@ pub enum RecordError {
         role: &'static str,
     },
     /// A place for a sound.
-    #[error("message {message}: <audio> stands for an entry of \"{key}\", and models of this family cannot take sound")]
+    #[error(
+        "message {message}: <audio> stands for an entry of \"{key}\", and models of this family cannot take sound"
+    )]
     Sound {
         /// Index of the message.
         message: usize,
@@ -356,8 +358,10 @@ fn check(index: usize, message: &Message) -> Result<(), RecordError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::layout::Tags;
+    use crate::layout::{Formatting, Tags};
 
     fn parse_as(value: Value, layout: &Layout) -> Result<Record, RecordError> {
         let at = Location { file: Path::new("d/x.jsonl").into(), line: 1, index: None };
@@ -429,6 +433,187 @@ mod tests {
         assert!(refused(none).starts_with("found 0 <image> in its messages but 1 in \"images\""));
         let video = refused(asked(json!("<video>"), json!("b")));
         assert!(video.starts_with("found 1 <video> in its messages (message 0: 1) but 0 in \"videos\""));
+    }
+
+    #[test]
+    fn a_loss_that_is_switched_off_is_switched_off_whatever_the_key() {
+        let with = |key: &str, value: Value| {
+            let mut record = asked(json!("q"), json!("a"));
+            record["messages"][1][key] = value;
+            record
+        };
+        let loss = |record: Value| parse(record).unwrap().messages[1].extra.get("loss").cloned();
+
+        for key in ["loss", "weight", "train", "loss_scale"] {
+            for off in [json!(0), json!(0.0), json!(false)] {
+                assert_eq!(loss(with(key, off)), Some(json!(false)), "{key}");
+            }
+            for on in [json!(1), json!(1.0), json!(true), json!(null)] {
+                assert_eq!(loss(with(key, on)), None, "{key}");
+            }
+        }
+        let half = refused(with("weight", json!(0.5)));
+        assert_eq!(
+            half,
+            "message 1: \"weight\" is 0.5, needed 0 (no loss) or 1 (loss); other weights are not supported"
+        );
+        let mut both = with("weight", json!(0));
+        both["messages"][1]["train"] = json!(true);
+        assert_eq!(refused(both), "message 1: \"weight\" and \"train\" contradict each other; keep one");
+        let mut asks = asked(json!("q"), json!("a"));
+        asks["messages"][0]["weight"] = json!(0);
+        assert!(parse(asks.clone()).is_ok());
+        asks["messages"][0]["weight"] = json!(1);
+        assert!(refused(asks).starts_with("message 0: asks for a loss on a turn of the user, and only"));
+        let mut whole = asked(json!("q"), json!("a"));
+        whole["train"] = json!(false);
+        assert_eq!(refused(whole), "is marked as without loss; leave the record out of the file");
+    }
+
+    #[test]
+    fn a_key_that_carries_meaning_is_refused_with_the_way_out() {
+        let beside = |key: &str, value: Value| {
+            let mut record = asked(json!("q"), json!("a"));
+            record[key] = value;
+            record
+        };
+        let in_turn = |key: &str, value: Value| {
+            let mut record = asked(json!("q"), json!("a"));
+            record["messages"][0][key] = value;
+            record
+        };
+        let in_part = |part: Value| asked(json!([part]), json!("a"));
+        let cases = [
+            (
+                beside("audios", json!(["a.wav"])),
+                "\"audios\" is sound, which models of this family cannot take",
+            ),
+            (beside("kto_tag", json!(true)), "\"kto_tag\" is for training on preferences (DPO, KTO)"),
+            (beside("chosen", json!("b")), "\"chosen\" is for training on preferences (DPO, KTO)"),
+            (
+                beside("functions", json!([{"name": "f"}])),
+                "\"functions\" is not read; write the functions as \"tools\"",
+            ),
+            (
+                in_turn("images", json!(["a.png"])),
+                "message 0: \"images\" is not read in a turn; list it beside",
+            ),
+            (
+                in_turn("refusal", json!("no")),
+                "message 0: \"refusal\" is not read; write its words into \"content\"",
+            ),
+            (
+                in_part(json!({"type": "image", "path": "a.png", "max_pixels": 1000})),
+                "message 0, part 0: \"max_pixels\" is not supported; preprocessor_config.json",
+            ),
+            (
+                in_part(json!({"type": "video", "path": "a.mp4", "fps": 1})),
+                "message 0, part 0: \"fps\" is not supported; \"frame_rate\"",
+            ),
+            (
+                in_part(json!({"type": "image", "path": "a.png", "text": "words"})),
+                "message 0, part 0: holds \"path\" and \"text\", needed one; write two parts",
+            ),
+            (
+                in_part(json!({"type": "image", "path": "a.png", "url": "b.png"})),
+                "message 0, part 0: holds \"path\" and \"url\", needed one",
+            ),
+        ];
+        for (record, said) in cases {
+            let refused = refused(record);
+            assert!(refused.starts_with(said), "{refused}");
+        }
+        let mut sound = beside("audios", json!([]));
+        sound["messages"][0]["content"] = json!("<audio>What is said?");
+        assert!(refused(sound).starts_with("message 0: <audio> stands for an entry of \"audios\""));
+        // What tables fill in for keys that a record lacks.
+        for void in [json!(null), json!(""), json!([]), json!({})] {
+            assert!(parse(beside("audios", void.clone())).is_ok());
+            assert!(parse(in_turn("refusal", void)).is_ok());
+        }
+    }
+
+    #[test]
+    fn keys_that_are_not_known_are_named_and_those_that_describe_are_not() {
+        let mut record = asked(json!([{"type": "text", "text": "q", "mood": "glad"}]), json!("a"));
+        record["id"] = json!(7);
+        record["_internal"] = json!("x");
+        record["reward"] = json!(0.5);
+        record["empty"] = json!(null);
+        record["messages"][1]["tone"] = json!("dry");
+        record["messages"][1]["name"] = json!("it");
+
+        let unread = parse(record).unwrap().unread;
+
+        assert_eq!(unread, ["messages[].content[].mood", "messages[].tone", "reward"]);
+    }
+
+    #[test]
+    fn one_image_may_stand_under_its_own_key_and_needs_a_place() {
+        let llava = json!({"id": "0", "image": "1.png", "conversations": [
+            {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "b"}]});
+        assert_eq!(parse(llava.clone()).unwrap().images().count(), 1);
+
+        let mut unplaced = llava.clone();
+        unplaced["conversations"][0]["value"] = json!("What?");
+        let said = refused(unplaced);
+        assert!(said.starts_with("found 0 <image> in its messages but 1 in \"image\"; needs"), "{said}");
+        assert!(
+            said.ends_with("write <image> in the text where each is shown, as in \"<image>What is this?\"")
+        );
+        let mut both = llava.clone();
+        both["images"] = json!(["2.png"]);
+        assert!(
+            refused(both).starts_with("has \"image\" and \"images\"; columns.images in dataset_info.json")
+        );
+        let mut layout = Layout::default();
+        layout.columns.images = Some("images".to_owned());
+        let said = parse_as(llava, &layout).unwrap_err().to_string();
+        assert!(said.starts_with("\"image\" is not read; columns.images"), "{said}");
+    }
+
+    #[test]
+    fn questions_with_answers_are_conversations() {
+        let conversation = asked(json!("<image>\nWhat?"), json!("a"));
+        let mut conversation = conversation;
+        conversation["images"] = json!(["1.png"]);
+        let same = parse(conversation).unwrap();
+        let forms = [
+            json!({"instruction": "<image>", "input": "What?", "output": "a", "images": ["1.png"]}),
+            json!({"query": "<image>\nWhat?", "response": "a", "history": [], "images": ["1.png"]}),
+            json!({"prompt": "<image>\nWhat?", "completion": "a", "images": ["1.png"]}),
+            json!({"prompt": [{"role": "user", "content": "<image>\nWhat?"}],
+                "completion": [{"role": "assistant", "content": "a"}], "images": ["1.png"]}),
+        ];
+        for form in forms {
+            assert_eq!(parse(form.clone()).unwrap(), same, "{form}");
+        }
+
+        let long =
+            json!({"instruction": "r", "input": "", "output": "b", "system": "s", "history": [["q", "a"]]});
+        let roles = |record: &Record| record.messages.iter().map(|m| m.role.clone()).collect::<Vec<_>>();
+        let record = parse(long.clone()).unwrap();
+        assert_eq!(roles(&record), ["system", "user", "assistant", "user", "assistant"]);
+        assert_eq!(record.messages[3], Message::new("user", "r"));
+        let alpaca = Layout { formatting: Formatting::Alpaca, ..Layout::default() };
+        assert_eq!(parse_as(long, &alpaca).unwrap(), record);
+        let mut named = alpaca.clone();
+        named.columns.prompt = Some("question".to_owned());
+        named.columns.response = Some("reply".to_owned());
+        assert!(parse_as(json!({"question": "q", "reply": "a"}), &named).is_ok());
+
+        let pairs = json!({"instruction": "q", "output": ["good", "bad"]});
+        assert_eq!(refused(pairs), "\"output\" is a list, needed a string");
+        let history = json!({"query": "q", "response": "a", "history": ["x"]});
+        assert_eq!(
+            refused(history),
+            "\"history\" is a string, needed a list of pairs of texts, question and answer"
+        );
+        let earlier = json!({"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "old"},
+            {"role": "user", "content": "r"}], "completion": [{"role": "assistant", "content": "new"}]});
+        let messages = parse(earlier).unwrap().messages;
+        assert_eq!(messages[1].extra.get("loss"), Some(&json!(false)));
+        assert_eq!(messages[3].extra.get("loss"), None);
     }
 
     #[test]
@@ -535,8 +720,12 @@ mod tests {
             (json!({"messages": []}), "\"messages\" is empty, needed a list of messages"),
             (json!({"messages": 3}), "\"messages\" is a number, needed a list of messages"),
             (
+                json!({"question": "x", "id": 1}),
+                "has no \"messages\"; its keys are question, id; needed: a conversation as {\"messages\": [",
+            ),
+            (
                 json!({"text": "x", "id": 1}),
-                "has no \"messages\"; its keys are text, id; columns.messages names",
+                "\"text\" is plain text, and training on text without a conversation",
             ),
             (json!(3), "the record is a number, needed an object"),
             (json!({"messages": ["q"]}), "message 0 is a string, needed an object"),

@@ -154,7 +154,11 @@ fn check_part(place: Place, part: usize, value: &Value, unread: &mut Unread) -> 
     if let [first, second, ..] = held.as_slice()
         && keys.get(*first) != keys.get(*second)
     {
-        return Err(RecordError::TwoThings { place, first: (*first).to_owned(), second: (*second).to_owned() });
+        return Err(RecordError::TwoThings {
+            place,
+            first: (*first).to_owned(),
+            second: (*second).to_owned(),
+        });
     }
     let is_video = of_type.is_some_and(|of| of.starts_with("video")) || keys.contains_key("video");
     let read = |key: &str| {

@@ -292,7 +292,8 @@ impl Processor {
         }
         let probe = |(image, source): (usize, &&ImageSource)| {
             let size = self.image.decode_limits().probe(source);
-            let Some((width, height)) = size.map_err(|source| ProcessorError::Image { image, source })? else {
+            let Some((width, height)) = size.map_err(|source| ProcessorError::Image { image, source })?
+            else {
                 return Ok(None);
             };
             let grid = self.image.grid(height as usize, width as usize);

@@ -23,12 +23,14 @@ use base64::alphabet::{STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Limits};
+use memchr::memmem;
 
 use super::http::{HttpError, HttpLimits};
 use super::jpeg::Jpeg;
 use super::smart_resize::ResizeError;
 use super::{Rgb, color_key, jpeg};
 use crate::messages::ImageSource;
+use crate::notice::Notice;
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
@@ -295,6 +297,20 @@ impl DecodeLimits {
         Ok(())
     }
 
+    /// What a decoder may take for this file: its pixels at the widest, and some more. Without the pixels in the sum a small
+    /// image could bring a colour profile of a gigabyte, well compressed.
+    pub(crate) fn memory(&self, bytes: &[u8]) -> Limits {
+        /// Bytes of a pixel, 16 bits each of four channels, once in the file's layout and once in ours.
+        const PIXEL: u64 = 16;
+        /// Profiles, palettes, texts.
+        const ELSE: u64 = 32 << 20;
+        let pixels = imagesize::blob_size(bytes).map(|size| size.width as u64 * size.height as u64);
+        let needed = pixels.map_or(u64::MAX, |pixels| (pixels * PIXEL).saturating_add(ELSE));
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(self.max_memory.min(needed));
+        limits
+    }
+
     fn decode(&self, bytes: &[u8], name: &str) -> Result<Rgb, ImageError> {
         let name = || name.to_owned();
         if bytes.is_empty() {
@@ -322,10 +338,13 @@ impl DecodeLimits {
             let pixels = file.pixels().map_err(damaged)?;
             (Rgb::new(height as usize, width as usize, pixels), file.orientation())
         } else {
+            if let Ok(size) = imagesize::blob_size(bytes) {
+                let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+                too_large((side(size.width), side(size.height)))?;
+            }
+            say_if_animated(bytes, format, &name());
             let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-            let mut limits = Limits::no_limits();
-            limits.max_alloc = Some(self.max_memory);
-            reader.limits(limits);
+            reader.limits(self.memory(bytes));
             let mut decoder = reader.into_decoder().map_err(damaged)?;
             too_large(decoder.dimensions())?;
             // A picture with damaged EXIF is shown as it lies in the file.
@@ -369,6 +388,33 @@ fn known(format: ImageFormat) -> Option<&'static str> {
         ImageFormat::Tiff => Some("tiff"),
         _ => None,
     }
+}
+
+/// Says that of an animation one frame is shown. A PNG that moves is told from others by its first chunks.
+fn say_if_animated(bytes: &[u8], format: ImageFormat, name: &str) {
+    static ANIMATED: Notice = Notice::new();
+    let moves = match format {
+        ImageFormat::Gif => gif_frames(bytes) > 1,
+        ImageFormat::WebP => bytes.get(12..16) == Some(b"VP8X") && bytes.get(20).is_some_and(|flags| flags & 2 != 0),
+        ImageFormat::Png => {
+            let head = &bytes[..bytes.len().min(HEADER)];
+            let before = memmem::find(head, b"IDAT").unwrap_or(head.len());
+            memmem::find(&head[..before], b"acTL").is_some()
+        }
+        _ => false,
+    };
+    if moves && let Some(times) = ANIMATED.due() {
+        let frames = if format == ImageFormat::Gif { gif_frames(bytes).to_string() } else { "several".to_owned() };
+        tracing::warn!(times, "{name}: an animation of {frames} frames, the first is used; as a video all are");
+    }
+}
+
+/// Frames of a GIF, counted without decoding them.
+fn gif_frames(bytes: &[u8]) -> usize {
+    let mut options = gif::DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let Ok(mut decoder) = options.read_info(bytes) else { return 0 };
+    std::iter::from_fn(|| decoder.next_frame_info().ok().flatten().map(drop)).count()
 }
 
 /// Pillow's `convert("RGB")`.

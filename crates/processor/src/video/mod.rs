@@ -21,6 +21,7 @@ use crate::image::{
     DecodeLimits, Geometry, ImageError, Levels, ResizeError, Rgb, bounded_resize, resize_bicubic,
 };
 use crate::messages::VideoSource;
+use crate::notice::Notice;
 
 pub use config::VideoConfig;
 pub use sampling::{ClipInfo, Sampling, SamplingRule};
@@ -366,11 +367,15 @@ impl VideoProcessor {
     fn choose(&self, clip: &Clip<'_>) -> Result<(f64, Vec<usize>), VideoError> {
         let frames = clip.len();
         let Some((frame_rate, seconds)) = clip.timing() else {
-            tracing::warn!(
-                clip = clip.name,
-                frames,
-                "the frame rate is not known: all frames are shown, with times of 24 a second"
-            );
+            static UNKNOWN: Notice = Notice::new();
+            if let Some(times) = UNKNOWN.due() {
+                tracing::warn!(
+                    clip = clip.name,
+                    frames,
+                    times,
+                    "the frame rate is not known: all frames are shown, with times of 24 a second"
+                );
+            }
             return Ok((Self::UNKNOWN_RATE, (0..frames).collect()));
         };
         if !(frame_rate > 0.0 && frame_rate <= clip::MOST_FRAMES_A_SECOND && seconds.is_finite()) {
