@@ -12,6 +12,7 @@ use glm4v_processor::{DecodeLimits, ImageSource, Processor};
 use glm4v_tests::{glm4v, repository, walk};
 use glm4v_train::{Init, RunConfig};
 use glm4v_weights::ModelFolder;
+use proc_macro2::{TokenStream, TokenTree};
 
 /// Every file of that name or ending under `folder`; a walk that finds none is a mistake.
 fn all(folder: &str, ending: &str) -> Vec<PathBuf> {
@@ -196,4 +197,46 @@ fn every_data_set_has_a_description() {
             assert!(folder.join("README.md").exists(), "{} has no README.md", folder.display());
         }
     }
+}
+
+/// String literals of a source file with their lines; docs are none.
+fn literals(source: TokenStream, found: &mut Vec<(usize, String)>) {
+    let mut tokens = source.into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        match token {
+            TokenTree::Literal(literal) => {
+                found.push((literal.span().start().line, literal.to_string()));
+            }
+            TokenTree::Punct(mark) if mark.as_char() == '#' => {
+                tokens.next_if(|next| next.to_string().starts_with("[doc"));
+            }
+            TokenTree::Group(group) => literals(group.stream(), found),
+            _ => {}
+        }
+    }
+}
+
+fn names_a_flag(text: &str) -> bool {
+    text.split("--").skip(1).any(|after| after.starts_with(|letter: char| letter.is_ascii_lowercase()))
+}
+
+// What to do in terms of flags is said by `crates/cli/src/remedy.rs`.
+#[test]
+fn libraries_name_no_flags() {
+    let mut sources = all("crates", ".rs");
+    let library = |path: &Path| {
+        let mut folders = path.strip_prefix(repository().join("crates")).unwrap().iter();
+        folders.next().unwrap() != "cli" && folders.next().unwrap() == "src"
+    };
+    sources.retain(|path| library(path));
+    let mut flags = Vec::new();
+    for path in sources {
+        let source = fs::read_to_string(&path).unwrap().parse().unwrap();
+        let mut found = Vec::new();
+        literals(source, &mut found);
+        let named = found.into_iter().filter(|(_, text)| names_a_flag(text));
+        flags.extend(named.map(|(line, text)| format!("{}:{line}: {text}", path.display())));
+    }
+    assert!(flags.is_empty(), "{}", flags.join("\n"));
+    assert!(names_a_flag("\"use --dtype\"") && !names_a_flag("\"a -- b\""));
 }

@@ -36,6 +36,9 @@ pub(crate) struct Global {
     /// Say nothing but results and errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
+    /// Read the command line, and the config of a run, and do nothing else: shows that documented commands exist
+    #[arg(long, global = true, hide = true)]
+    pub(crate) parse_only: bool,
 }
 
 /// A type of numbers, or what a file has.

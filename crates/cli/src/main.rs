@@ -15,12 +15,13 @@ mod device;
 mod failure;
 mod interrupt;
 mod progress;
+mod remedy;
 mod stored;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use args::{Args, Command};
 
@@ -30,20 +31,25 @@ use args::{Args, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let matches = Args::command().get_matches();
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let name = matches.subcommand_name().unwrap_or_default();
     failure::report_panics();
     init_log(args.global.verbose, args.global.quiet);
     match device::with_threads(args.global.threads, || run(&args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            say!("error: {}", failure::chain(&error));
+            say!("error: {}", remedy::line(&error, name));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if args.global.parse_only {
+        return commands::parse_only(&args.command);
+    }
     match &args.command {
         Command::Train(train) => commands::train(train, &args.global),
         Command::Generate(generate) => commands::generate(generate, &args.global),

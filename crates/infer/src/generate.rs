@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Tensor};
-use glm4v_model::{Batch, FusionError, Glm4v, Probe};
+use glm4v_model::{Batch, ComputeError, FusionError, Glm4v, Probe};
 
 use crate::config::GenerationConfig;
 use crate::sampling::Sampler;
@@ -33,9 +33,7 @@ pub enum GenerateError {
         longest: usize,
     },
     /// The weights are broken, or a type overflowed.
-    #[error(
-        "row {row}, new token {token}: the model's scores are not numbers; the weights may be broken, or try --dtype f32"
-    )]
+    #[error("row {row}, new token {token}: the model's scores are not numbers; the weights may be broken")]
     NotANumber {
         /// Row of the batch.
         row: usize,
@@ -43,8 +41,8 @@ pub enum GenerateError {
         token: usize,
     },
     /// The device failed.
-    #[error("the device failed while computing: {0}")]
-    Device(String),
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
 }
 
 /// Why a row ended.
@@ -143,9 +141,6 @@ pub fn generate(
 }
 
 fn read(scores: Tensor<2>) -> Result<Vec<f32>, GenerateError> {
-    let data = scores
-        .cast(DType::F32)
-        .try_into_data()
-        .map_err(|error| GenerateError::Device(format!("{error:?}")))?;
-    data.try_to_vec().map_err(|error| GenerateError::Device(format!("{error:?}")))
+    let data = scores.cast(DType::F32).try_into_data().map_err(ComputeError::from)?;
+    Ok(data.try_to_vec().map_err(ComputeError::from)?)
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::prelude::*;
-use burn::tensor::DType;
+use burn::tensor::{DType, DataError, ExecutionError, TensorReadError};
 
 /// A backend as named on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,15 +34,13 @@ pub enum DeviceError {
         found: String,
     },
     /// This binary was built without it.
-    #[error("backend {backend} is not compiled into this binary; {remedy}")]
+    #[error("backend {backend} is not compiled into this binary; needed: the cargo feature {backend}")]
     NotCompiled {
-        /// "cpu", "wgpu" or "cuda".
+        /// "cpu", "wgpu" or "cuda", which is also the feature's name.
         backend: &'static str,
-        /// What to do.
-        remedy: &'static str,
     },
     /// No hardware or no driver for it.
-    #[error("backend {backend} finds no device; needed: {needed}, or run with --backend cpu")]
+    #[error("backend {backend} finds no device; needed: {needed}")]
     NoDevice {
         /// "wgpu" or "cuda".
         backend: &'static str,
@@ -60,10 +58,7 @@ pub enum DeviceError {
         found: usize,
     },
     /// A tensor that the device cannot hold in one piece, nor the network in several.
-    #[error(
-        "{name} takes {bytes} bytes, and this device binds tensors of at most {most}; use --backend cpu or cuda, or \
-         --dtype f16 where the device has it"
-    )]
+    #[error("{name} takes {bytes} bytes, and this device binds tensors of at most {most}")]
     TooLarge {
         /// The parameter.
         name: String,
@@ -79,7 +74,7 @@ pub enum DeviceError {
         found: String,
     },
     /// The device does not compute in this type.
-    #[error("dtype {dtype} is not supported by {backend} here; use --dtype f32")]
+    #[error("dtype {dtype} is not supported by {backend} here")]
     Dtype {
         /// "f32", "bf16" or "f16".
         dtype: Precision,
@@ -88,8 +83,26 @@ pub enum DeviceError {
     },
 }
 
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
-const GPU_REMEDY: &str = "build it with: cargo build --release --features gpu";
+/// The device failed while it computed, which shows when results are read.
+#[derive(Debug, thiserror::Error)]
+#[error("the device failed while computing")]
+pub struct ComputeError {
+    /// What the tensor library says.
+    #[from]
+    source: TensorReadError,
+}
+
+impl From<ExecutionError> for ComputeError {
+    fn from(error: ExecutionError) -> Self {
+        TensorReadError::from(error).into()
+    }
+}
+
+impl From<DataError> for ComputeError {
+    fn from(error: DataError) -> Self {
+        TensorReadError::from(error).into()
+    }
+}
 
 impl FromStr for Backend {
     type Err = DeviceError;
@@ -187,7 +200,7 @@ fn open_cpu() -> Result<Device, DeviceError> {
 
 #[cfg(not(feature = "cpu"))]
 fn open_cpu() -> Result<Device, DeviceError> {
-    Err(DeviceError::NotCompiled { backend: "cpu", remedy: "build it with: cargo build --release" })
+    Err(DeviceError::NotCompiled { backend: "cpu" })
 }
 
 #[cfg(feature = "wgpu")]
@@ -198,7 +211,7 @@ fn open_wgpu(index: Option<usize>) -> Result<Device, DeviceError> {
 
 #[cfg(not(feature = "wgpu"))]
 fn open_wgpu(_index: Option<usize>) -> Result<Device, DeviceError> {
-    Err(DeviceError::NotCompiled { backend: "wgpu", remedy: GPU_REMEDY })
+    Err(DeviceError::NotCompiled { backend: "wgpu" })
 }
 
 #[cfg(feature = "cuda")]
@@ -209,7 +222,7 @@ fn open_cuda(index: Option<usize>) -> Result<Device, DeviceError> {
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_index: Option<usize>) -> Result<Device, DeviceError> {
-    Err(DeviceError::NotCompiled { backend: "cuda", remedy: GPU_REMEDY })
+    Err(DeviceError::NotCompiled { backend: "cuda" })
 }
 
 #[cfg(feature = "cuda")]
@@ -311,10 +324,10 @@ mod tests {
 
     #[cfg(not(feature = "cuda"))]
     #[test]
-    fn a_backend_that_is_not_compiled_in_says_how_to_get_it() {
+    fn a_backend_that_is_not_compiled_in_says_which_feature_it_needs() {
         assert_eq!(
             Backend::Cuda(None).open().unwrap_err().to_string(),
-            "backend cuda is not compiled into this binary; build it with: cargo build --release --features gpu"
+            "backend cuda is not compiled into this binary; needed: the cargo feature cuda"
         );
     }
 }

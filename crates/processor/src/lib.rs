@@ -46,7 +46,7 @@ pub use messages::{
 };
 pub use processor::{Processor, ProcessorError, ReadyMedia};
 pub use spelled::Place;
-pub use template::{RenderOptions, TemplateError};
+pub use template::{RenderOptions, TemplateError, TemplateStopped};
 pub use tokenizer::{SpecialIds, Tokenizer, TokenizerError, token};
 pub use video::{
     ClipInfo, PatchedVideo, Sampling, SamplingRule, VideoConfig, VideoError, VideoLimits, VideoProcessor,

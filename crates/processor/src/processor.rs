@@ -94,7 +94,6 @@ pub struct Processor {
 fn remedy(problem: &ImageError) -> &'static str {
     match problem {
         ImageError::Resize(ResizeError::AspectRatio { .. }) => "; crop or pad it",
-        ImageError::Resize(ResizeError::Limits { .. }) => "; change --min-pixels or --max-pixels",
         _ => "",
     }
 }

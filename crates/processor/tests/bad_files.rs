@@ -156,7 +156,7 @@ fn urls_are_data_or_refused() {
     );
     assert_eq!(
         refused(url("https://example.org/a.png".to_owned())),
-        "https://example.org/a.png: fetching over the network is off; use a local path or a data: URL, or allow it (--allow-http)"
+        "https://example.org/a.png: fetching over the network is off; needed: a local path or a data: URL"
     );
 }
 
@@ -172,7 +172,10 @@ fn limits_that_make_no_picture_are_refused() {
     assert!(contrary.starts_with("at least 100000 and at most 50000 pixels are asked for"), "{contrary}");
     for least in [1 << 30, usize::MAX] {
         let huge = refused(least, usize::MAX);
-        assert!(huge.starts_with("would be enlarged to ") && huge.ends_with("(--min-pixels)"), "{huge}");
+        assert!(
+            huge.starts_with("would be enlarged to ") && huge.ends_with("needed: a lower minimum of pixels"),
+            "{huge}"
+        );
     }
 }
 

@@ -207,8 +207,7 @@ fn a_text_that_spells_a_special_token_is_refused_by_place() {
     let spelled = |text: &str| Message::new("user", vec![Part::Image(picture()), Part::text(text)]);
     let refusal = |token: &str| {
         format!(
-            "message 1, part 1: its text spells {token}, which only the chat template writes; take it out, or \
-             allow it (--allow-special-tokens)"
+            "message 1, part 1: its text spells {token}, which only the chat template writes; needed: a text without it"
         )
     };
     let system = Message::new("system", "s");

@@ -336,8 +336,8 @@ pub enum RunConfigError {
         /// The nearest key, or all of them.
         hint: String,
     },
-    /// `--set` without a key or a value.
-    #[error("--set {found}: needed: section.key=value, as in --set optim.lr=1e-4")]
+    /// A setting without a key or a value.
+    #[error("setting \"{found}\": needed: section.key=value")]
     Set {
         /// What was given.
         found: String,
@@ -549,7 +549,8 @@ mod tests {
         assert_eq!(config.data.eval, "digits:test");
         assert_eq!(config.model.learn.text, How::Frozen);
         for wrong in ["lr", "optim.lr", "=1", "lr=1", "optim.=1"] {
-            assert!(read(TEXT, &[wrong]).unwrap_err().starts_with("--set "), "{wrong}");
+            let error = read(TEXT, &[wrong]).unwrap_err();
+            assert!(error.starts_with(&format!("setting \"{wrong}\": needed: section.key=value")), "{error}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use glm4v_data::{Dataset, EvalItem};
-use glm4v_model::Glm4v;
+use glm4v_model::{ComputeError, Glm4v};
 
 use crate::TrainError;
 use crate::loss::{Targets, loss};
@@ -110,7 +110,7 @@ pub fn evaluate<A: Answering>(
         if let Some(batch) = collated.batch {
             let targets = Targets::of(&batch);
             let mean = loss(model, &batch, &targets)?.try_into_scalar::<f32>();
-            let mean = mean.map_err(|error| TrainError::Device(format!("{error:?}")))?;
+            let mean = mean.map_err(ComputeError::from)?;
             total += f64::from(mean) * targets.ids.len() as f64;
             count += targets.ids.len();
         }

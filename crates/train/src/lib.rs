@@ -29,10 +29,11 @@ pub use metrics::{EvalSummary, Metrics, StepReport};
 pub use schedule::{Schedule, ScheduleKind};
 pub use session::{Observer, Outcome, Plan, Session};
 
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 
 use glm4v_data::{DatasetError, LoadError, RegistryError, SampleError, SamplerError};
-use glm4v_model::FusionError;
+use glm4v_model::{ComputeError, FusionError};
 use glm4v_processor::ProcessorError;
 use glm4v_weights::WeightsError;
 
@@ -73,7 +74,7 @@ pub enum TrainError {
         source: serde_json::Error,
     },
     /// The run folder cannot be written to.
-    #[error("{}: cannot write the run folder: {source}; choose another with --set run.folder=PATH", folder.display())]
+    #[error("{}: cannot write the run folder: {source}", folder.display())]
     RunFolder {
         /// The folder.
         folder: PathBuf,
@@ -81,7 +82,7 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// The run folder holds a run already.
-    #[error("{}: holds {}", folder.display(), remains.in_the_way())]
+    #[error("{}: holds {}", folder.display(), remains)]
     RunExists {
         /// The folder.
         folder: PathBuf,
@@ -89,7 +90,7 @@ pub enum TrainError {
         remains: Remains,
     },
     /// There is nothing to go on from.
-    #[error("{}: no checkpoint to resume from; {}", folder.display(), remains.instead_of_resuming())]
+    #[error("{}: no checkpoint to resume from{}", folder.display(), remains.instead_of_a_checkpoint())]
     NoCheckpoint {
         /// The run folder.
         folder: PathBuf,
@@ -132,7 +133,7 @@ pub enum TrainError {
     /// Training went astray.
     #[error(
         "step {step}: loss is {loss}, gradient norm {grad_norm}, at a learning rate of {lr:.3e}; nothing was saved of \
-         this step. Try a lower optim.lr or a longer schedule.warmup_steps, and {}", begin_again(checkpoint.as_deref())
+         this step; needed: a lower optim.lr or a longer schedule.warmup_steps"
     )]
     NotFinite {
         /// The step.
@@ -147,7 +148,7 @@ pub enum TrainError {
         checkpoint: Option<PathBuf>,
     },
     /// The user stopped the run.
-    #[error("stopped after step {step}; everything is in {}, and --resume goes on from there", folder.display())]
+    #[error("stopped after step {step}; everything is in {}", folder.display())]
     Interrupted {
         /// Steps done.
         step: usize,
@@ -158,8 +159,8 @@ pub enum TrainError {
     #[error("cannot generate answers")]
     Answering(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The device failed.
-    #[error("the device failed while computing: {0}")]
-    Device(String),
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
 }
 
 /// What an earlier run left in its folder.
@@ -175,34 +176,25 @@ pub enum Remains {
     Checkpoints,
 }
 
-impl Remains {
-    fn in_the_way(self) -> &'static str {
-        match self {
+impl fmt::Display for Remains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::Nothing => "nothing",
-            Self::Metrics => {
-                "a run that ended before its first checkpoint; remove the folder, or --set run.folder=PATH starts another"
-            }
-            Self::Final => "a finished run, its model is in final; --set run.folder=PATH starts another",
-            Self::Checkpoints => {
-                "a run already; --resume goes on with it, --set run.folder=PATH starts another"
-            }
-        }
-    }
-
-    fn instead_of_resuming(self) -> &'static str {
-        match self {
-            Self::Nothing | Self::Checkpoints => "start the run without --resume",
-            Self::Metrics => "the run ended before its first; remove the folder and start without --resume",
-            Self::Final => {
-                "the run is finished, its model is in final; a higher schedule.steps lets it go on"
-            }
-        }
+            Self::Metrics => "a run that ended before its first checkpoint",
+            Self::Final => "a finished run, its model is in final",
+            Self::Checkpoints => "a run already",
+        })
     }
 }
 
-fn begin_again(checkpoint: Option<&Path>) -> String {
-    match checkpoint {
-        Some(folder) => format!("go on from {} with --resume", folder.display()),
-        None => "start again in another run.folder, as there is no checkpoint yet".to_owned(),
+impl Remains {
+    fn instead_of_a_checkpoint(self) -> &'static str {
+        match self {
+            Self::Nothing | Self::Checkpoints => "",
+            Self::Metrics => "; the run ended before its first",
+            Self::Final => {
+                "; the run is finished, its model is in final; a higher schedule.steps lets it go on"
+            }
+        }
     }
 }

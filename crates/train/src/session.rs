@@ -12,7 +12,7 @@ use burn::tensor::DType;
 use glm4v_data::{
     Dataset, DatasetOptions, LoadedBatch, OnBad, Order, Overlong, Prefetch, Registry, Sampler, SamplerState,
 };
-use glm4v_model::{Glm4v, Precision, Site, initialize};
+use glm4v_model::{ComputeError, Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
 use glm4v_weights::{
     AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, Watch, WeightsError, attach, remove_leftovers,
@@ -292,9 +292,8 @@ impl Session {
         let norm = gradients.norm().unwrap_or_else(|| Tensor::zeros([1], &loss.device().inner()));
         // One read for both: each makes the device wait.
         let numbers = Tensor::cat(vec![loss.inner(), norm.inner()], 0).cast(DType::F32).try_into_data();
-        let numbers = numbers.map_err(|error| TrainError::Device(format!("{error:?}")))?;
-        let numbers: Vec<f32> =
-            numbers.try_to_vec().map_err(|error| TrainError::Device(format!("{error:?}")))?;
+        let numbers = numbers.map_err(ComputeError::from)?;
+        let numbers: Vec<f32> = numbers.try_to_vec().map_err(ComputeError::from)?;
         let (loss, grad_norm) = (f64::from(numbers[0]), f64::from(numbers[1]));
         if !loss.is_finite() || !grad_norm.is_finite() {
             let checkpoint = Checkpoints::of(&self.config.run.folder).list()?.pop().map(|(_, path)| path);

@@ -50,7 +50,7 @@ impl Checkpoint {
             return Err(WeightsError::MissingFile {
                 folder: folder.to_owned(),
                 file: SINGLE.into(),
-                remedy: "needed: a checkpoint with weights; glm4v init makes fresh ones",
+                remedy: "needed: a checkpoint with weights",
             });
         }
         let mut stored: HashMap<String, Stored> = HashMap::new();

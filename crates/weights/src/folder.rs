@@ -33,7 +33,7 @@ impl ModelFolder {
             return Err(WeightsError::MissingFile {
                 folder: path.to_owned(),
                 file: "config.json".into(),
-                remedy: "needed: a folder as published on the hub, or made by glm4v init",
+                remedy: "needed: a folder as published on the hub",
             });
         }
         let json = fs::read_to_string(&file).map_err(WeightsError::read(&file))?;

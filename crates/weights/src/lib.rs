@@ -31,7 +31,7 @@ mod shards;
 mod sides;
 mod write;
 
-pub use adapter::{AdapterConfig, AdapterFolder, Names, attach, learns_with, save_adapter};
+pub use adapter::{AdapterConfig, AdapterError, AdapterFolder, Names, attach, learns_with, save_adapter};
 pub use file::{FormatError, TensorFile};
 pub use folder::ModelFolder;
 pub use numbers::floats;
@@ -136,7 +136,7 @@ pub enum WeightsError {
         found: String,
     },
     /// A file that should hold an optimizer's state.
-    #[error("{}: not an optimizer's state; remove this checkpoint, and --resume goes on from the one before", path.display())]
+    #[error("{}: not an optimizer's state", path.display())]
     NotOptimizer {
         /// The file.
         path: PathBuf,
@@ -144,9 +144,17 @@ pub enum WeightsError {
     /// The device does not take the network.
     #[error(transparent)]
     Device(#[from] glm4v_model::DeviceError),
-    /// An adapter that cannot be read, or does not fit the network.
-    #[error("{0}")]
-    Adapter(String),
+    /// An adapter that does not fit the network, or a config that makes none.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// A folder with an adapter that cannot be read, or does not fit the network.
+    #[error("{}: {source}", path.display())]
+    AdapterAt {
+        /// The folder, or the file in it.
+        path: PathBuf,
+        /// What is wrong.
+        source: AdapterError,
+    },
     /// The tensors of a folder do not fit the network of its config.
     #[error("{}: {}", folder.display(), describe_mismatch(missing, misshapen))]
     Mismatch {

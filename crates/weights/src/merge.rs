@@ -14,7 +14,7 @@ use crate::save::carried;
 use crate::shards::{ShardSize, write_shards};
 use crate::sides::{copy_side_files, write_config};
 use crate::write::{Outgoing, Sink};
-use crate::{ModelFolder, Watch, WeightsError, convert, floats, names, numbers};
+use crate::{AdapterError, ModelFolder, Watch, WeightsError, convert, floats, names, numbers};
 
 /// Values of a matrix that are changed at once.
 const RUN: usize = 1 << 24;
@@ -83,11 +83,8 @@ impl ModelFolder {
         }
         // Experts that the checkpoint stacks have no tensor of their own to be changed.
         if let Some(name) = changes.into_keys().min() {
-            return Err(WeightsError::Adapter(format!(
-                "{}: the adapter changes {name}, which the checkpoint keeps in a stack of experts; needed: experts apart, as \
-                 published checkpoints and save_pretrained have them",
-                self.path().display()
-            )));
+            let path = self.path().to_owned();
+            return Err(WeightsError::AdapterAt { path, source: AdapterError::StackedExperts { name } });
         }
         copy_side_files(self.path(), out)?;
         write_config(self.path(), out, precision)?;
@@ -108,7 +105,7 @@ fn summed<'a>(
     let info = file.info(stored)?;
     let dtype = convert::target(name, info.dtype, precision);
     let &[rows, columns] = info.shape.as_slice() else {
-        return Err(WeightsError::Adapter(format!("{name} has shape {:?}; needed: a matrix", info.shape)));
+        return Err(AdapterError::NotAMatrix { name: name.to_owned(), found: info.shape.clone() }.into());
     };
     let run = (RUN / columns.max(1)).max(1);
     let device = device.clone();

@@ -2,7 +2,7 @@
 
 use burn::tensor::TensorData;
 use glm4v_infer::Pipeline;
-use glm4v_model::Precision;
+use glm4v_model::{ComputeError, Precision};
 use glm4v_weights::{floats, write_tensors};
 use serde_json::json;
 
@@ -20,7 +20,6 @@ pub(crate) fn embed(args: &Embed, global: &Global) -> anyhow::Result<()> {
     let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
 
     let embedded = Pipeline::new(&processor, &model).run(&[messages], &options)?;
-    let device_failed = |error| anyhow::anyhow!("the device failed: {error:?}");
     let f32 = |data: TensorData| floats(data, Precision::F32.dtype());
     let [_, length, width] = embedded.inputs_embeds.dims();
     let mut tensors = inputs(&embedded.batch, &embedded.positions);
@@ -31,9 +30,9 @@ pub(crate) fn embed(args: &Embed, global: &Global) -> anyhow::Result<()> {
     for (count, (name, features)) in counts.iter_mut().zip(features) {
         let Some(features) = features else { continue };
         *count = features.dims()[0];
-        tensors.push((name.to_owned(), f32(features.try_into_data().map_err(device_failed)?)));
+        tensors.push((name.to_owned(), f32(features.try_into_data().map_err(ComputeError::from)?)));
     }
-    let embeds = embedded.inputs_embeds.try_into_data().map_err(device_failed)?;
+    let embeds = embedded.inputs_embeds.try_into_data().map_err(ComputeError::from)?;
     tensors.push(("inputs_embeds".to_owned(), f32(embeds)));
     write_tensors(&args.out, tensors, &[])?;
     let [images, videos] = counts;

@@ -27,9 +27,19 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use glm4v_model::{Glm4v, Precision, Site};
 use glm4v_processor::Processor;
+use glm4v_train::RunConfig;
 use glm4v_weights::{AdapterFolder, ModelFolder};
 
+use crate::args::Command;
 use crate::progress::Transfer;
+
+/// Reads what a command would read of its own words: a run's config with the settings on top.
+pub(crate) fn parse_only(command: &Command) -> anyhow::Result<()> {
+    if let Command::Train(train) = command {
+        RunConfig::read(&train.config, &train.settings)?;
+    }
+    Ok(())
+}
 
 /// Opens a model folder with its processor, and makes sure that the two belong together.
 fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {

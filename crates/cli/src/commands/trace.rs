@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::ensure;
 use burn::tensor::TensorData;
 use glm4v_infer::{GenerationConfig, generate, prompt_sample};
-use glm4v_model::{Batch, PaddingSide, Positions, Precision, Probe, owned};
+use glm4v_model::{Batch, ComputeError, PaddingSide, Positions, Precision, Probe, owned};
 use glm4v_weights::{floats, write_tensors};
 
 use super::{load_model, open_model, print_line};
@@ -28,7 +28,7 @@ pub(crate) fn trace(args: &Trace, global: &Global) -> anyhow::Result<()> {
     let positions = input.positions.clone();
     let logits = model.head(model.decode(input, None, &mut probe));
     let mut tensors = inputs(&batch, &positions);
-    let logits = logits.try_into_data().map_err(|error| anyhow::anyhow!("the device failed: {error:?}"))?;
+    let logits = logits.try_into_data().map_err(ComputeError::from)?;
     tensors.push(("logits".to_owned(), floats(owned(&logits), Precision::F32.dtype())));
     for (name, data) in probe.into_kept() {
         tensors.push((format!("mid.{name}"), data));

@@ -110,9 +110,7 @@ pub enum ImageError {
         source: image::ImageError,
     },
     /// A URL that would need the network.
-    #[error(
-        "{url}: fetching over the network is off; use a local path or a data: URL, or allow it (--allow-http)"
-    )]
+    #[error("{url}: fetching over the network is off; needed: a local path or a data: URL")]
     Remote {
         /// The URL.
         url: String,
@@ -395,7 +393,9 @@ fn say_if_animated(bytes: &[u8], format: ImageFormat, name: &str) {
     static ANIMATED: Notice = Notice::new();
     let moves = match format {
         ImageFormat::Gif => gif_frames(bytes) > 1,
-        ImageFormat::WebP => bytes.get(12..16) == Some(b"VP8X") && bytes.get(20).is_some_and(|flags| flags & 2 != 0),
+        ImageFormat::WebP => {
+            bytes.get(12..16) == Some(b"VP8X") && bytes.get(20).is_some_and(|flags| flags & 2 != 0)
+        }
         ImageFormat::Png => {
             let head = &bytes[..bytes.len().min(HEADER)];
             let before = memmem::find(head, b"IDAT").unwrap_or(head.len());
@@ -404,8 +404,12 @@ fn say_if_animated(bytes: &[u8], format: ImageFormat, name: &str) {
         _ => false,
     };
     if moves && let Some(times) = ANIMATED.due() {
-        let frames = if format == ImageFormat::Gif { gif_frames(bytes).to_string() } else { "several".to_owned() };
-        tracing::warn!(times, "{name}: an animation of {frames} frames, the first is used; as a video all are");
+        let frames =
+            if format == ImageFormat::Gif { gif_frames(bytes).to_string() } else { "several".to_owned() };
+        tracing::warn!(
+            times,
+            "{name}: an animation of {frames} frames, the first is used; as a video all are"
+        );
     }
 }
 

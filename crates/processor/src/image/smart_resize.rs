@@ -30,7 +30,7 @@ pub enum ResizeError {
     },
     /// A size that the limits of decoding would refuse.
     #[error(
-        "would be enlarged to {width}x{height} pixels, more than {max_pixels} in all; lower the fewest pixels (--min-pixels)"
+        "would be enlarged to {width}x{height} pixels, more than {max_pixels} in all; needed: a lower minimum of pixels"
     )]
     Enlarged {
         /// Height in pixels.

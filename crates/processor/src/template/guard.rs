@@ -22,19 +22,34 @@ const STACK: usize = 512 << 20;
 const FIRST_LOOK: Duration = Duration::from_millis(100);
 const NEXT_LOOK: Duration = Duration::from_millis(10);
 
-/// Why work was left alone.
+/// Why a template was left alone.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Stopped {
-    #[error("no end after {SECONDS} seconds; does it loop?")]
-    Time,
-    #[error("takes more than {} MB of memory; does it double something?", GROWTH >> 20)]
-    Memory,
-    #[error("no thread can be started: {0}")]
-    Thread(std::io::Error),
+#[non_exhaustive]
+pub enum TemplateStopped {
+    /// It did not end in time.
+    #[error("no end after {seconds} seconds; does it loop?")]
+    Time {
+        /// Seconds allowed.
+        seconds: u64,
+    },
+    /// The process grew too much meanwhile.
+    #[error("takes more than {megabytes} MB of memory; does it double something?")]
+    Memory {
+        /// Growth allowed.
+        megabytes: usize,
+    },
+    /// Nowhere to run it.
+    #[error("no thread can be started: {source}")]
+    Thread {
+        /// What the system says.
+        source: std::io::Error,
+    },
 }
 
 /// Runs `work` to its end, or leaves it alone.
-pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
+pub(super) fn run<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, TemplateStopped> {
     let start = Instant::now();
     let held = || memory_stats().map_or(0, |memory| memory.physical_mem);
     let before = held();
@@ -44,16 +59,16 @@ pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         let _ = done.send(work());
     };
     let builder = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
-    let thread = builder.spawn(work).map_err(Stopped::Thread)?;
+    let thread = builder.spawn(work).map_err(|source| TemplateStopped::Thread { source })?;
     let mut look = FIRST_LOOK;
     loop {
         match wait.recv_timeout(look) {
             Ok(result) => return Ok(result),
             Err(RecvTimeoutError::Timeout) if start.elapsed().as_secs() >= SECONDS => {
-                return Err(Stopped::Time);
+                return Err(TemplateStopped::Time { seconds: SECONDS });
             }
             Err(RecvTimeoutError::Timeout) if held() > before.saturating_add(GROWTH) => {
-                return Err(Stopped::Memory);
+                return Err(TemplateStopped::Memory { megabytes: GROWTH >> 20 });
             }
             Err(RecvTimeoutError::Timeout) => look = NEXT_LOOK,
             Err(RecvTimeoutError::Disconnected) => match thread.join() {

@@ -27,6 +27,8 @@ use serde_json::{Map, Value as Json, json};
 use crate::messages::{Content, Message, Part};
 use crate::spelled::Place;
 
+pub use guard::TemplateStopped;
+
 /// Steps that a template may take, and as many again for every [`PARTS_PER_STEPS`] messages and parts.
 const STEPS: u64 = 10_000_000;
 
@@ -80,8 +82,7 @@ pub enum TemplateError {
     },
     /// The words of the conversation spell a token that only the template may write.
     #[error(
-        "{place}: its text spells {token}, which only the chat template writes; take it out, or allow it \
-         (--allow-special-tokens)"
+        "{place}: its text spells {token}, which only the chat template writes; needed: a text without it"
     )]
     Spelled {
         /// Where.
@@ -96,8 +97,11 @@ pub enum TemplateError {
         bytes: usize,
     },
     /// The template takes too much time or memory.
-    #[error("chat template: {0}")]
-    Stopped(String),
+    #[error("chat template: {source}")]
+    Stopped {
+        /// What was too much.
+        source: TemplateStopped,
+    },
     /// The template writes too much.
     #[error("chat template: writes more than {limit} bytes")]
     TooLong {
@@ -187,7 +191,7 @@ impl ChatTemplate {
 
 /// Runs a part of a template's work, watched.
 fn guarded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TemplateError> {
-    guard::run(work).map_err(|stopped| TemplateError::Stopped(stopped.to_string()))
+    guard::run(work).map_err(|source| TemplateError::Stopped { source })
 }
 
 /// The template in the dialect of transformers.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::AdapterError;
+
 /// What an adapter is attached to, and how large and strong it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdapterConfig {
@@ -109,31 +111,26 @@ impl AdapterConfig {
         }
     }
 
-    /// Why this version cannot compute what the config says; none if it can.
-    pub(crate) fn problem(&self) -> Option<String> {
+    /// Refuses what this version cannot compute.
+    pub(crate) fn check(&self) -> Result<(), AdapterError> {
         if self.peft_type != "LORA" {
-            return Some(format!("peft_type is \"{}\"; needed: \"LORA\"", self.peft_type));
+            return Err(AdapterError::Kind { found: self.peft_type.clone() });
         }
         if self.r == 0 || self.r > 1 << 16 {
-            return Some(format!("r is {}; needed: an integer from 1 to 65536", self.r));
+            return Err(AdapterError::Rank { found: self.r });
         }
-        if !self.lora_alpha.is_finite() || !(0.0..1.0).contains(&self.lora_dropout) {
-            return Some(format!(
-                "lora_alpha is {} and lora_dropout {}; needed: a finite number, and one from 0 to below 1",
-                self.lora_alpha, self.lora_dropout
-            ));
+        let (lora_alpha, lora_dropout) = (self.lora_alpha, self.lora_dropout);
+        if !lora_alpha.is_finite() || !(0.0..1.0).contains(&lora_dropout) {
+            return Err(AdapterError::Scale { lora_alpha, lora_dropout });
         }
         if self.bias != "none" {
-            return Some(format!(
-                "bias is \"{}\"; needed: \"none\", biases with adapters are not supported",
-                self.bias
-            ));
+            return Err(AdapterError::Bias { found: self.bias.clone() });
         }
-        OTHER_FORMULAS.iter().find_map(|(key, plain)| {
-            let found = self.rest.get(*key).filter(|found| !found.is_null() && *found != plain)?;
-            Some(format!(
-                "{key} is {found}; needed: {plain}, plain low-rank adapters are all that is supported"
-            ))
-        })
+        for (key, needed) in OTHER_FORMULAS {
+            if let Some(found) = self.rest.get(key).filter(|found| !found.is_null() && **found != needed) {
+                return Err(AdapterError::Formula { key, found: found.clone(), needed });
+            }
+        }
+        Ok(())
     }
 }

@@ -8,11 +8,13 @@
 //! one that has. `lora_A` is `[E · r, in]`, experts one after another; `lora_B` is `[out, r · E]`, experts innermost.
 
 mod config;
+mod error;
 mod read;
 mod targets;
 mod write;
 
 pub use config::{AdapterConfig, Names};
+pub use error::AdapterError;
 pub use read::AdapterFolder;
 pub use write::save_adapter;
 
@@ -39,9 +41,7 @@ pub fn attach(
     seed: u64,
     precision: Precision,
 ) -> Result<(Glm4v, Vec<String>), WeightsError> {
-    if let Some(problem) = config.problem() {
-        return Err(WeightsError::Adapter(problem));
-    }
+    config.check()?;
     check_saved(config, &model)?;
     let picked = pick(config, &mut model)?;
     let device = model.device();
@@ -71,10 +71,7 @@ fn check_saved(config: &AdapterConfig, model: &Glm4v) -> Result<(), WeightsError
     for module in config.modules_to_save.iter().flatten() {
         let one = AdapterConfig { modules_to_save: Some(vec![module.clone()]), ..config.clone() };
         if !names.0.iter().any(|name| is_saved(&one, name)) {
-            return Err(WeightsError::Adapter(format!(
-                "modules_to_save: \"{module}\" is no module of this model; modules are named as lm_head, embed_tokens or \
-                 model.visual.merger"
-            )));
+            return Err(AdapterError::NoModule { module: module.clone() }.into());
         }
     }
     Ok(())

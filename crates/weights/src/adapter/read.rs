@@ -9,10 +9,11 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use glm4v_model::{Glm4v, Linear, LoraConfig, NamedMapper, Precision, map_named};
 
+use super::AdapterError;
 use super::config::AdapterConfig;
 use super::targets::{size, spoken_name};
 use super::{CONFIG, PREFIX, TENSORS};
-use crate::{TensorFile, WeightsError, list_names, names};
+use crate::{TensorFile, WeightsError, names};
 
 /// An adapter as PEFT saves it.
 #[derive(Debug)]
@@ -53,15 +54,13 @@ impl AdapterFolder {
             return Err(WeightsError::MissingFile {
                 folder: path.to_owned(),
                 file: CONFIG.into(),
-                remedy: "needed: an adapter folder as PEFT or glm4v train makes them; a whole model goes to --model",
+                remedy: "needed: an adapter folder, as PEFT saves it",
             });
         }
         let json = fs::read_to_string(&file).map_err(WeightsError::read(&file))?;
-        let here = |problem: String| WeightsError::Adapter(format!("{}: {problem}", file.display()));
-        let config: AdapterConfig = serde_json::from_str(&json).map_err(|error| here(error.to_string()))?;
-        if let Some(problem) = config.problem() {
-            return Err(here(problem));
-        }
+        let here = |source: AdapterError| WeightsError::AdapterAt { path: file.clone(), source };
+        let config: AdapterConfig = serde_json::from_str(&json).map_err(|error| here(error.into()))?;
+        config.check().map_err(here)?;
         let tensors = path.join(TENSORS);
         if !tensors.exists() {
             return Err(WeightsError::MissingFile {
@@ -114,11 +113,7 @@ impl AdapterFolder {
         }
         let left: Vec<String> = self.names.keys().filter(|name| !used.contains(*name)).cloned().collect();
         if !left.is_empty() {
-            return Err(self.problem(format!(
-                "{} tensors belong to no part of this model: {}; is it the adapter of another model?",
-                left.len(),
-                list_names(&left, 8)
-            )));
+            return Err(self.problem(AdapterError::NoPlace { names: left }));
         }
         Ok(model)
     }
@@ -133,8 +128,8 @@ impl AdapterFolder {
         self.file.float(self.names.get(name).map_or(name, String::as_str), dtype)
     }
 
-    fn problem(&self, problem: String) -> WeightsError {
-        WeightsError::Adapter(format!("{}: {problem}", self.path.display()))
+    fn problem(&self, source: AdapterError) -> WeightsError {
+        WeightsError::AdapterAt { path: self.path.clone(), source }
     }
 
     /// The factors for a linear map in whichever form the file has them, and notes the names they come from.
@@ -170,13 +165,11 @@ impl AdapterFolder {
         };
         let Some(stacked) = self.pair(&place, used)? else { return Ok(None) };
         let number: usize = number.parse().unwrap_or(usize::MAX);
-        let rank = size(&self.config, &spoken_name(name))?.rank;
+        let rank = size(&self.config, &spoken_name(name)).map_err(|source| self.problem(source))?.rank;
         let experts = stacked.a.rows / rank;
         if experts * rank != stacked.a.rows || stacked.b.columns != stacked.a.rows || number >= experts {
-            return Err(self.problem(format!(
-                "{place}: lora_A has {} rows and lora_B {} columns; needed: the rank, {rank}, times the number of experts",
-                stacked.a.rows, stacked.b.columns
-            )));
+            let (rows, columns) = (stacked.a.rows, stacked.b.columns);
+            return Err(self.problem(AdapterError::Stack { name: place, rows, columns, rank }));
         }
         Ok(Some(stacked.of_expert(number, experts, rank)))
     }
@@ -198,7 +191,8 @@ impl AdapterFolder {
             found == needed
         };
         if !fits {
-            return Err(self.problem(format!("{name} has shape {found:?}; needed: {needed:?}")));
+            let (name, needed) = (name.to_owned(), needed.to_vec());
+            return Err(self.problem(AdapterError::Shape { name, found, needed }));
         }
         let width = needed[1..].iter().product::<usize>() * dtype.size();
         let bytes = data.as_bytes()[first * width..][..needed[0] * width].to_vec();
@@ -224,8 +218,8 @@ impl AdapterFolder {
                 Ok(Some(factors))
             }
             (None, None) => Ok(None),
-            (Some(_), None) => Err(self.problem(format!("{b} is missing, and {a} is there"))),
-            (None, Some(_)) => Err(self.problem(format!("{a} is missing, and {b} is there"))),
+            (Some(_), None) => Err(self.problem(AdapterError::Half { missing: b, there: a })),
+            (None, Some(_)) => Err(self.problem(AdapterError::Half { missing: a, there: b })),
         }
     }
 
@@ -233,9 +227,9 @@ impl AdapterFolder {
         let data = self.file.float(name, DType::F32)?;
         let shape = data.shape().to_vec();
         let &[rows, columns] = shape.as_slice() else {
-            return Err(self.problem(format!("{name} has shape {shape:?}; needed: a matrix")));
+            return Err(self.problem(AdapterError::NotAMatrix { name: name.to_owned(), found: shape }));
         };
-        let values = data.try_to_vec().map_err(|error| self.problem(format!("{name}: {error:?}")))?;
+        let values = data.try_to_vec().expect("it was read as f32");
         Ok(Matrix { rows, columns, values })
     }
 
@@ -249,12 +243,10 @@ impl AdapterFolder {
     ) -> Result<(), WeightsError> {
         let (d_input, d_output, rank) = (linear.d_input(), linear.d_output(), a.rows);
         if (a.columns, b.rows, b.columns) != (d_input, d_output, rank) || rank == 0 {
-            return Err(self.problem(format!(
-                "{name}: lora_A is [{}, {}] and lora_B [{}, {}]; needed: [r, {d_input}] and [{d_output}, r]",
-                a.rows, a.columns, b.rows, b.columns
-            )));
+            let (name, a, b) = (name.to_owned(), [a.rows, a.columns], [b.rows, b.columns]);
+            return Err(self.problem(AdapterError::Factors { name, a, b, d_input, d_output }));
         }
-        let said = size(&self.config, &spoken_name(name))?;
+        let said = size(&self.config, &spoken_name(name)).map_err(|source| self.problem(source))?;
         // Two projections side by side have twice the rank; the scale is that of each.
         let mut lora = LoraConfig { rank, ..said }.init(d_input, d_output, device);
         lora.scale = said.scale();

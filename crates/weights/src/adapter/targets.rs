@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use fancy_regex::Regex;
 use glm4v_model::{Glm4v, LoraConfig};
 
+use super::AdapterError;
 use super::config::{AdapterConfig, Names};
-use crate::{WeightsError, list_names};
 
 /// A linear map that an adapter can be attached to: the name that a config speaks of.
 ///
@@ -44,7 +44,7 @@ pub(crate) struct Picked {
 /// # Errors
 ///
 /// When a name or an expression matches nothing: with the names that there are.
-pub(crate) fn pick(config: &AdapterConfig, model: &mut Glm4v) -> Result<Picked, WeightsError> {
+pub(crate) fn pick(config: &AdapterConfig, model: &mut Glm4v) -> Result<Picked, AdapterError> {
     let candidates = candidates(model);
     let saved = |name: &str| is_saved(config, name);
     let mut picked: BTreeSet<&String> = BTreeSet::new();
@@ -97,7 +97,7 @@ pub(crate) fn pick(config: &AdapterConfig, model: &mut Glm4v) -> Result<Picked, 
 }
 
 /// Rank, scale and dropout of one module's adapter.
-pub(crate) fn size(config: &AdapterConfig, name: &str) -> Result<LoraConfig, WeightsError> {
+pub(crate) fn size(config: &AdapterConfig, name: &str) -> Result<LoraConfig, AdapterError> {
     let mut rank = config.r;
     for (pattern, r) in &config.rank_pattern {
         if Expression::end("rank_pattern", pattern)?.matches(name) {
@@ -111,9 +111,7 @@ pub(crate) fn size(config: &AdapterConfig, name: &str) -> Result<LoraConfig, Wei
         }
     }
     if rank == 0 || !alpha.is_finite() {
-        return Err(WeightsError::Adapter(format!(
-            "rank_pattern gives {name} the rank {rank}; needed: at least 1"
-        )));
+        return Err(AdapterError::ModuleSize { module: name.to_owned(), rank, alpha });
     }
     Ok(LoraConfig { rank, alpha, rslora: config.use_rslora, dropout: config.lora_dropout })
 }
@@ -133,18 +131,20 @@ struct Expression(Regex);
 
 impl Expression {
     /// For whole names (`re.fullmatch`).
-    fn whole(key: &str, pattern: &str) -> Result<Self, WeightsError> {
+    fn whole(key: &str, pattern: &str) -> Result<Self, AdapterError> {
         Self::new(key, pattern, format!("^(?:{pattern})$"))
     }
 
     /// For the end of names (PEFT, `get_pattern_key`).
-    fn end(key: &str, pattern: &str) -> Result<Self, WeightsError> {
+    fn end(key: &str, pattern: &str) -> Result<Self, AdapterError> {
         Self::new(key, pattern, format!(r"^(?:.*\.)?(?:{pattern})$"))
     }
 
-    fn new(key: &str, pattern: &str, expression: String) -> Result<Self, WeightsError> {
-        Regex::new(&expression).map(Self).map_err(|error| {
-            WeightsError::Adapter(format!("{key}: \"{pattern}\" is not a regular expression: {error}"))
+    fn new(key: &str, pattern: &str, expression: String) -> Result<Self, AdapterError> {
+        Regex::new(&expression).map(Self).map_err(|source| AdapterError::Pattern {
+            key: key.to_owned(),
+            pattern: pattern.to_owned(),
+            source: Box::new(source),
         })
     }
 
@@ -155,13 +155,13 @@ impl Expression {
 }
 
 /// Names differ by their numbers mostly: one of each kind is shown.
-fn no_match(key: &str, wanted: &str, candidates: &BTreeSet<String>) -> WeightsError {
+fn no_match(key: &str, wanted: &str, candidates: &BTreeSet<String>) -> AdapterError {
     let kinds: BTreeSet<String> = candidates.iter().map(|name| without_numbers(name)).collect();
-    let kinds: Vec<String> = kinds.into_iter().collect();
-    WeightsError::Adapter(format!(
-        "{key}: \"{wanted}\" matches no linear map of this model; there are: {}",
-        list_names(&kinds, usize::MAX)
-    ))
+    AdapterError::NoMatch {
+        key: key.to_owned(),
+        wanted: wanted.to_owned(),
+        kinds: kinds.into_iter().collect(),
+    }
 }
 
 fn without_numbers(name: &str) -> String {

@@ -1,0 +1,589 @@
+//! What the user can do about an error.
+//!
+//! The libraries say where, what was found and what was needed, and know no flags. This table is the one place that adds
+//! the flags: a row for each error that has a remedy, which names only flags that the command at hand takes.
+
+use std::error::Error;
+
+use clap::CommandFactory;
+use glm4v_data::{BadRecords, DatasetError, LoadError};
+use glm4v_infer::GenerateError;
+use glm4v_model::DeviceError;
+use glm4v_processor::{ImageError, ProcessorError, ResizeError, TemplateError, VideoError};
+use glm4v_train::{Remains, RunConfigError, TrainError};
+use glm4v_weights::WeightsError;
+
+use crate::answering::AnsweringError;
+use crate::args::Args;
+use crate::failure;
+
+/// The line for an error of the command `name`: its causes, and what to do.
+pub(crate) fn line(error: &anyhow::Error, name: &str) -> String {
+    let said = failure::chain(error);
+    match remedy(error, &Flags::of(name)) {
+        Some(remedy) => format!("{said}; {remedy}"),
+        None => said,
+    }
+}
+
+fn remedy(error: &anyhow::Error, flags: &Flags) -> Option<String> {
+    error.chain().find_map(|cause| {
+        let mut cause = Some(cause);
+        while let Some(error) = cause {
+            if let Some(remedy) = TABLE.iter().find_map(|row| row(error, flags)) {
+                return Some(remedy);
+            }
+            cause = passed_on(error);
+        }
+        None
+    })
+}
+
+/// The flags of one command.
+struct Flags(clap::Command);
+
+impl Flags {
+    fn of(name: &str) -> Self {
+        let mut all = Args::command();
+        all.build();
+        Self(all.find_subcommand(name).cloned().unwrap_or(all))
+    }
+
+    /// Whether the command takes the flag.
+    fn offer(&self, flag: &str) -> bool {
+        self.0.get_arguments().any(|argument| argument.get_long() == Some(flag))
+    }
+
+    /// The first text if the command takes the flag, else the second.
+    fn choose(&self, flag: &str, with: &str, without: &str) -> Option<String> {
+        let text = if self.offer(flag) { with } else { without };
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+}
+
+/// An error that the user can do something about.
+trait Remedy {
+    fn remedy(&self, flags: &Flags) -> Option<String>;
+}
+
+type Cause<'a> = &'a (dyn Error + 'static);
+type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
+
+const TABLE: [Row; 11] = [
+    row::<DeviceError>,
+    row::<GenerateError>,
+    row::<TemplateError>,
+    row::<ImageError>,
+    row::<VideoError>,
+    row::<ResizeError>,
+    row::<WeightsError>,
+    row::<RunConfigError>,
+    row::<TrainError>,
+    row::<LoadError>,
+    row::<BadRecords>,
+];
+
+fn row<E: Remedy + Error + 'static>(error: Cause<'_>, flags: &Flags) -> Option<String> {
+    get::<E>(error)?.remedy(flags)
+}
+
+fn get<E: Error + 'static>(error: Cause<'_>) -> Option<&E> {
+    error.downcast_ref().or_else(|| error.downcast_ref::<Box<E>>().map(Box::as_ref))
+}
+
+/// The error that another passes on under its own name, which hides it from the chain of causes.
+fn passed_on(error: Cause<'_>) -> Option<Cause<'_>> {
+    if let Some(error) = get::<TrainError>(error) {
+        return match error {
+            TrainError::Weights(inner) => Some(inner),
+            TrainError::Processor(inner) => Some(inner),
+            TrainError::Sample(inner) => Some(inner),
+            TrainError::Load(inner) => Some(inner),
+            TrainError::Dataset(inner) => Some(inner),
+            _ => None,
+        };
+    }
+    if let Some(error) = get::<DatasetError>(error) {
+        return match error {
+            DatasetError::Bad(inner) => Some(inner),
+            DatasetError::Sample(inner) => Some(inner),
+            _ => None,
+        };
+    }
+    if let Some(LoadError::Sample(inner)) = get(error) {
+        return Some(inner);
+    }
+    if let Some(AnsweringError::Generate(inner)) = get(error) {
+        return Some(inner);
+    }
+    if let Some(WeightsError::Device(inner)) = get(error) {
+        return Some(inner);
+    }
+    if let Some(ProcessorError::Template(inner)) = get(error) {
+        return Some(inner);
+    }
+    if let Some(VideoError::File(inner)) = get(error) {
+        return Some(inner.as_ref());
+    }
+    match get(error) {
+        Some(ImageError::Resize(inner)) => Some(inner),
+        _ => None,
+    }
+}
+
+impl Remedy for DeviceError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        let remedy = match self {
+            Self::NotCompiled { backend: "cpu" } => "build it with: cargo build --release",
+            Self::NotCompiled { .. } => "build it with: cargo build --release --features gpu",
+            Self::NoDevice { .. } => "or run with --backend cpu",
+            Self::TooLarge { .. } => "use --backend cpu or cuda, or --dtype f16 where the device has it",
+            Self::Dtype { .. } => "use --dtype f32",
+            _ => return None,
+        };
+        Some(remedy.to_owned())
+    }
+}
+
+impl Remedy for GenerateError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        match self {
+            Self::NotANumber { .. } => Some("or try --dtype f32".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl Remedy for BadRecords {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
+        let others = self.bad.len() < self.records;
+        flags.choose(
+            if others { "set" } else { "" },
+            "fix them, or leave them out with --set data.on_bad=skip",
+            "",
+        )
+    }
+}
+
+impl Remedy for TemplateError {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
+        match self {
+            Self::Spelled { .. } => {
+                flags.choose("allow-special-tokens", "or allow it with --allow-special-tokens", "")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Remedy for ImageError {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
+        match self {
+            Self::Remote { .. } => {
+                flags.choose("allow-http", "or allow it with --allow-http", "download it first")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Remedy for VideoError {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
+        match self {
+            Self::Resize { source: ResizeError::Limits { .. }, .. } => flags.choose(
+                "max-video-pixels",
+                "change --max-video-pixels",
+                "change the limits in the model's video_preprocessor_config.json",
+            ),
+            _ => None,
+        }
+    }
+}
+
+impl Remedy for ResizeError {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
+        const FILE: &str = "change the limits in the model's preprocessor_config.json";
+        match self {
+            Self::Limits { .. } => flags.choose("min-pixels", "change --min-pixels or --max-pixels", FILE),
+            Self::Enlarged { .. } => flags.choose("min-pixels", "lower --min-pixels", FILE),
+            _ => None,
+        }
+    }
+}
+
+impl Remedy for WeightsError {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
+        match self {
+            Self::MissingFile { file, folder, .. } => match file.as_str() {
+                "adapter_config.json" => flags.choose(
+                    "model",
+                    "a whole model goes to --model",
+                    "a whole model goes to model.folder",
+                ),
+                "config.json" if folder.join("adapter_config.json").is_file() => Some(an_adapter(flags)),
+                "config.json" => Some("or one made by glm4v init".to_owned()),
+                "model.safetensors" => Some("glm4v init makes fresh ones".to_owned()),
+                _ => None,
+            },
+            Self::NotOptimizer { .. } => {
+                flags.choose("resume", "remove this checkpoint, and --resume goes on from the one before", "")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What to do with an adapter that was given as a model.
+fn an_adapter(flags: &Flags) -> String {
+    let place = if flags.offer("adapter") {
+        "give it as --adapter, and as --model the model that it was trained on"
+    } else if flags.offer("resume") {
+        "set lora.adapter to it, and model.folder to the model that it was trained on"
+    } else {
+        "glm4v merge makes a model of it and the one that it was trained on"
+    };
+    format!("this is an adapter: {place}")
+}
+
+impl Remedy for RunConfigError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        match self {
+            Self::Set { .. } => Some("as in --set optim.lr=1e-4".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl Remedy for LoadError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        match self {
+            Self::Start { .. } => Some("as in --set data.workers=1".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl Remedy for TrainError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        let remedy = match self {
+            Self::RunFolder { .. } => "choose another with --set run.folder=PATH",
+            Self::RunExists { remains, .. } => match remains {
+                Remains::Nothing => return None,
+                Remains::Metrics => "remove the folder, or --set run.folder=PATH starts another",
+                Remains::Final => "--set run.folder=PATH starts another",
+                Remains::Checkpoints => "--resume goes on with it, --set run.folder=PATH starts another",
+            },
+            Self::NoCheckpoint { remains, .. } => match remains {
+                Remains::Nothing | Remains::Checkpoints => "start the run without --resume",
+                Remains::Metrics => "remove the folder and start without --resume",
+                Remains::Final => return None,
+            },
+            Self::NotFinite { checkpoint: Some(folder), .. } => {
+                return Some(format!("go on from {} with --resume", folder.display()));
+            }
+            Self::NotFinite { checkpoint: None, .. } => {
+                "start again with --set run.folder=PATH, as there is no checkpoint yet"
+            }
+            Self::Interrupted { .. } => "--resume goes on from there",
+            _ => return None,
+        };
+        Some(remedy.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::PathBuf;
+
+    use anyhow::Context;
+    use glm4v_model::{Backend, Precision};
+    use glm4v_processor::Place;
+
+    use super::*;
+
+    fn shown(name: &str, error: impl Into<anyhow::Error>) -> String {
+        line(&error.into(), name)
+    }
+
+    fn run() -> PathBuf {
+        "runs/a".into()
+    }
+
+    fn missing(folder: &str, file: &str) -> WeightsError {
+        WeightsError::MissingFile { folder: folder.into(), file: file.into(), remedy: "needed: x" }
+    }
+
+    fn image(source: ImageError) -> ProcessorError {
+        ProcessorError::Image { image: 0, source }
+    }
+
+    fn shape(source: ResizeError) -> ProcessorError {
+        ProcessorError::Shape { image: 0, name: "a.png".into(), source: Box::new(source.into()) }
+    }
+
+    const LIMITS: ResizeError = ResizeError::Limits { min_pixels: 2, max_pixels: 1 };
+    const ENLARGED: ResizeError = ResizeError::Enlarged { height: 9, width: 9, max_pixels: 8 };
+
+    #[test]
+    fn a_backend_or_type_that_is_not_there() {
+        let device = |error: DeviceError| shown("generate", TrainError::from(WeightsError::from(error)));
+        assert_eq!(
+            device(DeviceError::NotCompiled { backend: "cpu" }),
+            "backend cpu is not compiled into this binary; needed: the cargo feature cpu; build it with: cargo build \
+             --release"
+        );
+        assert_eq!(
+            device(DeviceError::NotCompiled { backend: "cuda" }),
+            "backend cuda is not compiled into this binary; needed: the cargo feature cuda; build it with: cargo build \
+             --release --features gpu"
+        );
+        assert_eq!(
+            device(DeviceError::NoDevice { backend: "wgpu", needed: "a GPU" }),
+            "backend wgpu finds no device; needed: a GPU; or run with --backend cpu"
+        );
+        assert_eq!(
+            device(DeviceError::TooLarge { name: "lm_head.weight".into(), bytes: 9, most: 8 }),
+            "lm_head.weight takes 9 bytes, and this device binds tensors of at most 8; use --backend cpu or cuda, or \
+             --dtype f16 where the device has it"
+        );
+        assert_eq!(
+            device(DeviceError::Dtype { dtype: Precision::Bf16, backend: Backend::Wgpu(None) }),
+            "dtype bf16 is not supported by wgpu here; use --dtype f32"
+        );
+    }
+
+    #[test]
+    fn scores_that_are_not_numbers() {
+        let error = GenerateError::NotANumber { row: 0, token: 3 };
+        let answering = TrainError::Answering(Box::new(AnsweringError::from(error)));
+
+        assert_eq!(
+            shown("eval", answering),
+            "cannot generate answers: row 0, new token 3: the model's scores are not numbers; the weights may be broken; or \
+             try --dtype f32"
+        );
+    }
+
+    #[test]
+    fn a_text_that_spells_a_special_token() {
+        let place = Place::Message { message: 0 };
+        let spelled = || TemplateError::Spelled { place: place.clone(), token: "<|user|>".into() };
+        let said = "message 0: its text spells <|user|>, which only the chat template writes; needed: a text without it";
+
+        assert_eq!(
+            shown("generate", ProcessorError::from(spelled())),
+            format!("{said}; or allow it with --allow-special-tokens")
+        );
+        assert_eq!(shown("train", TrainError::from(ProcessorError::from(spelled()))), said);
+    }
+
+    #[test]
+    fn a_picture_that_would_have_to_be_fetched() {
+        let remote = || image(ImageError::Remote { url: "http://x/y.png".into() });
+        let said = "image 0 of the conversation cannot be used: http://x/y.png: fetching over the network is off; needed: a \
+                    local path or a data: URL";
+
+        assert_eq!(shown("generate", remote()), format!("{said}; or allow it with --allow-http"));
+        assert_eq!(shown("eval", remote()), format!("{said}; download it first"));
+    }
+
+    #[test]
+    fn a_picture_that_the_limits_make_too_large_or_impossible() {
+        assert_eq!(
+            shown("generate", shape(LIMITS)),
+            "image 0 of the conversation, a.png: at least 2 and at most 1 pixels are asked for; needed: a minimum below the \
+             maximum; change --min-pixels or --max-pixels"
+        );
+        assert_eq!(
+            shown("generate", shape(ENLARGED)),
+            "image 0 of the conversation, a.png: would be enlarged to 9x9 pixels, more than 8 in all; needed: a lower minimum \
+             of pixels; lower --min-pixels"
+        );
+        for problem in [LIMITS, ENLARGED] {
+            let said = shown("train", TrainError::from(shape(problem)));
+            assert!(said.ends_with("; change the limits in the model's preprocessor_config.json"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_clip_that_the_limits_make_impossible() {
+        let clip = || {
+            let source = Box::new(VideoError::Resize { name: "a.mp4".into(), source: LIMITS });
+            ProcessorError::Video { video: 0, source }
+        };
+        let said = "video 0 of the conversation cannot be used: a.mp4: at least 2 and at most 1 pixels are asked for; needed: \
+                    a minimum below the maximum";
+
+        assert_eq!(shown("generate", clip()), format!("{said}; change --max-video-pixels"));
+        assert_eq!(
+            shown("eval", clip()),
+            format!("{said}; change the limits in the model's video_preprocessor_config.json")
+        );
+    }
+
+    #[test]
+    fn a_model_where_an_adapter_is_due_and_the_other_way_round() {
+        let adapter = tempfile::tempdir().unwrap();
+        std::fs::write(adapter.path().join("adapter_config.json"), "{}").unwrap();
+        let path = adapter.path().to_str().unwrap();
+        let given = |name| shown(name, missing(path, "config.json"));
+        let said = format!("{path}: config.json is missing; needed: x; this is an adapter:");
+
+        assert_eq!(
+            given("generate"),
+            format!("{said} give it as --adapter, and as --model the model that it was trained on")
+        );
+        assert_eq!(
+            given("train"),
+            format!("{said} set lora.adapter to it, and model.folder to the model that it was trained on")
+        );
+        assert_eq!(
+            given("convert"),
+            format!("{said} glm4v merge makes a model of it and the one that it was trained on")
+        );
+        assert_eq!(
+            shown("merge", missing("m", "adapter_config.json")),
+            "m: adapter_config.json is missing; needed: x; a whole model goes to --model"
+        );
+        assert_eq!(
+            shown("train", missing("m", "adapter_config.json")),
+            "m: adapter_config.json is missing; needed: x; a whole model goes to model.folder"
+        );
+    }
+
+    #[test]
+    fn files_that_a_model_folder_lacks() {
+        assert_eq!(
+            shown("generate", missing("m", "config.json")),
+            "m: config.json is missing; needed: x; or one made by glm4v init"
+        );
+        assert_eq!(
+            shown("generate", missing("m", "model.safetensors")),
+            "m: model.safetensors is missing; needed: x; glm4v init makes fresh ones"
+        );
+        assert_eq!(
+            shown("generate", missing("m", "a.safetensors").into_context()),
+            "outer: m: a.safetensors is missing; needed: x"
+        );
+    }
+
+    trait IntoContext {
+        fn into_context(self) -> anyhow::Error;
+    }
+
+    impl IntoContext for WeightsError {
+        fn into_context(self) -> anyhow::Error {
+            Err::<(), _>(self).context("outer").unwrap_err()
+        }
+    }
+
+    #[test]
+    fn a_setting_that_is_none() {
+        assert_eq!(
+            shown("train", RunConfigError::Set { found: "lr".into() }),
+            "setting \"lr\": needed: section.key=value; as in --set optim.lr=1e-4"
+        );
+    }
+
+    #[test]
+    fn a_worker_that_cannot_be_started() {
+        let source = io::Error::other("no threads");
+        assert_eq!(
+            shown("train", TrainError::from(LoadError::Start { worker: 0, source })),
+            "worker 0 could not be started; use fewer workers: no threads; as in --set data.workers=1"
+        );
+    }
+
+    #[test]
+    fn a_run_folder_that_is_taken_or_cannot_be_written_to() {
+        let source = io::Error::other("full");
+        assert_eq!(
+            shown("train", TrainError::RunFolder { folder: run(), source }),
+            "runs/a: cannot write the run folder: full; choose another with --set run.folder=PATH"
+        );
+        let taken = |remains| shown("train", TrainError::RunExists { folder: run(), remains });
+        assert_eq!(
+            taken(Remains::Metrics),
+            "runs/a: holds a run that ended before its first checkpoint; remove the folder, or --set run.folder=PATH starts \
+             another"
+        );
+        assert_eq!(
+            taken(Remains::Final),
+            "runs/a: holds a finished run, its model is in final; --set run.folder=PATH starts another"
+        );
+        assert_eq!(
+            taken(Remains::Checkpoints),
+            "runs/a: holds a run already; --resume goes on with it, --set run.folder=PATH starts another"
+        );
+    }
+
+    #[test]
+    fn a_run_that_cannot_go_on() {
+        let none = |remains| shown("train", TrainError::NoCheckpoint { folder: run(), remains });
+        assert_eq!(
+            none(Remains::Nothing),
+            "runs/a: no checkpoint to resume from; start the run without --resume"
+        );
+        assert_eq!(
+            none(Remains::Metrics),
+            "runs/a: no checkpoint to resume from; the run ended before its first; remove the folder and start without \
+             --resume"
+        );
+        assert_eq!(
+            none(Remains::Final),
+            "runs/a: no checkpoint to resume from; the run is finished, its model is in final; a higher schedule.steps lets \
+             it go on"
+        );
+        assert_eq!(
+            shown("train", TrainError::from(WeightsError::NotOptimizer { path: run() })),
+            "runs/a: not an optimizer's state; remove this checkpoint, and --resume goes on from the one before"
+        );
+    }
+
+    #[test]
+    fn a_run_that_went_astray_or_was_stopped() {
+        let astray = |checkpoint| {
+            let (step, loss, grad_norm, lr) = (2, f64::NAN, 1.0, 0.5);
+            shown("train", TrainError::NotFinite { step, loss, grad_norm, lr, checkpoint })
+        };
+        let said = "step 2: loss is NaN, gradient norm 1, at a learning rate of 5.000e-1; nothing was saved of this step; \
+                    needed: a lower optim.lr or a longer schedule.warmup_steps";
+        assert_eq!(
+            astray(Some(run().join("checkpoints/step-1"))),
+            format!("{said}; go on from runs/a/checkpoints/step-1 with --resume")
+        );
+        assert_eq!(
+            astray(None),
+            format!("{said}; start again with --set run.folder=PATH, as there is no checkpoint yet")
+        );
+        assert_eq!(
+            shown("train", TrainError::Interrupted { step: 3, folder: run() }),
+            "stopped after step 3; everything is in runs/a; --resume goes on from there"
+        );
+    }
+
+    #[test]
+    fn no_remedy_names_a_flag_that_the_command_does_not_take() {
+        let errors: [fn() -> anyhow::Error; 8] = [
+            || DeviceError::NoDevice { backend: "wgpu", needed: "a GPU" }.into(),
+            || GenerateError::NotANumber { row: 0, token: 3 }.into(),
+            || TemplateError::Spelled { place: Place::Tools, token: "t".into() }.into(),
+            || ImageError::Remote { url: "u".into() }.into(),
+            || shape(LIMITS).into(),
+            || shape(ENLARGED).into(),
+            || missing("m", "adapter_config.json").into(),
+            || WeightsError::NotOptimizer { path: run() }.into(),
+        ];
+        for command in Args::command().get_subcommands() {
+            let flags = Flags::of(command.get_name());
+            for error in errors {
+                let said = shown(command.get_name(), error());
+                for word in said.split_whitespace().filter_map(|word| word.strip_prefix("--")) {
+                    let flag = word.trim_end_matches([',', ';', ':']);
+                    assert!(flags.offer(flag), "{}: {said}", command.get_name());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Why an adapter cannot be used.
+
+use serde_json::Value;
+
+use crate::list_names;
+
+/// What is wrong with an adapter, or why it does not fit a network.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// `adapter_config.json` is not the json of an adapter.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// Not low-rank adaptation.
+    #[error("peft_type is \"{found}\"; needed: \"LORA\"")]
+    Kind {
+        /// `peft_type`.
+        found: String,
+    },
+    /// A rank that makes no adapter.
+    #[error("r is {found}; needed: an integer from 1 to 65536")]
+    Rank {
+        /// `r`.
+        found: usize,
+    },
+    /// A strength or a dropout that makes no adapter.
+    #[error(
+        "lora_alpha is {lora_alpha} and lora_dropout {lora_dropout}; needed: a finite number, and one from 0 to below 1"
+    )]
+    Scale {
+        /// `lora_alpha`.
+        lora_alpha: f64,
+        /// `lora_dropout`.
+        lora_dropout: f64,
+    },
+    /// Adapters that come with biases.
+    #[error("bias is \"{found}\"; needed: \"none\", biases with adapters are not supported")]
+    Bias {
+        /// `bias`.
+        found: String,
+    },
+    /// A kind of adapter that computes something else.
+    #[error("{key} is {found}; needed: {needed}, plain low-rank adapters are all that is supported")]
+    Formula {
+        /// The key that asks for it.
+        key: &'static str,
+        /// Its value.
+        found: Value,
+        /// The value of plain adapters.
+        needed: Value,
+    },
+    /// A module with its own rank or alpha that makes no adapter.
+    #[error(
+        "rank_pattern and alpha_pattern give {module} the rank {rank} and the alpha {alpha}; needed: a rank of at least 1 and a finite alpha"
+    )]
+    ModuleSize {
+        /// The module.
+        module: String,
+        /// Its rank.
+        rank: usize,
+        /// Its alpha.
+        alpha: f64,
+    },
+    /// An expression that cannot be read.
+    #[error("{key}: \"{pattern}\" is not a regular expression: {source}")]
+    Pattern {
+        /// The key with the expression.
+        key: String,
+        /// The expression.
+        pattern: String,
+        /// What is wrong with it.
+        source: Box<fancy_regex::Error>,
+    },
+    /// A target that is not in the network.
+    #[error(
+        "{key}: \"{wanted}\" matches no linear map of this model; there are: {}",
+        list_names(kinds, usize::MAX)
+    )]
+    NoMatch {
+        /// The key with the target.
+        key: String,
+        /// The target.
+        wanted: String,
+        /// Linear maps of the network, their numbers as `*`.
+        kinds: Vec<String>,
+    },
+    /// A module that is to be kept whole and is not in the network.
+    #[error(
+        "modules_to_save: \"{module}\" is no module of this model; modules are named as lm_head, embed_tokens or \
+         model.visual.merger"
+    )]
+    NoModule {
+        /// The name.
+        module: String,
+    },
+    /// Tensors that the network has no place for.
+    #[error(
+        "{} tensors belong to no part of this model: {}; is it the adapter of another model?",
+        names.len(), list_names(names, 8)
+    )]
+    NoPlace {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// One of the two factors alone.
+    #[error("{missing} is missing, and {there} is there")]
+    Half {
+        /// The factor that is not there.
+        missing: String,
+        /// The one that is.
+        there: String,
+    },
+    /// A tensor that is no matrix.
+    #[error("{name} has shape {found:?}; needed: a matrix")]
+    NotAMatrix {
+        /// Its name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// A tensor of another shape than its place.
+    #[error("{name} has shape {found:?}; needed: {needed:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// That of its place.
+        needed: Vec<usize>,
+    },
+    /// Two factors that do not fit a linear map.
+    #[error("{name}: lora_A is {a:?} and lora_B {b:?}; needed: [r, {d_input}] and [{d_output}, r]")]
+    Factors {
+        /// The linear map.
+        name: String,
+        /// Shape of the first factor.
+        a: [usize; 2],
+        /// Shape of the second.
+        b: [usize; 2],
+        /// Width that goes into the map.
+        d_input: usize,
+        /// Width that comes out of it.
+        d_output: usize,
+    },
+    /// Stacked factors that do not fit the experts of a layer.
+    #[error(
+        "{name}: lora_A has {rows} rows and lora_B {columns} columns; needed: the rank, {rank}, times the number of experts"
+    )]
+    Stack {
+        /// The experts.
+        name: String,
+        /// Rows of the first factor.
+        rows: usize,
+        /// Columns of the second.
+        columns: usize,
+        /// The rank.
+        rank: usize,
+    },
+    /// A checkpoint whose experts cannot be changed one by one.
+    #[error(
+        "the adapter changes {name}, which the checkpoint keeps in a stack of experts; needed: experts apart, as \
+         published checkpoints and save_pretrained have them"
+    )]
+    StackedExperts {
+        /// An expert that the adapter changes.
+        name: String,
+    },
+}
