@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use burn::tensor::{DType, TensorData};
-use glm4v_tests::{Said, command, fresh_model, glm4v, golden, holds_nothing_half_written, repository, train};
+use glm4v_tests::{
+    Said, command, fresh_model, glm4v, golden, holds_nothing_half_written, losses, repository, train,
+};
 use glm4v_weights::{TensorFile, write_tensors};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -196,7 +198,8 @@ fn a_record_that_cannot_be_learned_from_is_named_with_its_line() {
         (turns(json!([user, {"role": "assistant", "content": ""}])), &["message 1: the answer is empty"]),
         (r#"{"messages": [{"role": "user", "#.into(), &["not valid json", "a record stands on one line"]),
         ("[1, 2]".into(), &["the record is a list, needed an object"]),
-        (json!({"text": "x"}).to_string(), &["has no \"messages\"", "its keys are text"]),
+        (json!({"say": "x"}).to_string(), &["has no \"messages\"", "its keys are say"]),
+        (json!({"text": "x"}).to_string(), &["\"text\" is plain text", "needed: a conversation as"]),
         (turns(json!([user])), &["has no turn of the assistant"]),
         (
             turns(json!([user, {"role": "assistant", "content": "x", "loss": false}])),
@@ -1246,7 +1249,7 @@ fn a_data_file_of_another_kind_is_called_what_it_is() {
     let mut cases = vec![
         ("a.parquet", &["is a parquet file, which is not read yet", "read_parquet("][..]),
         ("a.csv", &["is a csv file, which is not read yet", "read_csv("]),
-        ("a.jsonl.gz", &["is compressed with gzip", "gunzip --keep"]),
+        ("a.jsonl.gz", &["is compressed with gzip", "gunzip -k"]),
         ("folder", &["is a directory", "folder/b.jsonl"]),
         ("none.jsonl", &["no such file", "dataset_info.json does not exist"]),
     ];
@@ -1300,6 +1303,7 @@ fn a_key_that_nobody_knows_is_named_once_and_a_record_that_carries_more_is_refus
     assert!(said.stderr.contains("data.jsonl: line 1: ") && said.stderr.contains("17 records"), "{said:?}");
 
     odd["messages"][1]["weight"] = json!(0.5);
+    let folder = tempdir().unwrap();
     let data = sixteen_good_and(folder.path(), &odd.to_string());
     train_on(folder.path(), &data, &[]).refused(&["data.jsonl: line 17: message 1: \"weight\" is 0.5"]);
 }

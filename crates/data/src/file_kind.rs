@@ -99,7 +99,7 @@ impl FileKind {
             Self::Columnar(_) => pandas(&format!("read_feather('{from}')")),
             Self::Table("tsv") => pandas(&format!("read_csv('{from}', sep='\\t')")),
             Self::Table(_) => pandas(&format!("read_csv('{from}')")),
-            Self::Compressed(_, program) => format!("unpack it: {program} --keep '{from}'"),
+            Self::Compressed(_, program) => format!("unpack it: {program} -k '{from}'"),
             Self::Archive(_) => "unpack it, and list its records in a .jsonl file".to_owned(),
             Self::Yaml => "convert it to JSONL; a run's config is given to the command train".to_owned(),
         }
