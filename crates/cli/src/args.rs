@@ -353,7 +353,7 @@ pub(crate) struct Info {
     /// The picture of a row in pixels, or none
     #[arg(long, default_value = "1024x1024", value_name = "WxH", requires = "model")]
     pub(crate) image: PictureSize,
-    /// Rank of adapters on every linear map of the text decoder
+    /// Rank of adapters on every linear map of the text decoder, or of the vision tower too (all-linear)
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = at_least_one, requires = "model")]
     pub(crate) lora_rank: usize,
     /// Print one json object instead of text

@@ -203,6 +203,18 @@ fn open_cpu() -> Result<Device, DeviceError> {
     Err(DeviceError::NotCompiled { backend: "cpu" })
 }
 
+/// Whether the processor computes what is on a device.
+#[cfg(feature = "cpu")]
+pub fn is_cpu(device: &Device) -> bool {
+    matches!(device.clone().inner().as_dispatch(), burn::backend::DispatchDevice::Flex(_))
+}
+
+/// Whether the processor computes what is on a device.
+#[cfg(not(feature = "cpu"))]
+pub fn is_cpu(_device: &Device) -> bool {
+    false
+}
+
 #[cfg(feature = "wgpu")]
 fn open_wgpu(index: Option<usize>) -> Result<Device, DeviceError> {
     let devices = Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec();

@@ -47,7 +47,7 @@ pub use cache::Cache;
 pub use config::{
     Architecture, ConfigError, Glm4vConfig, MoeConfig, RotaryPairs, TextConfig, TextRopeConfig, VisionConfig,
 };
-pub use device::{Backend, ComputeError, DeviceError, Precision};
+pub use device::{Backend, ComputeError, DeviceError, Precision, is_cpu};
 pub use fusion::{Features, FusionError, fuse};
 pub use glm4v::{Glm4v, Glm4vModel, TextInput};
 pub use init::{Fresh, initialize, initialize_lora};

@@ -38,29 +38,49 @@ pub struct Workload {
 pub enum Learning {
     /// All weights.
     Full,
-    /// Adapters on every linear map of the text decoder; the vision tower is frozen and keeps nothing.
+    /// Adapters on every linear map of the text decoder, and of vision tower and merger or of neither: a tower without any is
+    /// frozen and keeps nothing.
     Lora {
         /// `r`
         rank: usize,
-        /// Parameters of all adapters.
-        parameters: u64,
+        /// Parameters of the adapters in the text decoder.
+        text: u64,
+        /// Parameters of those in vision tower and merger; 0 if there are none.
+        vision: u64,
         /// Values of the largest factor.
         largest: u64,
     },
 }
 
 impl Learning {
-    /// Adapters on every linear map of a network's text decoder.
-    pub fn lora(model: &mut Glm4v, rank: usize) -> Self {
-        let (mut parameters, mut largest) = (0, 0);
+    /// Adapters on every linear map of a network's text decoder, and with `vision` on those of vision tower and merger too:
+    /// what PEFT calls `all-linear`.
+    pub fn lora(model: &mut Glm4v, rank: usize, vision: bool) -> Self {
+        let (mut in_text, mut in_vision, mut largest) = (0, 0, 0);
         model.for_each_linear(|name, linear| {
-            if name.starts_with("model.language_model") {
-                let widths = [linear.d_input(), linear.d_output()].map(|width| (rank * width) as u64);
-                parameters += widths.iter().sum::<u64>();
-                largest = widths.into_iter().fold(largest, u64::max);
-            }
+            let parameters = match name {
+                name if name.starts_with("model.language_model") => &mut in_text,
+                name if name.starts_with("model.visual") && vision => &mut in_vision,
+                _ => return,
+            };
+            let widths = [linear.d_input(), linear.d_output()].map(|width| (rank * width) as u64);
+            *parameters += widths.iter().sum::<u64>();
+            largest = widths.into_iter().fold(largest, u64::max);
         });
-        Self::Lora { rank, parameters, largest }
+        Self::Lora { rank, text: in_text, vision: in_vision, largest }
+    }
+
+    /// Whether gradients reach the vision tower.
+    fn reaches_vision(self) -> bool {
+        !matches!(self, Self::Lora { vision: 0, .. })
+    }
+
+    /// `r`, 0 without adapters.
+    fn rank(self) -> u64 {
+        match self {
+            Self::Full => 0,
+            Self::Lora { rank, .. } => rank as u64,
+        }
     }
 }
 
@@ -127,7 +147,9 @@ impl Estimate<'_> {
         let text = sizes.embedding + sizes.decoder + sizes.head;
         let (in_tower, in_text, adapters, largest) = match learning {
             Learning::Full => (tower, text, 0, sizes.largest),
-            Learning::Lora { parameters, largest, .. } => (0, parameters, parameters, largest),
+            Learning::Lora { text, vision, largest, .. } => {
+                (if self.patches() > 0 { vision } else { 0 }, text, text + vision, largest)
+            }
         };
         let learns = in_tower + in_text;
         let masters = if self.bytes < WIDE { learns * WIDE } else { 0 };
@@ -194,12 +216,13 @@ impl Estimate<'_> {
         self.tokens() * (self.workload.length * self.config.text.num_attention_heads) as u64
     }
 
-    /// What the vision tower keeps: nothing if it is frozen.
+    /// What vision tower and merger keep: nothing if they are frozen.
     fn vision_kept(&self, learning: Learning) -> u64 {
-        if learning != Learning::Full || self.patches() == 0 {
+        if !learning.reaches_vision() || self.patches() == 0 {
             return 0;
         }
-        let (vision, bytes) = (&self.config.vision, self.bytes);
+        let (vision, bytes, rank) = (&self.config.vision, self.bytes, learning.rank());
+        let full = learning == Learning::Full;
         let [d, inner, out, merger] = [
             vision.hidden_size,
             vision.block_intermediate_size,
@@ -207,20 +230,26 @@ impl Estimate<'_> {
             vision.merger_intermediate_size,
         ]
         .map(|width| width as u64);
-        let norm = (WIDE + bytes) * d; // the stream in f32, and it normalised
+        let weighed = if full { bytes } else { 0 }; // what a weight that learns is multiplied with
+        let norm = (WIDE + weighed) * d; // the stream in f32, and it normalised
         let normed = norm + bytes * d; // and what the map behind it sees
         let attention = 3 * d * bytes + d * bytes; // queries, keys, values; what proj sees
         // In f32 the normalised queries and keys are seen in place, and their values stay beside them.
         let beside = if bytes == WIDE { d * bytes } else { 0 };
         let heads = if vision.qk_norm { 2 * norm + beside } else { 0 };
-        let block = self.patches() * (2 * normed + attention + heads + 5 * inner * bytes)
+        let block = self.patches() * (2 * normed + attention + heads + 5 * inner * bytes + 5 * rank * bytes)
             + self.vision_scores() * (2 * WIDE + bytes); // before and after exp, and after the division
-        let entrance = self.patches()
-            * (WIDE * vision.patch_values() as u64 + if vision.learned_positions { norm } else { 0 });
+        let entrance = if full {
+            self.patches()
+                * (WIDE * vision.patch_values() as u64 + if vision.learned_positions { norm } else { 0 })
+        } else {
+            0
+        };
         let tokens = self.patches() / vision.merged_patches() as u64;
-        let exit = self.patches() * normed
+        let layer_norm = WIDE + if full { WIDE } else { 0 };
+        let exit = self.patches() * (norm + weighed * d)
             // what proj sees; the norm; GELU, in f32; what the maps behind it see
-            + tokens * (out * (bytes + 2 * WIDE + 3 * WIDE + bytes) + 5 * merger * bytes)
+            + tokens * (out * (bytes + layer_norm + 3 * WIDE + bytes) + (5 * merger + 4 * rank) * bytes)
             + 4 * d * out * bytes; // the downsampling's weights in another order
         entrance + vision.depth as u64 * block + exit
     }
@@ -228,11 +257,7 @@ impl Estimate<'_> {
     /// What the text decoder and the loss keep.
     fn text_kept(&self, learning: Learning) -> u64 {
         let (text, bytes) = (&self.config.text, self.bytes);
-        let full = learning == Learning::Full;
-        let rank = match learning {
-            Learning::Full => 0,
-            Learning::Lora { rank, .. } => rank as u64,
-        };
+        let (full, rank) = (learning == Learning::Full, learning.rank());
         let d = text.hidden_size as u64;
         let q = (text.num_attention_heads * text.head_dim) as u64;
         let kv = 2 * (text.num_key_value_heads * text.head_dim) as u64;

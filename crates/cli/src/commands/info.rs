@@ -193,8 +193,7 @@ fn estimate(
     let workload = Workload { rows: args.batch, length: args.length, answer: args.answer, picture };
     let cpu = global.backend.resolve() == Backend::Cpu;
     let estimate = Estimate { config, sizes, bytes, cpu, workload };
-    let lora = Learning::lora(&mut config.init(device), args.lora_rank);
-    let (full, lora) = (estimate.training(Learning::Full), estimate.training(lora));
+    let lora = |vision| estimate.training(Learning::lora(&mut config.init(device), args.lora_rank, vision));
     Ok(json!({
         "counts": "tensors; whole runs took up to a fifth more, see benches/memory",
         "for": format!("{precision}, batch {}, length {}, {} of them answer{}", args.batch, args.length, args.answer,
@@ -202,12 +201,13 @@ fn estimate(
         "decoding_reads_bytes": sizes.read_per_token() * bytes,
         "cache_per_token_bytes": estimate.cache_per_token(),
         "generation": memory(estimate.generation()),
-        "training": memory(full),
-        format!("training_lora_rank_{}", args.lora_rank): memory(lora),
+        "training": memory(estimate.training(Learning::Full)),
+        format!("training_lora_rank_{}", args.lora_rank): memory(lora(false)),
+        format!("training_lora_rank_{}_all_linear", args.lora_rank): memory(lora(true)),
     }))
 }
 
-/// The parts that there are, and their sum.
+/// The parts that there are, their sum, and which of them is the largest.
 fn memory(memory: Memory) -> Value {
     let parts = [
         ("weights_bytes", memory.weights),
@@ -217,11 +217,13 @@ fn memory(memory: Memory) -> Value {
         ("kept_bytes", memory.kept),
         ("working_bytes", memory.working),
     ];
+    let largest = parts.iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(key, _)| key);
     let mut report: Map<String, Value> = parts
         .into_iter()
         .filter(|(_, bytes)| *bytes > 0)
         .map(|(key, bytes)| (key.to_owned(), json!(bytes)))
         .collect();
     report.insert("peak_bytes".to_owned(), json!(memory.total()));
+    report.insert("largest_part".to_owned(), json!(largest.trim_end_matches(BYTES)));
     Value::Object(report)
 }
