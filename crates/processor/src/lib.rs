@@ -10,6 +10,7 @@ mod expand;
 mod folder;
 mod image;
 mod messages;
+mod notice;
 mod processor;
 mod spelled;
 mod template;

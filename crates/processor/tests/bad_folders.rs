@@ -269,6 +269,7 @@ fn of_several_bad_pictures_the_first_is_named() {
     let missing = |name: &str| Part::Image(ImageSource::Path(name.into()));
     let parts = vec![Part::Image(picture()), missing("/no/a.png"), missing("/no/b.png")];
     let error = encode(&[Message::new("user", parts)]).unwrap_err();
-    let needed = "image 1 of the conversation cannot be used: /no/a.png: cannot read: No such file or directory";
+    let needed =
+        "image 1 of the conversation cannot be used: /no/a.png: cannot read: No such file or directory";
     assert!(error.starts_with(needed), "{error}");
 }

@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::DType;
 use glm4v_data::{
-    Dataset, DatasetOptions, LoadError, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler,
+    Dataset, DatasetOptions, LoadError, LoadedBatch, OnBad, Order, Overlong, Prefetch, Registry, Sampler,
     SamplerState, fingerprint,
 };
 use glm4v_files::read_text;
@@ -21,7 +21,7 @@ use crate::TrainError;
 use crate::adamw::{AdamW, AdamWConfig};
 use crate::changes::{Change, Fate, changes};
 use crate::checkpoint::{Checkpoints, Learned, OPTIMIZER, TrainerState};
-use crate::config::{Init, LoraSection, OverlongChoice, RunConfig};
+use crate::config::{Init, LoraSection, OnBadChoice, OverlongChoice, RunConfig};
 use crate::eval::{Answering, EvalReport, evaluate};
 use crate::finite::not_finite;
 use crate::folder::{FINAL, Goal, METRICS, RunFolder};
@@ -630,7 +630,6 @@ fn dataset(
     processor: &Arc<Processor>,
     longest: usize,
 ) -> Result<Dataset, TrainError> {
-    let records = registry.find(name)?.read(media_folder(config))?;
     let options = DatasetOptions {
         max_length: Some(match config.data.max_length {
             0 => longest,
@@ -640,9 +639,13 @@ fn dataset(
             OverlongChoice::Error => Overlong::Error,
             OverlongChoice::Drop => Overlong::Drop,
         },
+        on_bad: match config.data.on_bad {
+            OnBadChoice::Stop => OnBad::Stop,
+            OnBadChoice::Skip => OnBad::Skip,
+        },
         ..DatasetOptions::default()
     };
-    Ok(Dataset::new(records, processor.clone(), options))
+    Ok(Dataset::open(&registry.find(name)?, media_folder(config), processor.clone(), options)?)
 }
 
 /// Longest file of `data.order`, in bytes: a hundred million record numbers.

@@ -15,7 +15,7 @@
 //! PNG that ends early is an error, not a picture with a grey rest.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::path::Path;
 
 use base64::Engine;
@@ -24,12 +24,14 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use glm4v_files::FileError;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Limits};
+use memchr::memmem;
 
 use super::http::{HttpError, HttpLimits};
 use super::jpeg::Jpeg;
 use super::smart_resize::ResizeError;
 use super::{Rgb, color_key, jpeg};
 use crate::messages::ImageSource;
+use crate::notice::Notice;
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,9 @@ pub enum ImageError {
     /// The file could not be read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// No path at all.
+    #[error("the path of the image is empty, needed an image file")]
+    NoPath,
     /// More bytes than the limits allow.
     #[error("{name}: {bytes} bytes, more than the limit of {limit}")]
     FileSize {
@@ -172,9 +177,55 @@ impl DecodeLimits {
     }
 
     pub(crate) fn read(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
-        let length = fs::metadata(path).map_or(0, |found| found.len());
-        self.check_len(length, || path.display().to_string())?;
+        self.check_file(path)?;
         Ok(glm4v_files::read(path, self.max_file_bytes)?)
+    }
+
+    /// Whether there is a file that may be read.
+    fn check_file(&self, path: &Path) -> Result<(), ImageError> {
+        if path.as_os_str().is_empty() {
+            return Err(ImageError::NoPath);
+        }
+        let name = || path.display().to_string();
+        match fs::metadata(path) {
+            Ok(found) if found.is_file() && found.len() == 0 => Err(ImageError::Empty { name: name() }),
+            Ok(found) => self.check_len(found.len(), name),
+            Err(_) => Ok(()), // told when it is opened
+        }
+    }
+
+    /// Looks at an image without decoding it: that there is one, that it is allowed, and its width and height where the
+    /// header tells them.
+    pub(crate) fn probe(&self, source: &ImageSource) -> Result<Option<(u32, u32)>, ImageError> {
+        match source {
+            ImageSource::Path(path) => {
+                self.check_file(path)?;
+                let file = glm4v_files::open(path)?;
+                self.probe_header(BufReader::with_capacity(HEADER, file), &path.display().to_string())
+            }
+            ImageSource::Bytes(bytes) => self.probe_header(Cursor::new(bytes), "image in memory"),
+            ImageSource::Pixels(picture) => Ok(Some((picture.width() as u32, picture.height() as u32))),
+            ImageSource::Url(url) if url.starts_with("data:") => Ok(None),
+            ImageSource::Url(url) if self.http.is_none() => self.fetch(url).map(|_| None),
+            ImageSource::Url(_) => Ok(None),
+        }
+    }
+
+    fn probe_header(
+        &self,
+        mut file: impl BufRead + Seek,
+        name: &str,
+    ) -> Result<Option<(u32, u32)>, ImageError> {
+        let known = file.fill_buf().ok().and_then(|head| known(image::guess_format(head).ok()?));
+        if known.is_none() {
+            return Err(ImageError::NotAnImage { name: name.to_owned() });
+        }
+        // A damaged header is the decoder's to describe.
+        let Ok(size) = imagesize::reader_size(file) else { return Ok(None) };
+        let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let (width, height) = (side(size.width), side(size.height));
+        self.check_size(width, height, name)?;
+        Ok((width > 0 && height > 0).then_some((width, height)))
     }
 
     pub(crate) fn fetch(&self, url: &str) -> Result<Vec<u8>, ImageError> {
@@ -224,6 +275,20 @@ impl DecodeLimits {
         Ok(())
     }
 
+    /// What a decoder may take for this file: its pixels at the widest, and some more. Without the pixels in the sum a small
+    /// image could bring a colour profile of a gigabyte, well compressed.
+    pub(crate) fn memory(&self, bytes: &[u8]) -> Limits {
+        /// Bytes of a pixel, 16 bits each of four channels, once in the file's layout and once in ours.
+        const PIXEL: u64 = 16;
+        /// Profiles, palettes, texts.
+        const ELSE: u64 = 32 << 20;
+        let pixels = imagesize::blob_size(bytes).map(|size| size.width as u64 * size.height as u64);
+        let needed = pixels.map_or(u64::MAX, |pixels| (pixels * PIXEL).saturating_add(ELSE));
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(self.max_memory.min(needed));
+        limits
+    }
+
     fn decode(&self, bytes: &[u8], name: &str) -> Result<Rgb, ImageError> {
         let name = || name.to_owned();
         if bytes.is_empty() {
@@ -251,10 +316,13 @@ impl DecodeLimits {
             let pixels = file.pixels().map_err(damaged)?;
             (Rgb::new(height as usize, width as usize, pixels), file.orientation())
         } else {
+            if let Ok(size) = imagesize::blob_size(bytes) {
+                let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+                too_large((side(size.width), side(size.height)))?;
+            }
+            say_if_animated(bytes, format, &name());
             let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-            let mut limits = Limits::no_limits();
-            limits.max_alloc = Some(self.max_memory);
-            reader.limits(limits);
+            reader.limits(self.memory(bytes));
             let mut decoder = reader.into_decoder().map_err(damaged)?;
             too_large(decoder.dimensions())?;
             // A picture with damaged EXIF is shown as it lies in the file.
@@ -278,6 +346,9 @@ impl DecodeLimits {
     }
 }
 
+/// Bytes of a file in which nearly every header ends.
+const HEADER: usize = 4096;
+
 const PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 
@@ -295,6 +366,39 @@ fn known(format: ImageFormat) -> Option<&'static str> {
         ImageFormat::Tiff => Some("tiff"),
         _ => None,
     }
+}
+
+/// Says that of an animation one frame is shown. A PNG that moves is told from others by its first chunks.
+fn say_if_animated(bytes: &[u8], format: ImageFormat, name: &str) {
+    static ANIMATED: Notice = Notice::new();
+    let moves = match format {
+        ImageFormat::Gif => gif_frames(bytes) > 1,
+        ImageFormat::WebP => {
+            bytes.get(12..16) == Some(b"VP8X") && bytes.get(20).is_some_and(|flags| flags & 2 != 0)
+        }
+        ImageFormat::Png => {
+            let head = &bytes[..bytes.len().min(HEADER)];
+            let before = memmem::find(head, b"IDAT").unwrap_or(head.len());
+            memmem::find(&head[..before], b"acTL").is_some()
+        }
+        _ => false,
+    };
+    if moves && let Some(times) = ANIMATED.due() {
+        let frames =
+            if format == ImageFormat::Gif { gif_frames(bytes).to_string() } else { "several".to_owned() };
+        tracing::warn!(
+            times,
+            "{name}: an animation of {frames} frames, the first is used; as a video all are"
+        );
+    }
+}
+
+/// Frames of a GIF, counted without decoding them.
+fn gif_frames(bytes: &[u8]) -> usize {
+    let mut options = gif::DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let Ok(mut decoder) = options.read_info(bytes) else { return 0 };
+    std::iter::from_fn(|| decoder.next_frame_info().ok().flatten().map(drop)).count()
 }
 
 /// Pillow's `convert("RGB")`.
