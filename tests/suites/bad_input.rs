@@ -604,7 +604,10 @@ fn a_loss_that_is_not_a_number_ends_the_run_at_its_step_and_points_to_the_checkp
 
     without.refused(&["step 2: loss is NaN", "lr", "start again with --set run.folder=PATH"]);
     again.refused(&["ended before its first checkpoint; remove the folder, or --set run.folder=PATH"]);
-    resumed.refused(&["no checkpoint to resume from", "remove the folder and start without --resume"]);
+    resumed.refused(&[
+        "the run ended before its first checkpoint",
+        "remove the folder and start without --resume",
+    ]);
     with.refused(&["step 2: loss is NaN", "go on from", "checkpoints/step-1 with --resume"]);
     assert_eq!(glm4v_tests::losses(&run).len(), 1, "the step that failed is not among the metrics");
     holds_nothing_half_written(folder.path());
@@ -643,12 +646,17 @@ fn a_run_folder_that_holds_a_run_is_not_overwritten() {
     let before = fs::read(run.join("metrics.jsonl")).unwrap();
 
     Said::by(&mut train(&run, &short))
-        .refused(&["holds a finished run, its model is in final; --set run.folder=PATH starts another"]);
-    Said::by(train(&run, &short).arg("--resume")).refused(&["the run is finished, its model is in final"]);
+        .refused(&["holds a finished run, its weights are in final; --set run.folder=PATH starts another"]);
+    Said::by(train(&run, &short).arg("--resume")).refused(&[
+        "the run is finished and has no checkpoint",
+        "run with model.folder = \"",
+        "run/final\"",
+    ]);
     let other = folder.path().join("other");
     Said::by(&mut train(&other, &short)).success();
     fs::remove_dir_all(other.join("final")).unwrap(); // as if it had not come that far
-    Said::by(&mut train(&other, &short)).refused(&["holds a run already; --resume goes on with it"]);
+    Said::by(&mut train(&other, &short))
+        .refused(&["holds a run with a checkpoint after step 2; --resume goes on with it"]);
 
     assert_eq!(fs::read(run.join("metrics.jsonl")).unwrap(), before);
 }
@@ -658,7 +666,7 @@ fn there_is_nothing_to_resume_in_an_empty_folder() {
     let folder = tempdir().unwrap();
 
     Said::by(train(folder.path(), &[]).arg("--resume"))
-        .refused(&["no checkpoint to resume from; start the run without --resume"]);
+        .refused(&["holds no run to resume; start it without --resume"]);
 
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -670,8 +678,8 @@ fn a_resumed_run_must_have_the_data_and_seed_of_the_first() {
 
     let resume = |setting| Said::by(train(folder.path(), &["schedule.steps=3", setting]).arg("--resume"));
 
-    resume("run.seed=1").refused(&["saved sampler has seed 0, this run has 1"]);
-    resume("data.train=digits:test").refused(&["saved sampler has records 1437, this run has 360"]);
+    resume("run.seed=1").refused(&["step-2: was made with run.seed 0, this run has 1; needed: 0, as"]);
+    resume("data.train=digits:test").refused(&["data.train, digits:test, holds other records"]);
 }
 
 #[test]
@@ -739,7 +747,7 @@ fn an_answer_longer_than_any_memory_ends_at_the_longest_sequence_of_the_model() 
     let answer: Value = serde_json::from_str(&endless.stdout).unwrap();
     let tokens = |key: &str| answer[key].as_u64().unwrap();
     assert!(tokens("prompt_tokens") + tokens("completion_tokens") <= 64, "{answer}");
-    crowded.refused(&["the prompt takes ", "longest sequence is 64", "shorten the prompt"]);
+    crowded.refused(&["takes more than 64 tokens, the longest sequence of the model", "shorten it"]);
 }
 
 #[test]
@@ -903,7 +911,7 @@ mod unix {
         let (_, error) = told.expect(&said.stderr).split_once('\n').unwrap();
         let error = Said { stderr: error.to_owned(), ..said };
         let steps = losses(folder.path()).len();
-        error.refused(&[&format!("stopped after step {steps}"), "--resume goes on from there"]);
+        error.refused(&[&format!("stopped after step {steps}"), "--resume"]);
         let checkpoint = folder.path().join(format!("checkpoints/step-{steps}"));
         for file in
             ["config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer.json"]
@@ -929,12 +937,14 @@ mod unix {
         assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""));
         assert!(said.stderr.contains("stopped after step 2"), "{said:?}");
         assert_eq!(metrics(folder.path()).len(), 2, "two steps and no examination");
-        holds_nothing_half_written(folder.path());
+        let weights = || fs::read(folder.path().join("final/model.safetensors")).unwrap();
+        let before = weights();
 
         let short = ["data.eval=digits:test", "schedule.steps=2"];
         Said::by(train(folder.path(), &short).arg("--resume")).success();
 
         assert_eq!(metrics(folder.path())[2]["samples"], 360);
+        assert!(weights() == before);
     }
 
     #[cfg(target_os = "linux")]
@@ -1101,8 +1111,16 @@ fn a_finished_run_is_not_trained_again_but_may_go_on() {
     let saving = ["schedule.steps=3", "run.save_every=2"];
     Said::by(&mut train(&run, &saving)).success();
 
-    Said::by(train(&run, &saving).arg("--resume")).refused(&["the run is finished", "higher schedule.steps"]);
-    Said::by(&mut train(&run, &saving)).refused(&["holds a finished run", "--set run.folder=PATH"]);
+    Said::by(train(&run, &saving).arg("--resume")).refused(&[
+        "the run is finished after 3 steps",
+        "needed: more than 3 steps",
+        "go on from",
+        "step-3",
+    ]);
+    Said::by(&mut train(&run, &saving))
+        .refused(&["weights in final and a checkpoint after step 3", "run.folder"]);
+    Said::by(train(&run, &["schedule.steps=2", "run.save_every=2"]).arg("--resume"))
+        .refused(&["3 steps are done, and the schedule has 2"]);
     Said::by(train(&run, &["schedule.steps=4", "run.save_every=2"]).arg("--resume")).success();
 }
 
@@ -1118,16 +1136,18 @@ fn a_run_is_resumed_with_its_own_model_and_a_whole_optimizer() {
     let other = format!("model.folder={}", checkpoint().display());
     resume(&[&other]).refused(&["holds another network than model.folder"]);
 
-    let optimizer = run.join("checkpoints/step-1/optimizer.safetensors");
+    let optimizer = run.join("checkpoints/step-2/optimizer.safetensors");
     let whole = fs::read(&optimizer).unwrap();
     write_tensors(&optimizer, vec![], &[]).unwrap();
     resume(&[]).refused(&[
         "optimizer.safetensors: not an optimizer's state",
-        "--resume goes on from the one before",
+        "checkpoints/step-2 cannot be resumed from",
+        "remove it, and --resume goes on from",
+        "checkpoints/step-1",
     ]);
     let short = TensorData::new(vec![0.0f32; 5], [5]);
     let state = vec![("exp_avg.lm_head.weight".to_owned(), short)];
-    write_tensors(&optimizer, state, &[("step", "1".to_owned())]).unwrap();
+    write_tensors(&optimizer, state, &[("step", "2".to_owned())]).unwrap();
     resume(&[])
         .refused(&["optimizer.safetensors: 1 tensor has another shape: exp_avg.lm_head.weight is [5]"]);
 
@@ -1203,15 +1223,27 @@ fn bad_records_that_are_skipped_leave_the_others_as_they_are_without_them() {
 
     let skipping = aloud(&mut run("skipping", &bad, &["schedule.steps=8"])).success();
     Said::by(&mut run("without", &good, &["schedule.steps=8"])).success();
-    let half = ["schedule.steps=8", "run.save_every=4"];
-    Said::by(&mut run("resumed", &bad, &half)).success();
-    fs::remove_dir_all(folder.path().join("resumed/final")).unwrap();
-    Said::by(run("resumed", &bad, &half).arg("--resume")).success();
+    let first = ["schedule.steps=4", "schedule.kind=constant", "run.save_every=2"];
+    let rest = ["schedule.steps=8", "schedule.kind=constant", "run.save_every=2"];
+    Said::by(&mut run("straight", &bad, &rest)).success();
+    Said::by(&mut run("resumed", &bad, &first)).success();
+    Said::by(run("resumed", &bad, &rest).arg("--resume")).success();
 
     let losses = |name: &str| losses(&folder.path().join(name));
     assert_eq!(losses("skipping").len(), 8);
     assert_eq!(losses("skipping"), losses("without"));
-    assert_eq!(losses("skipping"), losses("resumed"));
+    assert_eq!(losses("straight"), losses("resumed"));
+    let order = folder.path().join("order.json");
+    fs::write(&order, "[[0, 1]]").unwrap();
+    let order = format!("data.order={}", order.display());
+    Said::by(&mut run("ordered", &bad, &["schedule.steps=1", &order]))
+        .refused(&["data.order numbers every record, and 3 are left out as bad"]);
+    let eval = format!("data.eval={}", bad.display());
+    let said = Said::by(&mut run("evaluated", &bad, &["schedule.steps=1", &eval])).success();
+    assert!(
+        said.stdout.contains(" of 16 (") && said.stdout.contains("3 records left out as bad"),
+        "{said:?}"
+    );
     for word in ["3 of 19 records cannot be used", "line 10: "] {
         assert!(skipping.stderr.contains(word), "{skipping:?}");
     }
@@ -1306,4 +1338,206 @@ fn a_key_that_nobody_knows_is_named_once_and_a_record_that_carries_more_is_refus
     let folder = tempdir().unwrap();
     let data = sixteen_good_and(folder.path(), &odd.to_string());
     train_on(folder.path(), &data, &[]).refused(&["data.jsonl: line 17: message 1: \"weight\" is 0.5"]);
+}
+
+#[test]
+fn an_evaluation_batch_of_which_nothing_is_left_is_counted_and_not_computed() {
+    let folder = tempdir().unwrap();
+    let long = record(digit().to_str().unwrap(), &"zero ".repeat(40)).to_string();
+    let all_long = folder.path().join("long.jsonl");
+    fs::write(&all_long, format!("{long}\n{long}\n")).unwrap();
+    let one_long = sixteen_good_and(folder.path(), &long);
+    for (data, words) in [
+        (one_long, ["of 16 (", "; 1 record left out as too long"]),
+        (all_long, ["exact match: none, as no record was evaluated", "; 2 records left out as too long"]),
+    ] {
+        let run = folder.path().join(data.file_stem().unwrap());
+        let data = format!("data.eval={}", data.display());
+        let small = ["schedule.steps=2", "data.max_length=40", "data.overlong=drop", "run.eval_batch_size=1"];
+        let settings = [&small[..], &["run.eval_every=1", &data]].concat();
+
+        let said = Said::by(&mut train(&run, &settings)).success();
+
+        assert!(words.iter().all(|word| said.stdout.contains(word)), "{}", said.stdout);
+        let evaluations = glm4v_tests::metrics(&run).into_iter().filter(|entry| entry["samples"].is_u64());
+        assert_eq!(evaluations.map(|entry| entry["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+        assert!(run.join("final/model.safetensors").exists());
+    }
+}
+
+#[test]
+fn weights_that_broke_in_the_last_step_are_never_saved() {
+    let folder = tempdir().unwrap();
+    for (name, setting) in [("rate", "optim.lr=1e300"), ("decay", "optim.weight_decay=1e300")] {
+        let run = folder.path().join(name);
+        let settings = ["schedule.steps=1", "run.save_every=1", setting];
+
+        Said::by(&mut train(&run, &settings)).refused(&[
+            "step 1: ",
+            "no longer finite",
+            "optim.lr",
+            "start again with --set run.folder=PATH, as there is no checkpoint yet",
+        ]);
+
+        assert!(!run.join("checkpoints").exists() && !run.join("final").exists(), "{name}");
+    }
+    // The rate rises: the first step changes nothing, the second breaks.
+    let run = folder.path().join("late");
+    let settings = ["schedule.steps=2", "schedule.warmup_steps=1", "run.save_every=1", "optim.lr=1e300"];
+    Said::by(&mut train(&run, &settings)).refused(&[
+        "step 2: ",
+        "no longer finite",
+        "late/checkpoints/step-1",
+    ]);
+    assert!(!run.join("checkpoints/step-2").exists() && !run.join("final").exists());
+}
+
+#[test]
+fn a_damaged_checkpoint_points_to_the_one_before_it() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let steps = ["schedule.steps=3", "run.save_every=1", "run.keep=3"];
+    Said::by(&mut train(&run, &steps)).success();
+    let more = ["schedule.steps=4", "run.save_every=1", "run.keep=3"];
+    let resume = || Said::by(train(&run, &more).arg("--resume"));
+    let newest = run.join("checkpoints/step-3");
+    let damages: [(&str, fn(Vec<u8>) -> Option<Vec<u8>>); 6] = [
+        ("model.safetensors", |bytes| Some(bytes[..bytes.len() / 2].to_vec())),
+        ("model.safetensors", |_| None),
+        ("config.json", |_| None),
+        ("optimizer.safetensors", |bytes| Some(bytes[..bytes.len() / 2].to_vec())),
+        ("optimizer.safetensors", |_| None),
+        ("trainer.json", |bytes| Some(bytes[..bytes.len() / 2].to_vec())),
+    ];
+    for (file, damage) in damages {
+        let path = newest.join(file);
+        let whole = fs::read(&path).unwrap();
+        match damage(whole.clone()) {
+            Some(bytes) => fs::write(&path, bytes).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+
+        resume().refused(&[
+            "checkpoints/step-3 cannot be resumed from",
+            file.split('.').next().unwrap(),
+            "remove it, and --resume goes on from",
+            "checkpoints/step-2",
+        ]);
+
+        fs::write(&path, whole).unwrap();
+    }
+    fs::remove_file(newest.join("trainer.json")).unwrap();
+    fs::remove_dir_all(&newest).unwrap(); // as was advised
+    resume().success();
+    assert_eq!(glm4v_tests::losses(&run).len(), 4);
+}
+
+#[test]
+fn what_a_checkpoint_depends_on_cannot_be_changed() {
+    let folder = tempdir().unwrap();
+    let data = folder.path().join("data.jsonl");
+    let answers = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
+    let write = |answers: &[&str]| {
+        let lines = answers.iter().map(|answer| record(digit().to_str().unwrap(), answer).to_string() + "\n");
+        fs::write(&data, lines.collect::<String>()).unwrap();
+    };
+    write(&answers);
+    let run = folder.path().join("run");
+    let own = format!("data.train={}", data.display());
+    let resumed = |more: &[&str], flags: &[&str]| {
+        let settings = [&[own.as_str(), "data.batch_size=4", "schedule.steps=4"], more].concat();
+        Said::by(train(&run, &settings).args(flags))
+    };
+    let first = ["schedule.steps=2", "run.save_every=1"];
+    resumed(&first, &[]).success();
+    for (more, flags, words) in [
+        (&["data.batch_size=2"][..], &["--resume"][..], "data.batch_size 4, this run has 2; needed: 4, as"),
+        (
+            &["model.learn.vision=frozen"],
+            &["--resume"],
+            "model.learn.vision \"full\", this run has \"frozen\"",
+        ),
+        (&["lora.r=8"], &["--resume"], "was made with lora absent, this run has present"),
+        (&[], &["--resume", "--dtype", "bf16"], "was made with dtype f32, this run has bf16"),
+        (
+            &["schedule.steps=1"],
+            &["--resume"],
+            "2 steps are done, and the schedule has 1; needed: at least 2",
+        ),
+    ] {
+        resumed(more, flags).refused(&[words]);
+    }
+    let mut other = answers;
+    other.swap(1, 6);
+    write(&other);
+    resumed(&[], &["--resume"]).refused(&["holds other records", "in another order", "step-2"]);
+
+    write(&answers);
+    resumed(&["optim.lr=1e-5", "run.keep=5"], &["--resume"]).success();
+}
+
+#[test]
+fn a_record_longer_than_the_model_allows_is_refused_before_anything_is_computed() {
+    let folder = tempdir().unwrap();
+    let user = |content: &str| json!({"role": "user", "content": content});
+    let said = |content: &str| json!({"role": "assistant", "content": content});
+    let images = vec![digit(); 10_000];
+    let cases = [
+        ("answer", json!({"messages": [user("?"), said(&"x ".repeat(6_000))]})),
+        ("images", json!({"messages": [user(&"<image>".repeat(10_000)), said("x")], "images": images})),
+        ("prompt", json!({"messages": [user(&"a word ".repeat(3_000_000)), said("x")]})),
+        ("word", json!({"messages": [user(&"a".repeat(20_000_000)), said("x")]})),
+    ];
+    for (name, record) in cases {
+        let path = folder.path().join(format!("{name}.jsonl"));
+        fs::write(&path, format!("{record}\n")).unwrap();
+        let data = path.display().to_string();
+
+        let model = checkpoint().display().to_string();
+        let eval = glm4v(["eval", "--model", &model, "--data", &data, "--max-new-tokens", "2"]);
+
+        eval.refused(&[&format!("{name}.jsonl: line 1: takes more than "), " tokens"]);
+    }
+}
+
+#[test]
+fn two_runs_that_start_at_once_do_not_share_a_folder() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let start = || {
+        let mut command = train(&run, &["schedule.steps=60"]);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+
+    let started = [start(), start(), start()];
+    let said = started.map(|child| Said::from(child.wait_with_output().unwrap()));
+
+    let (one, refused): (Vec<_>, Vec<_>) = said.iter().partition(|said| said.code == Some(0));
+    assert_eq!((one.len(), refused.len()), (1, 2), "{said:?}");
+    for said in refused {
+        // Whoever came after the end of the first met its results.
+        let late = said.stderr.contains("holds a");
+        said.refused(&[if late {
+            "--set run.folder=PATH starts another"
+        } else {
+            "in use by another run, process "
+        }]);
+    }
+    assert_eq!(glm4v_tests::losses(&run).len(), 60);
+}
+
+#[test]
+fn a_run_is_not_resumed_beside_itself() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    Said::by(&mut train(&run, &["schedule.steps=2", "run.save_every=1"])).success();
+    let lock = fs::File::open(run.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let resume = || Said::by(train(&run, &["schedule.steps=3", "run.save_every=1"]).arg("--resume"));
+
+    resume()
+        .refused(&["in use by another run, process ", "needed: the end of that run, or another run.folder"]);
+
+    drop(lock);
+    resume().success();
 }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use burn::tensor::DType;
 use glm4v_processor::Processor;
@@ -314,6 +315,107 @@ fn a_stored_order_from_stored_weights_gives_the_same_run_whatever_the_seed() {
     assert_eq!(numbers(&one), numbers(&two));
     assert!(weights(&one) == weights(&two));
     assert_eq!(metrics(&one)[2]["epoch"], json!(12.0 / 1437.0));
+}
+
+#[test]
+fn a_failed_evaluation_costs_nothing_and_a_resumed_run_begins_with_it() {
+    let folder = tempdir().unwrap();
+    let digit = |number| repository().join(format!("datasets/digits/images/000{number}.png"));
+    let data = folder.path().join("eval.jsonl");
+    let image = folder.path().join("a.png");
+    let record = json!({"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "x"}],
+        "images": ["a.png"]});
+    fs::write(&data, format!("{record}\n")).unwrap();
+    let eval = format!("data.eval={}", data.display());
+    let whole = fs::read(digit(1)).unwrap();
+    let damage = || fs::write(&image, &whole[..whole.len() / 2]).unwrap();
+    let settings = ["schedule.steps=4", "run.eval_tokens=2", &eval];
+    for (name, more, failed, kept) in [
+        ("last", &["run.save_every=0"][..], 4, "final"),
+        ("between", &["run.eval_every=2", "run.save_every=500"], 2, "checkpoints/step-2"),
+        ("unsaved", &["run.eval_every=2", "run.save_every=0"], 2, "checkpoints/step-2"),
+    ] {
+        let all = [&settings[..], more].concat();
+        let (straight, run) = (folder.path().join(format!("{name}-straight")), folder.path().join(name));
+        fs::write(&image, &whole).unwrap();
+        trained(&straight, &all);
+        damage();
+
+        Said::by(&mut train(&run, &all)).refused(&[
+            &format!(
+                "the evaluation after step {failed} failed; the weights are in {}",
+                run.join(kept).display()
+            ),
+            "eval.jsonl: line 1",
+            "a.png",
+        ]);
+
+        ModelFolder::open(&run.join(kept)).unwrap();
+        assert!(run.join(kept).join("model.safetensors").exists());
+        assert_eq!(run.join("final").exists(), failed == 4);
+        fs::write(&image, &whole).unwrap();
+        Said::by(train(&run, &all).arg("--resume")).success();
+        assert_eq!(numbers(&run), numbers(&straight), "{name}");
+        assert!(weights(&run) == weights(&straight), "{name}: the last weights differ");
+    }
+}
+
+#[test]
+fn a_finished_run_goes_on_to_more_steps_from_its_end() {
+    let folder = tempdir().unwrap();
+    let (straight, longer) = (folder.path().join("straight"), folder.path().join("longer"));
+    let constant = ["schedule.kind=constant", "run.save_every=500"];
+    trained(&straight, &[&constant[..], &["schedule.steps=5"]].concat());
+    trained(&longer, &[&constant[..], &["schedule.steps=3"]].concat());
+
+    Said::by(train(&longer, &[&constant[..], &["schedule.steps=5"]].concat()).arg("--resume")).success();
+
+    assert_eq!(numbers(&longer), numbers(&straight));
+    assert!(weights(&longer) == weights(&straight), "the last weights differ");
+}
+
+#[test]
+fn what_a_resumed_run_changes_is_printed_and_what_does_not_matter_is_not() {
+    let folder = tempdir().unwrap();
+    trained(folder.path(), &["schedule.steps=2", "run.save_every=1"]);
+    let mut resumed = train(folder.path(), &["schedule.steps=3", "optim.lr=1e-4", "run.keep=7"]);
+    let loud = Said::by(unquiet(&mut resumed).arg("--resume")).success();
+
+    let changed: Vec<&str> =
+        loud.stderr.lines().filter_map(|line| line.strip_prefix("changed since the checkpoint: ")).collect();
+    assert_eq!(changed, ["optim.lr 0.002 -> 0.0001", "schedule.steps 2 -> 3"]);
+}
+
+/// The same command without `--quiet`.
+fn unquiet(command: &mut Command) -> Command {
+    let mut loud = Command::new(command.get_program());
+    loud.current_dir(repository()).args(command.get_args().filter(|arg| *arg != "--quiet"));
+    loud
+}
+
+#[test]
+fn a_lora_section_without_targets_trains_adapters_of_the_text_decoder_and_says_so() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let said = Said::by(&mut unquiet(&mut train(&run, &["schedule.steps=2", "lora.r=8"]))).success();
+
+    let line =
+        said.stderr.lines().find(|line| line.starts_with("LoRA ")).unwrap_or_else(|| panic!("{said:?}"));
+    assert_eq!(
+        line,
+        "LoRA r=8 on 12 linear layers of the text decoder: down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj"
+    );
+    let names = TensorFile::open(&run.join("final/adapter_model.safetensors")).unwrap().names();
+    assert_eq!(names.len(), 24);
+    assert!(names.iter().all(|name| name.contains(".language_model.layers.")), "{names:?}");
+
+    // The config in the run folder means the same run.
+    let again = folder.path().join("again");
+    let mut command = command();
+    command.arg("train").arg(run.join("config.toml"));
+    command.args(["--set", &format!("run.folder={}", again.display())]);
+    Said::by(&mut command).success();
+    assert_eq!(numbers(&again), numbers(&run));
 }
 
 fn copy(from: &Path, to: &Path) {

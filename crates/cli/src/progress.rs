@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use glm4v_train::{EvalSummary, Observer, Plan, StepReport};
+use glm4v_train::{EvalSummary, LoraPlan, Observer, Plan, StepReport};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Shows a run on stderr.
@@ -101,15 +101,29 @@ pub(crate) fn grouped(number: usize) -> String {
     text
 }
 
-/// Names of modules, those that differ by their numbers alone as one with its count.
-fn kinds(names: &[String]) -> String {
-    let part =
-        |part: &str| if part.bytes().all(|b| b.is_ascii_digit()) { "*".to_owned() } else { part.to_owned() };
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for name in names {
-        *counts.entry(name.split('.').map(part).collect::<Vec<_>>().join(".")).or_default() += 1;
+/// What adapters are on, by part of the network: a name stands for as many layers as have it.
+fn describe(lora: &LoraPlan) -> String {
+    let part = |name: &str| match name.strip_prefix("model.visual.") {
+        Some(rest) if rest.starts_with("merger.") || rest.starts_with("downsample.") => "merger",
+        Some(_) => "vision tower",
+        None if name.starts_with("model.language_model.") => "text decoder",
+        None => "head",
+    };
+    let mut parts: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+    for name in &lora.modules {
+        let kind = name.rsplit('.').next().unwrap_or(name);
+        *parts.entry(part(name)).or_default().entry(kind).or_default() += 1;
     }
-    counts.iter().map(|(kind, count)| format!("{kind} ({count})")).collect::<Vec<_>>().join(", ")
+    let parts: Vec<String> = parts
+        .iter()
+        .map(|(part, kinds)| {
+            let names: Vec<&str> = kinds.keys().copied().collect();
+            let count: usize = kinds.values().sum();
+            let layers = if count == 1 { "linear layer" } else { "linear layers" };
+            format!("{count} {layers} of the {part}: {}", names.join(", "))
+        })
+        .collect();
+    format!("LoRA r={} on {}", lora.r, parts.join("; "))
 }
 
 impl Observer for Progress {
@@ -123,8 +137,11 @@ impl Observer for Progress {
             grouped(plan.train_records),
             grouped(plan.steps),
         ));
-        if !plan.adapted.is_empty() {
-            self.say(&format!("adapters on {}", kinds(&plan.adapted)));
+        for change in &plan.changed {
+            self.say(&format!("changed since the checkpoint: {change}"));
+        }
+        if let Some(lora) = &plan.lora {
+            self.say(&describe(lora));
         }
         if !self.quiet && !self.lines {
             let template = "{bar:24} {pos}/{len} {msg} [{elapsed} gone, {eta} left]";
@@ -171,13 +188,17 @@ impl Observer for Progress {
     }
 
     fn examined(&mut self, summary: &EvalSummary) {
-        self.say(&format!(
-            "step {}: exact match {:.1} % of {}, loss {:.4}",
-            summary.step,
-            100.0 * summary.exact_match,
-            summary.samples,
-            summary.eval_loss
-        ));
+        let left_out = match summary.dropped {
+            0 => String::new(),
+            records => format!(", {records} left out as too long"),
+        };
+        let result = match (summary.exact_match, summary.eval_loss) {
+            (Some(share), Some(loss)) => {
+                format!("exact match {:.1} % of {}, loss {loss:.4}", 100.0 * share, summary.samples)
+            }
+            _ => "no record was evaluated".to_owned(),
+        };
+        self.say(&format!("step {}: {result}{left_out}", summary.step));
     }
 
     fn saved(&mut self, folder: &Path) {
@@ -189,5 +210,23 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
         self.examination.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_are_described_by_part_and_kind() {
+        let layers = (0..14).flat_map(|layer| ["q_proj", "v_proj"].map(|kind| (layer, kind)));
+        let text =
+            layers.map(|(layer, kind)| format!("model.language_model.layers.{layer}.self_attn.{kind}"));
+        let modules = text.chain(["model.visual.blocks.0.attn.qkv".to_owned()]).collect();
+
+        assert_eq!(
+            describe(&LoraPlan { r: 8, modules }),
+            "LoRA r=8 on 28 linear layers of the text decoder: q_proj, v_proj; 1 linear layer of the vision tower: qkv"
+        );
     }
 }

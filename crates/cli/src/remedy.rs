@@ -10,7 +10,7 @@ use glm4v_data::{BadRecords, DatasetError, LoadError};
 use glm4v_infer::GenerateError;
 use glm4v_model::DeviceError;
 use glm4v_processor::{ImageError, ProcessorError, ResizeError, TemplateError, VideoError};
-use glm4v_train::{Remains, RunConfigError, TrainError};
+use glm4v_train::{RunConfigError, RunFolderError, TrainError};
 use glm4v_weights::WeightsError;
 
 use crate::answering::AnsweringError;
@@ -69,7 +69,7 @@ trait Remedy {
 type Cause<'a> = &'a (dyn Error + 'static);
 type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
 
-const TABLE: [Row; 11] = [
+const TABLE: [Row; 12] = [
     row::<DeviceError>,
     row::<GenerateError>,
     row::<TemplateError>,
@@ -79,6 +79,7 @@ const TABLE: [Row; 11] = [
     row::<WeightsError>,
     row::<RunConfigError>,
     row::<TrainError>,
+    row::<RunFolderError>,
     row::<LoadError>,
     row::<BadRecords>,
 ];
@@ -100,6 +101,7 @@ fn passed_on(error: Cause<'_>) -> Option<Cause<'_>> {
             TrainError::Sample(inner) => Some(inner),
             TrainError::Load(inner) => Some(inner),
             TrainError::Dataset(inner) => Some(inner),
+            TrainError::Folder(inner) => Some(inner),
             _ => None,
         };
     }
@@ -225,9 +227,6 @@ impl Remedy for WeightsError {
                 "model.safetensors" => Some("glm4v init makes fresh ones".to_owned()),
                 _ => None,
             },
-            Self::NotOptimizer { .. } => {
-                flags.choose("resume", "remove this checkpoint, and --resume goes on from the one before", "")
-            }
             _ => None,
         }
     }
@@ -267,24 +266,43 @@ impl Remedy for TrainError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
         let remedy = match self {
             Self::RunFolder { .. } => "choose another with --set run.folder=PATH",
-            Self::RunExists { remains, .. } => match remains {
-                Remains::Nothing => return None,
-                Remains::Metrics => "remove the folder, or --set run.folder=PATH starts another",
-                Remains::Final => "--set run.folder=PATH starts another",
-                Remains::Checkpoints => "--resume goes on with it, --set run.folder=PATH starts another",
-            },
-            Self::NoCheckpoint { remains, .. } => match remains {
-                Remains::Nothing | Remains::Checkpoints => "start the run without --resume",
-                Remains::Metrics => "remove the folder and start without --resume",
-                Remains::Final => return None,
-            },
-            Self::NotFinite { checkpoint: Some(folder), .. } => {
-                return Some(format!("go on from {} with --resume", folder.display()));
+            Self::NotFinite { checkpoint, .. } | Self::NotFiniteWeights { checkpoint, .. } => {
+                match checkpoint {
+                    Some(folder) => return Some(format!("go on from {} with --resume", folder.display())),
+                    None => "start again with --set run.folder=PATH, as there is no checkpoint yet",
+                }
             }
-            Self::NotFinite { checkpoint: None, .. } => {
-                "start again with --set run.folder=PATH, as there is no checkpoint yet"
+            Self::DamagedCheckpoint { older, .. } => match older {
+                Some(older) => {
+                    return Some(format!("remove it, and --resume goes on from {}", older.display()));
+                }
+                None => "there is no older one, so start again with --set run.folder=PATH",
+            },
+            Self::Changed { .. } | Self::OtherData { .. } => {
+                "or start another run with --set run.folder=PATH"
             }
             Self::Interrupted { .. } => "--resume goes on from there",
+            _ => return None,
+        };
+        Some(remedy.to_owned())
+    }
+}
+
+impl Remedy for RunFolderError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        let remedy = match self {
+            Self::RunExists { checkpoint: None, finished: false, .. } => {
+                "remove the folder, or --set run.folder=PATH starts another"
+            }
+            Self::RunExists { checkpoint: None, .. } => "--set run.folder=PATH starts another",
+            Self::RunExists { finished: false, .. } => {
+                "--resume goes on with it, --set run.folder=PATH starts another"
+            }
+            Self::RunExists { .. } => {
+                "--resume goes on with it, to more steps if it is finished; --set run.folder=PATH starts another"
+            }
+            Self::Empty { .. } => "start it without --resume",
+            Self::EndedEarly { .. } => "remove the folder and start without --resume",
             _ => return None,
         };
         Some(remedy.to_owned())
@@ -502,42 +520,52 @@ mod tests {
             shown("train", TrainError::RunFolder { folder: run(), source }),
             "runs/a: cannot write the run folder: full; choose another with --set run.folder=PATH"
         );
-        let taken = |remains| shown("train", TrainError::RunExists { folder: run(), remains });
+        let taken = |checkpoint, finished| {
+            let error = RunFolderError::RunExists { folder: run(), checkpoint, finished };
+            shown("train", TrainError::from(error))
+        };
         assert_eq!(
-            taken(Remains::Metrics),
+            taken(None, false),
             "runs/a: holds a run that ended before its first checkpoint; remove the folder, or --set run.folder=PATH starts \
              another"
         );
         assert_eq!(
-            taken(Remains::Final),
-            "runs/a: holds a finished run, its model is in final; --set run.folder=PATH starts another"
+            taken(None, true),
+            "runs/a: holds a finished run, its weights are in final; --set run.folder=PATH starts another"
         );
         assert_eq!(
-            taken(Remains::Checkpoints),
-            "runs/a: holds a run already; --resume goes on with it, --set run.folder=PATH starts another"
+            taken(Some(3), false),
+            "runs/a: holds a run with a checkpoint after step 3; --resume goes on with it, --set run.folder=PATH starts \
+             another"
+        );
+        assert_eq!(
+            taken(Some(3), true),
+            "runs/a: holds a run with weights in final and a checkpoint after step 3; --resume goes on with it, to more steps \
+             if it is finished; --set run.folder=PATH starts another"
         );
     }
 
     #[test]
     fn a_run_that_cannot_go_on() {
-        let none = |remains| shown("train", TrainError::NoCheckpoint { folder: run(), remains });
+        let folder = |error: RunFolderError| shown("train", TrainError::from(error));
         assert_eq!(
-            none(Remains::Nothing),
-            "runs/a: no checkpoint to resume from; start the run without --resume"
+            folder(RunFolderError::Empty { folder: run() }),
+            "runs/a: holds no run to resume; start it without --resume"
         );
         assert_eq!(
-            none(Remains::Metrics),
-            "runs/a: no checkpoint to resume from; the run ended before its first; remove the folder and start without \
-             --resume"
+            folder(RunFolderError::EndedEarly { folder: run() }),
+            "runs/a: the run ended before its first checkpoint, so that nothing can be resumed; remove the folder and start \
+             without --resume"
         );
+        let damaged = |older| {
+            let source = Box::new(TrainError::from(WeightsError::NotOptimizer { path: "o".into() }));
+            shown("train", TrainError::DamagedCheckpoint { checkpoint: run(), older, source })
+        };
+        let said = "runs/a cannot be resumed from, as it is damaged or of another version: o: not an optimizer's state";
+        assert_eq!(damaged(Some("b".into())), format!("{said}; remove it, and --resume goes on from b"));
         assert_eq!(
-            none(Remains::Final),
-            "runs/a: no checkpoint to resume from; the run is finished, its model is in final; a higher schedule.steps lets \
-             it go on"
-        );
-        assert_eq!(
-            shown("train", TrainError::from(WeightsError::NotOptimizer { path: run() })),
-            "runs/a: not an optimizer's state; remove this checkpoint, and --resume goes on from the one before"
+            damaged(None),
+            format!("{said}; there is no older one, so start again with --set run.folder=PATH")
         );
     }
 
@@ -565,7 +593,7 @@ mod tests {
 
     #[test]
     fn no_remedy_names_a_flag_that_the_command_does_not_take() {
-        let errors: [fn() -> anyhow::Error; 8] = [
+        let errors: [fn() -> anyhow::Error; 7] = [
             || DeviceError::NoDevice { backend: "wgpu", needed: "a GPU" }.into(),
             || GenerateError::NotANumber { row: 0, token: 3 }.into(),
             || TemplateError::Spelled { place: Place::Tools, token: "t".into() }.into(),
@@ -573,7 +601,6 @@ mod tests {
             || shape(LIMITS).into(),
             || shape(ENLARGED).into(),
             || missing("m", "adapter_config.json").into(),
-            || WeightsError::NotOptimizer { path: run() }.into(),
         ];
         for command in Args::command().get_subcommands() {
             let flags = Flags::of(command.get_name());

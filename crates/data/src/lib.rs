@@ -36,6 +36,7 @@ mod check;
 mod dataset;
 mod eval;
 mod file_kind;
+mod fingerprint;
 #[cfg(test)]
 mod fixture;
 mod forms;
@@ -58,6 +59,7 @@ pub use check::{BadRecord, BadRecords};
 pub use dataset::{Collated, Dataset, DatasetError, DatasetOptions, OnBad, Overlong};
 pub use eval::EvalItem;
 pub use file_kind::FileKind;
+pub use fingerprint::fingerprint;
 pub use keys::Place;
 pub use labels::{LabelError, segments};
 pub use layout::{Columns, Formatting, Layout, Tags};

@@ -51,6 +51,24 @@ pub enum SampleError {
         /// Tokens allowed.
         max_length: usize,
     },
+    /// More tokens than the processor allows, which stopped counting there.
+    #[error(
+        "{at}: takes more than {max_tokens} tokens, which is the model's longest sequence; shorten the record, make its \
+         images smaller or fewer, or have such records dropped"
+    )]
+    FarTooLong {
+        /// The record.
+        at: Location,
+        /// Tokens allowed.
+        max_tokens: usize,
+    },
+}
+
+impl SampleError {
+    /// Whether the record is longer than allowed, and may be dropped for it.
+    pub fn is_too_long(&self) -> bool {
+        matches!(self, Self::TooLong { .. } | Self::FarTooLong { .. })
+    }
 }
 
 /// [`segments`], with the place of the record in errors.
@@ -80,9 +98,10 @@ pub fn encode(
     let segments = label(record, processor, enable_thinking)?;
     let images: Vec<_> = record.images().cloned().collect();
     let videos: Vec<_> = record.videos().cloned().collect();
-    let encoded = processor
-        .encode_segments(&segments, &images, &videos)
-        .map_err(|source| SampleError::Process { at: at(), source: source.into() })?;
+    let encoded = processor.encode_segments(&segments, &images, &videos).map_err(|source| match source {
+        ProcessorError::TooLong { max_tokens } => SampleError::FarTooLong { at: at(), max_tokens },
+        source => SampleError::Process { at: at(), source: source.into() },
+    })?;
     Ok(Sample::from_parts(
         encoded.input_ids,
         &encoded.mm_token_type_ids,

@@ -81,7 +81,10 @@ pub fn generate(
 ) -> Result<Vec<Generated>, GenerateError> {
     let [rows, width] = batch.shape;
     let longest = model.config.text.max_position_embeddings;
-    if rows > 0 && width == 0 {
+    if rows == 0 {
+        return Ok(Vec::new());
+    }
+    if width == 0 {
         return Err(FusionError::EmptyRow { row: 0 }.into());
     }
     if width >= longest {

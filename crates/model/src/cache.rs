@@ -62,8 +62,8 @@ impl Cache {
 
     /// Notes which of the next positions are real, `[B, S]` row-major, and returns that for all positions so far.
     pub(crate) fn extend(&mut self, real: &[bool]) -> Vec<bool> {
-        let width = real.len() / self.real.len();
-        for (row, new) in self.real.iter_mut().zip(real.chunks(width)) {
+        let width = real.len().checked_div(self.real.len()).unwrap_or(0); // no rows have no positions
+        for (row, new) in self.real.iter_mut().zip(real.chunks(width.max(1))) {
             row.extend_from_slice(new);
         }
         self.real.concat()
@@ -85,5 +85,20 @@ impl LayerCache {
         self.values.inplace(|all| all.slice_assign(place, values));
         self.length += new;
         (self.keys.clone().narrow(2, 0, self.length), self.values.clone().narrow(2, 0, self.length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Glm4vConfig;
+
+    #[test]
+    fn a_cache_of_no_rows_takes_no_positions() {
+        let config = Glm4vConfig::tiny();
+        let mut cache = Cache::new(&config.text, 0, 4, &Device::flex(), DType::F32);
+
+        assert_eq!(cache.extend(&[]), Vec::<bool>::new());
+        assert_eq!((cache.len(), cache.tokens()), (0, vec![]));
     }
 }

@@ -68,7 +68,18 @@ pub enum ProcessorError {
     /// Pictures and prompt do not fit together.
     #[error(transparent)]
     Expand(#[from] ExpandError),
+    /// More tokens than [`Processor::with_max_tokens`] allows; not all were counted.
+    #[error(
+        "the conversation takes more than {max_tokens} tokens; shorten it, or make its images smaller or fewer"
+    )]
+    TooLong {
+        /// Tokens allowed.
+        max_tokens: usize,
+    },
 }
+
+/// Images that are loaded at once. The tokens of those before decide whether more are looked at.
+const IMAGES_AT_ONCE: usize = 16;
 
 /// Sizes of pictures and clips whose features were made earlier.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -88,6 +99,7 @@ pub struct Processor {
     video: VideoProcessor,
     timestamp_style: TimestampStyle,
     special_tokens_allowed: bool,
+    max_tokens: Option<usize>,
 }
 
 /// What helps a picture of this shape.
@@ -123,6 +135,7 @@ impl Processor {
             video: VideoProcessor::new(video),
             timestamp_style: folder.timestamp_style(),
             special_tokens_allowed: false,
+            max_tokens: None,
         })
     }
 
@@ -169,6 +182,14 @@ impl Processor {
         self
     }
 
+    /// Refuses conversations of more tokens, images included, as soon as that is clear and before everything is loaded: a
+    /// hostile record of ten thousand images or of megabytes of text costs a moment and little memory.
+    #[must_use]
+    pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
+        self.max_tokens = Some(max_tokens);
+        self
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -212,10 +233,10 @@ impl Processor {
     /// When a picture or clip cannot be used, the template fails, or media and placeholders differ in number.
     pub fn encode(&self, messages: &[Message], options: &RenderOptions) -> Result<Encoded, ProcessorError> {
         let text = self.render(messages, options)?;
-        let ids = self.tokenizer.encode(&text)?;
+        let ids = self.tokens(&text, 0)?;
         let images: Vec<&ImageSource> = messages.iter().flat_map(Message::images).collect();
         let videos: Vec<&VideoSource> = messages.iter().flat_map(Message::videos).collect();
-        let mut expander = self.expander(&images, &videos)?;
+        let mut expander = self.expander(&images, &videos, ids.len())?;
         expander.push(&ids, false);
         expander.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
@@ -263,10 +284,15 @@ impl Processor {
         videos: &[VideoSource],
     ) -> Result<Encoded, ProcessorError> {
         let (images, videos): (Vec<_>, Vec<_>) = (images.iter().collect(), videos.iter().collect());
-        let mut expander = self.expander(&images, &videos)?;
+        let (mut tokens, mut pieces) = (0, Vec::with_capacity(segments.len()));
         for segment in segments {
-            let ids = self.tokenizer.encode(&segment.text)?;
-            expander.push(&ids, segment.taught);
+            let ids = self.tokens(&segment.text, tokens)?;
+            tokens += ids.len();
+            pieces.push((ids, segment.taught));
+        }
+        let mut expander = self.expander(&images, &videos, tokens)?;
+        for (ids, taught) in pieces {
+            expander.push(&ids, taught);
         }
         Ok(expander.finish()?)
     }
@@ -311,31 +337,65 @@ impl Processor {
         Ok(tokens)
     }
 
+    /// The ids of a text behind `before` others.
+    fn tokens(&self, text: &str, before: usize) -> Result<Vec<u32>, ProcessorError> {
+        let Some(max_tokens) = self.max_tokens else { return Ok(self.tokenizer.encode(text)?) };
+        let left = max_tokens.saturating_sub(before);
+        self.tokenizer.encode_within(text, left)?.ok_or(ProcessorError::TooLong { max_tokens })
+    }
+
+    /// An error if so many tokens are too many.
+    fn check_length(&self, tokens: usize) -> Result<(), ProcessorError> {
+        match self.max_tokens {
+            Some(max_tokens) if tokens > max_tokens => Err(ProcessorError::TooLong { max_tokens }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Loads the media of a conversation whose text takes `tokens` tokens, placeholders included.
     fn expander(
         &self,
         images: &[&ImageSource],
         videos: &[&VideoSource],
+        mut tokens: usize,
     ) -> Result<Expander<'_>, ProcessorError> {
-        let load = |(image, source): (usize, &&ImageSource)| {
-            let picture = self.image.decode_limits().load(source);
-            let picture = picture.map_err(|source| ProcessorError::Image { image, source })?;
-            let patched = self.image.process(&picture);
-            patched.map_err(|problem| ProcessorError::Shape {
-                image,
-                name: source.to_string(),
-                source: Box::new(problem),
-            })
-        };
-        let loaded: Vec<Result<PatchedImage, ProcessorError>> =
-            images.par_iter().enumerate().map(load).collect();
-        // Of several bad pictures the first is reported, whichever thread met its own first.
-        let images = loaded.into_iter().collect::<Result<_, _>>()?;
-        // One clip after another: each may take much memory while it is decoded.
-        let videos = videos.iter().enumerate().map(|(video, source)| self.timed(video, source));
-        let videos = videos.collect::<Result<_, _>>()?;
+        // Every image and every clip takes a token at least.
+        self.check_length(tokens.max(images.len() + videos.len()))?;
+        let mut patched = Vec::with_capacity(images.len());
+        for (part, sources) in images.chunks(IMAGES_AT_ONCE).enumerate() {
+            let load =
+                |(index, source): (usize, &&ImageSource)| self.patched(part * IMAGES_AT_ONCE + index, source);
+            let loaded: Vec<Result<PatchedImage, ProcessorError>> =
+                sources.par_iter().enumerate().map(load).collect();
+            // Of several bad pictures the first is reported, whichever thread met its own first.
+            for image in loaded {
+                let image = image?;
+                tokens += self.image.tokens(image.grid).saturating_sub(1); // its placeholder was counted
+                patched.push(image);
+            }
+            self.check_length(tokens)?;
+        }
         let merge = self.video.config().frame.merge_size;
+        let mut clips = Vec::with_capacity(videos.len());
+        // One clip after another: each may take much memory while it is decoded.
+        for (video, source) in videos.iter().enumerate() {
+            let clip = self.timed(video, source)?;
+            tokens += clip.grid.iter().product::<usize>() / (merge * merge);
+            clips.push(clip);
+            self.check_length(tokens)?;
+        }
         let patches_per_token = [self.image.patches_per_token(), merge * merge];
-        Ok(Expander::new(self.tokenizer.special(), images, videos, patches_per_token)?)
+        Ok(Expander::new(self.tokenizer.special(), patched, clips, patches_per_token)?)
+    }
+
+    fn patched(&self, image: usize, source: &ImageSource) -> Result<PatchedImage, ProcessorError> {
+        let picture = self.image.decode_limits().load(source);
+        let picture = picture.map_err(|source| ProcessorError::Image { image, source })?;
+        self.image.process(&picture).map_err(|problem| ProcessorError::Shape {
+            image,
+            name: source.to_string(),
+            source: Box::new(problem),
+        })
     }
 
     fn timed(&self, video: usize, source: &VideoSource) -> Result<TimedVideo, ProcessorError> {

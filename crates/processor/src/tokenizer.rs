@@ -154,6 +154,30 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// [`encode`](Self::encode) for a text that should take at most `most` tokens: the ids, or `None` as soon as it is clear
+    /// that there are more.
+    ///
+    /// A text of many megabytes would take minutes and gigabytes to be tokenised whole. Its beginning alone shows that it
+    /// is too long: what comes behind a cut changes no more than the last word before it. Twice the tokens are waited for,
+    /// in case that word is the whole text.
+    ///
+    /// # Errors
+    ///
+    /// When the tokenizer itself fails.
+    pub fn encode_within(&self, text: &str, most: usize) -> Result<Option<Vec<u32>>, TokenizerError> {
+        /// Bytes of a token that are generous in any language.
+        const BYTES: usize = 16;
+        let mut length = most.saturating_mul(BYTES).max(1 << 16);
+        while length < text.len() {
+            let beginning = &text[..text.floor_char_boundary(length)];
+            if self.encode(beginning)?.len() > most.saturating_mul(2) {
+                return Ok(None);
+            }
+            length = length.saturating_mul(2);
+        }
+        Ok(Some(self.encode(text)?).filter(|ids| ids.len() <= most))
+    }
+
     /// The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids that do not exist become nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         // Only a decoder that reads its own output as a pattern can fail; byte level never does.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::adamw::AdamW;
+use crate::config::RunConfig;
 
 /// Name of the optimizer's file.
 pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
@@ -31,6 +32,12 @@ pub struct TrainerState {
     pub sampler: Option<SamplerState>,
     /// Version of this program.
     pub version: String,
+    /// The config of the run.
+    pub config: RunConfig,
+    /// Type of weights and activations.
+    pub dtype: String,
+    /// [`fingerprint`](glm4v_data::fingerprint) of the records to learn from.
+    pub data: String,
 }
 
 /// What a run learns, and so what it saves.
@@ -69,6 +76,11 @@ impl Checkpoints {
         Self { folder: run.join(CHECKPOINTS) }
     }
 
+    /// Where the checkpoint after `step` steps is.
+    pub(crate) fn place(&self, step: usize) -> PathBuf {
+        self.folder.join(format!("step-{step}"))
+    }
+
     /// Checkpoints by step, oldest first.
     ///
     /// # Errors
@@ -104,7 +116,7 @@ impl Checkpoints {
         state: &TrainerState,
         keep: usize,
     ) -> Result<PathBuf, WeightsError> {
-        let target = self.folder.join(format!("step-{}", state.step));
+        let target = self.place(state.step);
         let staged = StagedFolder::new(&target)?;
         learned.save(model, staged.path())?;
         optimizer.save(&staged.path().join(OPTIMIZER))?;

@@ -19,8 +19,9 @@ use crate::schedule::ScheduleKind;
 pub struct RunConfig {
     /// What is trained.
     pub model: ModelSection,
-    /// Adapters, if the model's own weights are to stay as they are.
-    pub lora: LoraSection,
+    /// Adapters, if the model's own weights are to stay as they are: the section switches them on, an empty one too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraSection>,
     /// What it learns from.
     pub data: DataSection,
     /// How weights move.
@@ -77,15 +78,15 @@ pub enum How {
     Frozen,
 }
 
-/// Adapters: with any target, or an adapter to go on from, they learn, and of the model's own weights only what
-/// `modules_to_save` names. Names are PEFT's.
+/// Adapters: they learn, and of the model's own weights only what `modules_to_save` names. Names are PEFT's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraSection {
     /// An adapter folder to go on from; its config stands for all keys below. Fresh adapters if empty.
     pub adapter: PathBuf,
     /// Linear maps: a list of names or their ends, as `["q_proj", "v_proj"]`; one regular expression for whole names; or
-    /// `"all-linear"`, every one but the head.
+    /// `"all-linear"`, every one but the head. Those of the text decoder, experts left out, if neither this nor
+    /// `target_parameters` is given.
     pub target_modules: Names,
     /// Experts, as `["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`.
     pub target_parameters: Vec<String>,
@@ -125,22 +126,21 @@ impl Default for LoraSection {
     }
 }
 
-impl LoraSection {
-    /// Whether the run trains adapters.
-    pub fn is_on(&self) -> bool {
-        let names = self.target_modules.is_empty() && self.target_parameters.is_empty();
-        !names || !self.adapter.as_os_str().is_empty()
-    }
+/// The linear maps of the text decoder as a regular expression that PEFT reads alike: it must match no other modules.
+const TEXT_DECODER: &str =
+    r"model\.language_model\.layers\.\d+\.(self_attn|mlp|mlp\.shared_experts)\.[a-z_]+_proj";
 
+impl LoraSection {
     /// The same as PEFT says it, for the model in `base`.
     pub fn to_peft(&self, base: &Path) -> AdapterConfig {
         let some = |names: &Vec<String>| (!names.is_empty()).then(|| names.clone());
         let given = |names: &Names| (!names.is_empty()).then(|| names.clone());
+        let by_default = || self.target_parameters.is_empty().then(|| Names::Pattern(TEXT_DECODER.into()));
         AdapterConfig {
             base_model_name_or_path: Some(base.to_string_lossy().into_owned()),
             lora_dropout: self.dropout,
             use_rslora: self.rslora,
-            target_modules: given(&self.target_modules),
+            target_modules: given(&self.target_modules).or_else(by_default),
             target_parameters: some(&self.target_parameters),
             exclude_modules: given(&self.exclude_modules),
             modules_to_save: some(&self.modules_to_save),
@@ -277,13 +277,15 @@ pub struct RunSection {
     pub folder: PathBuf,
     /// Start of all random numbers.
     pub seed: u64,
-    /// Steps between two examinations; 0 examines at the end only.
+    /// Steps between two examinations; 0 examines at the end only. A checkpoint is written before each, unless
+    /// `save_every` is 0.
     pub eval_every: usize,
     /// Records of an examination answered at once.
     pub eval_batch_size: usize,
     /// Most tokens of an answer.
     pub eval_tokens: usize,
-    /// Steps between two checkpoints; 0 writes none but on Ctrl-C.
+    /// Steps between two checkpoints; one more is written at the end, from which more steps can follow. 0 writes none but
+    /// where the run stops before its end.
     pub save_every: usize,
     /// Newest checkpoints that are kept.
     pub keep: usize,
@@ -398,8 +400,6 @@ impl RunConfig {
             true => Ok(()),
             false => Err(RunConfigError::Value { path: path.to_owned(), key, found, needed }),
         };
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        let share = |x: f64| (0.0..1.0).contains(&x);
         let [beta1, beta2] = self.optim.betas;
         let quoted = |path: &Path| format!("\"{}\"", path.display());
         let folder = &self.model.folder;
@@ -427,24 +427,9 @@ impl RunConfig {
             router.to_string(),
             "0 (off) or more",
         )?;
-        let lora = &self.lora;
-        need((1..=1 << 16).contains(&lora.r), "lora.r", lora.r.to_string(), "1 to 65536")?;
-        need(positive(lora.alpha), "lora.alpha", lora.alpha.to_string(), "a positive number")?;
-        need(share(lora.dropout), "lora.dropout", lora.dropout.to_string(), "from 0 to below 1")?;
-        let saved = format!("{:?}", lora.modules_to_save);
-        need(
-            lora.is_on() || lora.modules_to_save.is_empty(),
-            "lora.modules_to_save",
-            saved,
-            "nothing without lora.target_modules; parts of a model learn with model.learn",
-        )?;
-        let learn = self.model.learn;
-        need(
-            !lora.is_on() || learn == Learn::default(),
-            "model.learn",
-            format!("{learn:?}"),
-            "left out beside [lora]: its weights are frozen, and lora.modules_to_save names parts that learn whole",
-        )?;
+        if let Some(lora) = &self.lora {
+            lora.check(self.model.learn, &need)?;
+        }
         let epochs = self.schedule.epochs;
         need(
             self.schedule.steps > 0 || (positive(epochs) && epochs <= 1e6),
@@ -459,6 +444,39 @@ impl RunConfig {
         need(run.keep > 0, "run.keep", run.keep.to_string(), "at least 1")?;
         need(run.seed <= i64::MAX as u64, "run.seed", run.seed.to_string(), "at most 2^63 - 1")
     }
+}
+
+impl LoraSection {
+    fn check(
+        &self,
+        learn: Learn,
+        need: &impl Fn(bool, &'static str, String, &'static str) -> Result<(), RunConfigError>,
+    ) -> Result<(), RunConfigError> {
+        need((1..=1 << 16).contains(&self.r), "lora.r", self.r.to_string(), "1 to 65536")?;
+        need(positive(self.alpha), "lora.alpha", self.alpha.to_string(), "a positive number")?;
+        need(share(self.dropout), "lora.dropout", self.dropout.to_string(), "from 0 to below 1")?;
+        let alone = Self { adapter: self.adapter.clone(), ..Self::default() };
+        need(
+            self.adapter.as_os_str().is_empty() || *self == alone,
+            "lora.adapter",
+            format!("\"{}\"", self.adapter.display()),
+            "nothing beside other keys of [lora], as the adapter's own config stands for them",
+        )?;
+        need(
+            learn == Learn::default(),
+            "model.learn",
+            format!("{learn:?}"),
+            "left out beside [lora]: its weights are frozen, and lora.modules_to_save names parts that learn whole",
+        )
+    }
+}
+
+fn positive(x: f64) -> bool {
+    x.is_finite() && x > 0.0
+}
+
+fn share(x: f64) -> bool {
+    (0.0..1.0).contains(&x)
 }
 
 /// Puts `section.key=value` into a table. A value that is not TOML is taken as text.
@@ -480,7 +498,8 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), RunConfigError> {
 
 /// Looks every key up among those of the default config.
 fn check_keys(path: &Path, table: &Table) -> Result<(), RunConfigError> {
-    let known = Value::try_from(RunConfig::default()).expect("a run has no value that TOML cannot express");
+    let every = RunConfig { lora: Some(LoraSection::default()), ..RunConfig::default() };
+    let known = Value::try_from(every).expect("a run has no value that TOML cannot express");
     check_table(path, table, known.as_table().expect("a run is a table"), "")
 }
 
@@ -590,5 +609,37 @@ mod tests {
         let config = read(TEXT, &["schedule.steps=10"]).unwrap();
 
         assert_eq!(read(&config.to_toml(), &[]).unwrap(), config);
+        assert!(!config.to_toml().contains("[lora"), "without the section there are no adapters");
+    }
+
+    #[test]
+    fn a_lora_section_with_any_key_or_none_switches_adapters_on_for_the_text_decoder() {
+        let sections: [(&str, &[&str]); 4] =
+            [("[lora]\n", &[]), ("", &["lora.r=8"]), ("", &["lora.alpha=4"]), ("", &["lora.dropout=0.1"])];
+        for (section, settings) in sections {
+            let config = read(&format!("{TEXT}{section}"), settings).unwrap();
+
+            let written = read(&config.to_toml(), &[]).unwrap();
+            let lora = config.lora.clone().unwrap_or_else(|| panic!("{section}{settings:?} has adapters"));
+            assert_eq!(written, config);
+            let targets = lora.to_peft(Path::new("m")).target_modules;
+            assert!(
+                matches!(&targets, Some(Names::Pattern(all)) if all.contains("language_model")),
+                "{targets:?}"
+            );
+        }
+        let experts = read(TEXT, &["lora.target_parameters=[\"mlp.experts.down_proj\"]"]).unwrap();
+        assert_eq!(experts.lora.unwrap().to_peft(Path::new("m")).target_modules, None);
+    }
+
+    #[test]
+    fn an_adapter_to_go_on_from_brings_its_own_settings() {
+        let error = read(TEXT, &["lora.adapter=a", "lora.r=4"]).unwrap_err();
+
+        assert!(
+            error.starts_with("x.toml: lora.adapter is \"a\"; needed: nothing beside other keys"),
+            "{error}"
+        );
+        assert!(read(TEXT, &["lora.adapter=a"]).is_ok());
     }
 }

@@ -50,12 +50,14 @@ impl Examined {
 /// The result of an examination.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalReport {
-    /// Mean cross entropy over all taught tokens.
-    pub loss: f64,
+    /// Mean cross entropy over all taught tokens; none if every record was left out.
+    pub loss: Option<f64>,
     /// Every question with its answer.
     pub examined: Vec<Examined>,
     /// Records left out as too long.
     pub dropped: usize,
+    /// Records left out as they cannot be used.
+    pub skipped: usize,
 }
 
 impl EvalReport {
@@ -66,23 +68,26 @@ impl EvalReport {
 
     /// The result in a line.
     pub fn summary(&self) -> String {
-        let left_out = match self.dropped {
+        let left_out = |records: usize, why: &str| match records {
             0 => String::new(),
-            1 => "; 1 record left out as too long".to_owned(),
-            records => format!("; {records} records left out as too long"),
+            1 => format!("; 1 record left out as {why}"),
+            records => format!("; {records} records left out as {why}"),
         };
-        format!(
-            "exact match: {} of {} ({:.1} %), loss {:.4}{left_out}",
-            self.right(),
-            self.examined.len(),
-            100.0 * self.exact_match(),
-            self.loss
-        )
+        let left_out = left_out(self.dropped, "too long") + &left_out(self.skipped, "bad");
+        let result = match (self.exact_match(), self.loss) {
+            (Some(share), Some(loss)) => {
+                let (right, all) = (self.right(), self.examined.len());
+                format!("exact match: {right} of {all} ({:.1} %), loss {loss:.4}", 100.0 * share)
+            }
+            _ => "exact match: none, as no record was evaluated".to_owned(),
+        };
+        result + &left_out
     }
 
-    /// Share of answers that are right.
-    pub fn exact_match(&self) -> f64 {
-        self.right() as f64 / self.examined.len().max(1) as f64
+    /// Share of answers that are right; none without answers.
+    pub fn exact_match(&self) -> Option<f64> {
+        let all = self.examined.len();
+        (all > 0).then(|| self.right() as f64 / all as f64)
     }
 }
 
@@ -104,25 +109,37 @@ pub fn evaluate<A: Answering>(
     let (mut total, mut count) = (0.0, 0usize);
     let mut examined = Vec::with_capacity(indices.len());
     let mut dropped = 0;
-    for part in indices.chunks(batch_size) {
+    let stopped = || stop.load(Ordering::Relaxed);
+    for part in indices.chunks(batch_size.max(1)) {
+        if stopped() {
+            return Ok(None);
+        }
         let collated = dataset.batch(part)?;
         dropped += collated.dropped.len();
+        // Without a batch every record of it was left out.
         if let Some(batch) = collated.batch {
+            if stopped() {
+                return Ok(None);
+            }
             let targets = Targets::of(&batch);
             let mean = loss(model, &batch, &targets)?.try_into_scalar::<f32>();
             let mean = mean.map_err(ComputeError::from)?;
             total += f64::from(mean) * targets.ids.len() as f64;
             count += targets.ids.len();
+            if stopped() {
+                return Ok(None);
+            }
+            let records = collated.indices.iter().map(|index| &dataset.records()[*index]);
+            let items: Vec<EvalItem> = records.filter_map(EvalItem::of).collect();
+            let answers = answering.answer(model, &items);
+            let answers = answers.map_err(|error| TrainError::Answering(Box::new(error)))?;
+            examined.extend(items.into_iter().zip(answers).map(|(item, answer)| Examined { item, answer }));
         }
-        let items: Vec<EvalItem> =
-            collated.indices.iter().filter_map(|index| EvalItem::of(&dataset.records()[*index])).collect();
-        let answers =
-            answering.answer(model, &items).map_err(|error| TrainError::Answering(Box::new(error)))?;
-        if stop.load(Ordering::Relaxed) {
+        if stopped() {
             return Ok(None);
         }
-        examined.extend(items.into_iter().zip(answers).map(|(item, answer)| Examined { item, answer }));
-        progress(examined.len());
+        progress(examined.len() + dropped);
     }
-    Ok(Some(EvalReport { loss: total / count.max(1) as f64, examined, dropped }))
+    let loss = (count > 0).then(|| total / count as f64);
+    Ok(Some(EvalReport { loss, examined, dropped, skipped: dataset.left_out() }))
 }

@@ -5,9 +5,12 @@
 //! ([`loss()`], [`NamedGradients`], [`AdamW`], [`Schedule`]) are usable alone.
 
 mod adamw;
+mod changes;
 mod checkpoint;
 mod config;
 mod eval;
+mod finite;
+mod folder;
 mod gradients;
 mod learn;
 mod loss;
@@ -16,20 +19,21 @@ mod schedule;
 mod session;
 
 pub use adamw::{AdamW, AdamWConfig};
+pub use changes::Change;
 pub use checkpoint::{Checkpoints, TrainerState};
 pub use config::{
     DataSection, How, Init, Learn, LoraSection, ModelSection, OnBadChoice, OptimSection, OverlongChoice,
     RunConfig, RunConfigError, RunSection, ScheduleSection,
 };
 pub use eval::{Answer, Answering, EvalReport, Examined, evaluate};
+pub use folder::RunFolderError;
 pub use gradients::NamedGradients;
 pub use learn::{freeze, freeze_all_but};
 pub use loss::{Targets, balanced_loss, cross_entropy, loss};
 pub use metrics::{EvalSummary, Metrics, StepReport};
 pub use schedule::{Schedule, ScheduleKind};
-pub use session::{Observer, Outcome, Plan, Session};
+pub use session::{LoraPlan, Observer, Outcome, Plan, Session};
 
-use std::fmt;
 use std::path::PathBuf;
 
 use glm4v_data::{DatasetError, LoadError, RegistryError, SampleError, SamplerError};
@@ -81,21 +85,59 @@ pub enum TrainError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// The run folder holds a run already.
-    #[error("{}: holds {}", folder.display(), remains)]
-    RunExists {
-        /// The folder.
-        folder: PathBuf,
-        /// What is in it.
-        remains: Remains,
+    /// The run folder is in use, or holds no run or another than is wanted.
+    #[error(transparent)]
+    Folder(#[from] RunFolderError),
+    /// The checkpoint to resume from was made with another setting, which its state depends on.
+    #[error(
+        "{}: was made with {} {}, this run has {}; needed: {}, as {reason}",
+        checkpoint.display(), change.key, change.saved, change.now, change.saved
+    )]
+    Changed {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// The setting.
+        change: Change,
+        /// Why it must not change.
+        reason: &'static str,
     },
-    /// There is nothing to go on from.
-    #[error("{}: no checkpoint to resume from{}", folder.display(), remains.instead_of_a_checkpoint())]
-    NoCheckpoint {
-        /// The run folder.
-        folder: PathBuf,
-        /// What is in it.
-        remains: Remains,
+    /// The records to learn from are not those that the run began with.
+    #[error(
+        "{}: data.train, {data}, holds other records than when the run began, or holds them in another order; needed: the \
+         data of the checkpoint",
+        checkpoint.display()
+    )]
+    OtherData {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// `data.train`.
+        data: String,
+    },
+    /// The checkpoint to resume from cannot be read.
+    #[error(
+        "{} cannot be resumed from, as it is damaged or of another version",
+        checkpoint.display()
+    )]
+    DamagedCheckpoint {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// The one before.
+        older: Option<PathBuf>,
+        /// What is wrong with it.
+        source: Box<TrainError>,
+    },
+    /// An evaluation failed, after what it looked at was saved.
+    #[error(
+        "the evaluation after step {step} failed; the weights are in {}, and the run can be resumed with this evaluation",
+        weights.display()
+    )]
+    Evaluation {
+        /// Steps done.
+        step: usize,
+        /// The final weights, or the checkpoint.
+        weights: PathBuf,
+        /// What went wrong.
+        source: Box<TrainError>,
     },
     /// The checkpoint to resume from is of another network.
     #[error(
@@ -119,6 +161,18 @@ pub enum TrainError {
         path: PathBuf,
         /// What is wrong with it.
         source: SamplerError,
+    },
+    /// `data.order` numbers records of which some are left out.
+    #[error(
+        "{}: data.order numbers every record, and {left_out} are left out as bad; needed: data.on_bad = \"stop\" and data \
+         without them",
+        path.display()
+    )]
+    OrderSkips {
+        /// The file.
+        path: PathBuf,
+        /// Records left out.
+        left_out: usize,
     },
     /// `data.order` has too few batches.
     #[error("{}: data.order has {found} batches; needed: one for each of the {needed} steps", path.display())]
@@ -147,6 +201,24 @@ pub enum TrainError {
         /// The newest checkpoint.
         checkpoint: Option<PathBuf>,
     },
+    /// A step left weights that are not finite numbers.
+    #[error(
+        "step {step}: {parameter}{} no longer finite, at a learning rate of {lr:.3e}; nothing was saved of this step; \
+         needed: a lower optim.lr or optim.weight_decay, or a longer schedule.warmup_steps",
+        if *others == 0 { " is".to_owned() } else { format!(" and {others} other parameters are") }
+    )]
+    NotFiniteWeights {
+        /// The step.
+        step: usize,
+        /// The first parameter.
+        parameter: String,
+        /// How many more there are.
+        others: usize,
+        /// The step's learning rate.
+        lr: f64,
+        /// The newest checkpoint.
+        checkpoint: Option<PathBuf>,
+    },
     /// The user stopped the run.
     #[error("stopped after step {step}; everything is in {}", folder.display())]
     Interrupted {
@@ -161,40 +233,4 @@ pub enum TrainError {
     /// The device failed.
     #[error(transparent)]
     Compute(#[from] ComputeError),
-}
-
-/// What an earlier run left in its folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Remains {
-    /// Nothing that would be lost.
-    Nothing,
-    /// Metrics of a run that ended before its first checkpoint.
-    Metrics,
-    /// A model, but no checkpoint.
-    Final,
-    /// Checkpoints.
-    Checkpoints,
-}
-
-impl fmt::Display for Remains {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nothing => "nothing",
-            Self::Metrics => "a run that ended before its first checkpoint",
-            Self::Final => "a finished run, its model is in final",
-            Self::Checkpoints => "a run already",
-        })
-    }
-}
-
-impl Remains {
-    fn instead_of_a_checkpoint(self) -> &'static str {
-        match self {
-            Self::Nothing | Self::Checkpoints => "",
-            Self::Metrics => "; the run ended before its first",
-            Self::Final => {
-                "; the run is finished, its model is in final; a higher schedule.steps lets it go on"
-            }
-        }
-    }
 }

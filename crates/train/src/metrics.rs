@@ -31,25 +31,44 @@ pub struct StepReport {
 pub struct EvalSummary {
     /// Steps done before.
     pub step: usize,
-    /// Mean cross entropy over all taught tokens.
-    pub eval_loss: f64,
-    /// Share of answers that are right to the letter.
-    pub exact_match: f64,
+    /// Mean cross entropy over all taught tokens; null if every record was left out.
+    pub eval_loss: Option<f64>,
+    /// Share of answers that are right to the letter; null if every record was left out.
+    pub exact_match: Option<f64>,
     /// Answers examined.
     pub samples: usize,
+    /// Records left out as too long.
+    pub dropped: usize,
 }
 
-/// The last step that a `metrics.jsonl` tells of; 0 without one.
-pub(crate) fn last_step(path: &Path) -> usize {
+/// How far a `metrics.jsonl` goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The last step; 0 without one.
+    pub(crate) step: usize,
+    /// The step after which there was the last evaluation.
+    pub(crate) evaluated: Option<usize>,
+}
+
+/// What is in a `metrics.jsonl`; nothing without one.
+pub(crate) fn progress(path: &Path) -> Progress {
     let text = fs::read_to_string(path).unwrap_or_default();
-    let steps = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    steps.map(|line| line.step).max().unwrap_or(0)
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    lines.fold(Progress::default(), |found, line| Progress {
+        step: found.step.max(line.step),
+        evaluated: if line.samples.is_some() {
+            found.evaluated.max(Some(line.step))
+        } else {
+            found.evaluated
+        },
+    })
 }
 
-/// What every line has.
+/// What tells a line of a step from one of an evaluation.
 #[derive(Deserialize)]
 struct Line {
     step: usize,
+    samples: Option<usize>,
 }
 
 /// Appends lines to a run's `metrics.jsonl`, each whole.

@@ -10,25 +10,28 @@ use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::DType;
 use glm4v_data::{
-    Dataset, DatasetOptions, LoadedBatch, OnBad, Order, Overlong, Prefetch, Registry, Sampler, SamplerState,
+    Dataset, DatasetOptions, LoadError, LoadedBatch, OnBad, Order, Overlong, Prefetch, Registry, Sampler,
+    SamplerState, fingerprint,
 };
 use glm4v_model::{ComputeError, Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
 use glm4v_weights::{
-    AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, Watch, WeightsError, attach, remove_leftovers,
-    write_file,
+    AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, Watch, WeightsError, attach, write_file,
 };
 
+use crate::TrainError;
 use crate::adamw::{AdamW, AdamWConfig};
-use crate::checkpoint::{CHECKPOINTS, Checkpoints, Learned, OPTIMIZER, TrainerState};
-use crate::config::{Init, OnBadChoice, OverlongChoice, RunConfig};
+use crate::changes::{Change, Fate, changes};
+use crate::checkpoint::{Checkpoints, Learned, OPTIMIZER, TrainerState};
+use crate::config::{Init, LoraSection, OnBadChoice, OverlongChoice, RunConfig};
 use crate::eval::{Answering, EvalReport, evaluate};
+use crate::finite::not_finite;
+use crate::folder::{FINAL, Goal, METRICS, RunFolder};
 use crate::gradients::NamedGradients;
 use crate::learn::{freeze, freeze_all_but};
 use crate::loss::{Targets, balanced_loss};
-use crate::metrics::{EvalSummary, Metrics, StepReport, last_step};
+use crate::metrics::{EvalSummary, Metrics, StepReport, progress};
 use crate::schedule::Schedule;
-use crate::{Remains, TrainError};
 
 /// Hears what a run does, to show it to people.
 pub trait Observer {
@@ -61,8 +64,19 @@ pub struct Plan {
     pub train_records: usize,
     /// Records to be examined on.
     pub eval_records: usize,
+    /// The adapters that learn; none if the model's own weights do.
+    pub lora: Option<LoraPlan>,
+    /// What the config changes since the checkpoint, if the run goes on from one.
+    pub changed: Vec<Change>,
+}
+
+/// Adapters that learn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraPlan {
+    /// Their rank, where no pattern says otherwise.
+    pub r: usize,
     /// Modules with an adapter; the experts of a layer count once.
-    pub adapted: Vec<String>,
+    pub modules: Vec<String>,
 }
 
 /// What a run leaves.
@@ -80,23 +94,28 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Session {
     config: RunConfig,
+    /// Locked for this run as long as the session lives.
+    folder: RunFolder,
     learned: Learned,
-    adapted: Vec<String>,
+    lora: Option<LoraPlan>,
+    changed: Vec<Change>,
     /// Whether any adapter leaves inputs out at random.
     drops_out: bool,
     model: Option<Glm4v>,
     optimizer: AdamW,
     schedule: Schedule,
     train: Arc<Dataset>,
+    /// What the records of `train` are known by.
+    fingerprint: String,
     eval: Option<Dataset>,
     sampler: Sampler,
     sampler_state: Option<SamplerState>,
     step: usize,
+    /// Steps before the newest checkpoint of this session, or the one that it goes on from.
+    saved: Option<usize>,
+    precision: Precision,
     learning: usize,
 }
-
-const METRICS: &str = "metrics.jsonl";
-const FINAL: &str = "final";
 
 /// The model is away only while the optimizer rebuilds it.
 const PRESENT: &str = "the model is there between two steps";
@@ -109,7 +128,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When anything that the config names cannot be used; nothing is written then but the run folder.
+    /// When anything that the config names cannot be used, or another process trains in the run folder; nothing is written
+    /// then but the run folder.
     pub fn open(
         config: RunConfig,
         site: &Site,
@@ -117,76 +137,51 @@ impl Session {
         resume: bool,
         watch: Watch<'_>,
     ) -> Result<Self, TrainError> {
-        let checkpoint = find_checkpoint(&config, resume)?;
+        let mut folder = RunFolder::open(&config.run.folder)?;
+        let evaluates = !config.data.eval.is_empty();
+        // What needs no data is found out before it is read.
+        folder.beginning(resume, Goal { steps: None, evaluates })?;
         let origin = ModelFolder::open(&config.model.folder)?;
-        let processor = Arc::new(Processor::load(&config.model.folder)?);
-        let registry = Registry::load(&config.data.folder)?;
-        let longest = origin.config().text.max_position_embeddings;
-        let open = |name: &str| dataset(&config, &registry, name, &processor, longest);
-        let train = Arc::new(open(&config.data.train)?);
-        let eval = (!config.data.eval.is_empty()).then(|| open(&config.data.eval)).transpose()?;
-        let mut sampler = sampler(&config, train.len())?;
-        let settings = AdamWConfig {
-            betas: config.optim.betas,
-            eps: config.optim.eps,
-            weight_decay: config.optim.weight_decay,
-        };
-        let steps = match config.schedule.steps {
-            0 => (config.schedule.epochs * sampler.batches_per_epoch() as f64).ceil() as usize,
-            steps => steps,
-        };
-        let found = sampler.batches_per_epoch();
-        if sampler.state().order == Order::Fixed && found < steps {
-            return Err(TrainError::OrderEnds { path: config.data.order, found, needed: steps });
+        let Inputs { train, eval, mut sampler, steps } = Inputs::read(&config, &origin)?;
+        folder.claim()?;
+        let goal = Goal { steps: Some(steps), evaluates };
+        let checkpoint = folder.beginning(resume, goal)?;
+        let fingerprint = fingerprint(train.records(), media_folder(&config));
+        let now = Now { config: &config, precision, data: &fingerprint };
+        let saved = checkpoint.as_deref().map(|path| Resumed::read(path, &folder, &now)).transpose()?;
+        if let Some(state) = saved.as_ref().and_then(|saved| saved.state.sampler) {
+            sampler.restore(state)?;
         }
-        let run = &config.run.folder;
-        if resume && run.join(FINAL).exists() && last_step(&run.join(METRICS)) >= steps {
-            return Err(TrainError::NoCheckpoint { folder: run.clone(), remains: Remains::Final });
-        }
-        claim(run)?;
-
-        let start = Start { config: &config, origin: &origin, site: site.clone().autodiff(), precision };
-        let (mut step, mut sampler_state) = (0, None);
-        if let Some(folder) = &checkpoint {
-            let state = Checkpoints::state(folder)?;
-            step = state.step;
-            sampler_state = state.sampler;
-            if let Some(state) = state.sampler {
-                sampler.restore(state)?;
-            }
-        }
-        let Started { model, learned, adapted, learning } = match config.lora.is_on() {
-            true => start.adapter(checkpoint.as_deref(), watch)?,
-            false => start.whole(checkpoint.as_deref(), watch)?,
+        let device = site.clone().autodiff();
+        let start = Start { config: &config, origin: &origin, folder: &folder, site: device, precision };
+        let Started { model, learned, lora, learning } = match &config.lora {
+            Some(lora) => start.adapter(lora, checkpoint.as_deref(), watch)?,
+            None => start.whole(checkpoint.as_deref(), watch)?,
         };
         if learning == 0 {
             return Err(TrainError::NothingLearns);
         }
-        let drops_out = matches!(&learned, Learned::Adapter(config) if config.lora_dropout > 0.0);
-        let optimizer = match &checkpoint {
-            Some(folder) => AdamW::load(settings, &folder.join(OPTIMIZER), &model)?,
-            None => AdamW::new(settings),
-        };
-        let schedule = Schedule {
-            kind: config.schedule.kind,
-            lr: config.optim.lr,
-            warmup_steps: config.schedule.warmup_steps,
-            steps,
-        };
+        let optimizer = start.optimizer(checkpoint.as_deref(), &model)?;
         write_file(&config.run.folder.join("config.toml"), config.to_toml().as_bytes())?;
+        let step = saved.as_ref().map(|saved| saved.state.step);
         Ok(Self {
-            config,
-            learned,
-            adapted,
-            drops_out,
+            schedule: schedule(&config, steps),
+            drops_out: matches!(&learned, Learned::Adapter(config) if config.lora_dropout > 0.0),
+            sampler_state: saved.as_ref().and_then(|saved| saved.state.sampler),
+            changed: saved.map_or_else(Vec::new, |saved| saved.changed),
+            step: step.unwrap_or(0),
+            saved: step,
             model: Some(model),
+            config,
+            folder,
+            learned,
+            lora,
             optimizer,
-            schedule,
             train,
+            fingerprint,
             eval,
             sampler,
-            sampler_state,
-            step,
+            precision,
             learning,
         })
     }
@@ -204,14 +199,15 @@ impl Session {
             learning: self.learning,
             train_records: self.train.len(),
             eval_records: self.eval.as_ref().map_or(0, Dataset::len),
-            adapted: self.adapted.clone(),
+            lora: self.lora.clone(),
+            changed: self.changed.clone(),
         }
     }
 
-    /// Trains to the end, examines, and writes the final model folder.
+    /// Trains to the end, writes the final model folder, and examines.
     ///
-    /// When `stop` turns true the step under way is finished, a checkpoint written, and
-    /// [`TrainError::Interrupted`] returned.
+    /// An evaluation comes after what it looks at is saved, so that nothing is lost if it fails. When `stop` turns true the
+    /// step under way is finished, a checkpoint written, and [`TrainError::Interrupted`] returned.
     ///
     /// # Errors
     ///
@@ -223,56 +219,84 @@ impl Session {
         stop: &AtomicBool,
     ) -> Result<Outcome, TrainError> {
         observer.started(&self.plan());
-        let mut metrics = Metrics::open(&self.config.run.folder.join(METRICS), self.step)?;
-        let mut batches = Prefetch::new(self.train.clone(), self.sampler.clone(), self.config.data.workers)?;
-        while self.step < self.schedule.steps {
-            // A given order may still end early: batches whose records were all dropped make no step.
-            let ended = || TrainError::OrderEnds {
-                path: self.config.data.order.clone(),
-                found: self.step,
-                needed: self.schedule.steps,
-            };
-            let loaded = match batches.next().ok_or_else(ended)? {
-                Ok(loaded) => loaded,
-                Err(error) => {
-                    // A record that cannot be used must not cost what was learned from the others.
-                    if self.sampler_state.is_some() {
-                        observer.saved(&self.save()?);
-                    }
-                    return Err(error.into());
-                }
-            };
-            let done = self.learn(loaded, observer)?;
-            metrics.write(&done)?;
-            observer.stepped(&done);
-            let last = self.step == self.schedule.steps;
-            let due = |every: usize| every > 0 && self.step.is_multiple_of(every);
-            if !stop.load(Ordering::Relaxed) && due(self.config.run.eval_every) && !last {
-                self.examine(answering, observer, &mut metrics, stop)?;
-            }
-            if stop.load(Ordering::Relaxed) {
-                return Err(self.interrupt(observer)?);
-            }
-            if due(self.config.run.save_every) && !last {
-                observer.saved(&self.save()?);
-            }
+        let path = self.config.run.folder.join(METRICS);
+        let evaluated = progress(&path).evaluated;
+        let metrics = Metrics::open(&path, self.step)?;
+        let mut run = Running { answering, observer, metrics, stop };
+        // A run that ended during an evaluation begins with it.
+        if self.step > 0 && evaluated < Some(self.step) && self.evaluates_now() {
+            self.examine(&mut run)?;
         }
-        drop(batches);
-        let report = self.examine(answering, observer, &mut metrics, stop)?;
-        if stop.load(Ordering::Relaxed) {
-            return Err(self.interrupt(observer)?);
+        self.train(&mut run)?;
+        if self.config.run.save_every > 0 {
+            self.keep(run.observer)?;
         }
         let folder = self.finish()?;
-        observer.saved(&folder);
+        run.observer.saved(&folder);
+        let report = self.examine(&mut run)?;
         let adapter = matches!(self.learned, Learned::Adapter(_));
         Ok(Outcome { report, folder, adapter })
     }
 
-    /// Saves everything for a later `--resume`.
-    fn interrupt(&self, observer: &mut impl Observer) -> Result<TrainError, TrainError> {
-        let folder = self.save()?;
-        observer.saved(&folder);
-        Ok(TrainError::Interrupted { step: self.step, folder })
+    /// All steps that are left, with evaluations and checkpoints in between.
+    fn train<A: Answering, O: Observer>(&mut self, run: &mut Running<'_, A, O>) -> Result<(), TrainError> {
+        let mut batches = Prefetch::new(self.train.clone(), self.sampler.clone(), self.config.data.workers)?;
+        while self.step < self.schedule.steps {
+            self.stop_if_asked(run)?;
+            let loaded = self.next(&mut batches, run.observer)?;
+            let done = self.learn(loaded, run.observer)?;
+            run.metrics.write(&done)?;
+            run.observer.stepped(&done);
+            self.stop_if_asked(run)?;
+            if self.step == self.schedule.steps {
+                break;
+            }
+            let save_every = self.config.run.save_every;
+            let evaluates = self.evaluates_now();
+            if save_every > 0 && (evaluates || self.step.is_multiple_of(save_every)) {
+                self.keep(run.observer)?;
+            }
+            if evaluates {
+                self.examine(run)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next batch.
+    fn next(
+        &mut self,
+        batches: &mut Prefetch,
+        observer: &mut impl Observer,
+    ) -> Result<LoadedBatch, TrainError> {
+        // A given order may still end early: batches whose records were all dropped make no step.
+        let ended = || TrainError::OrderEnds {
+            path: self.config.data.order.clone(),
+            found: self.step,
+            needed: self.schedule.steps,
+        };
+        let loaded: Result<LoadedBatch, LoadError> = batches.next().ok_or_else(ended)?;
+        if loaded.is_err() && self.sampler_state.is_some() {
+            // A record that cannot be used must not cost what was learned from the others.
+            self.keep(observer)?;
+        }
+        Ok(loaded?)
+    }
+
+    /// Whether an evaluation between two steps is due.
+    fn evaluates_now(&self) -> bool {
+        let every = self.config.run.eval_every;
+        let due = every > 0 && self.step.is_multiple_of(every) && self.step < self.schedule.steps;
+        due && self.eval.is_some()
+    }
+
+    /// Saves everything and ends the run if that was asked for.
+    fn stop_if_asked<A, O: Observer>(&mut self, run: &mut Running<'_, A, O>) -> Result<(), TrainError> {
+        if !run.stop.load(Ordering::Relaxed) || self.sampler_state.is_none() {
+            return Ok(()); // before the first step there is nothing to save
+        }
+        let folder = self.keep(run.observer)?;
+        Err(TrainError::Interrupted { step: self.step, folder })
     }
 
     /// One step: forward, backward, clip, move.
@@ -296,8 +320,7 @@ impl Session {
         let numbers: Vec<f32> = numbers.try_to_vec().map_err(ComputeError::from)?;
         let (loss, grad_norm) = (f64::from(numbers[0]), f64::from(numbers[1]));
         if !loss.is_finite() || !grad_norm.is_finite() {
-            let checkpoint = Checkpoints::of(&self.config.run.folder).list()?.pop().map(|(_, path)| path);
-            let (step, lr) = (self.step + 1, self.schedule.rate(self.step));
+            let (step, lr, checkpoint) = (self.step + 1, self.schedule.rate(self.step), self.newest()?);
             return Err(TrainError::NotFinite { step, loss, grad_norm, lr, checkpoint });
         }
         let lr = self.schedule.rate(self.step);
@@ -322,52 +345,176 @@ impl Session {
         })
     }
 
-    /// None without a data set for it, and when `stop` turns true.
-    fn examine<A: Answering>(
-        &self,
-        answering: &mut A,
-        observer: &mut impl Observer,
-        metrics: &mut Metrics,
-        stop: &AtomicBool,
+    /// Evaluates what is saved; none without data for it.
+    ///
+    /// The run ends here if the evaluation fails or is stopped. It can be resumed then, and begins with this evaluation.
+    fn examine<A: Answering, O: Observer>(
+        &mut self,
+        run: &mut Running<'_, A, O>,
     ) -> Result<Option<EvalReport>, TrainError> {
         let Some(eval) = &self.eval else { return Ok(None) };
         let model = self.model().valid();
         let size = self.config.run.eval_batch_size;
-        let progress = |done| observer.examining(done, eval.len());
-        let Some(report) = evaluate(&model, eval, size, answering, stop, progress)? else { return Ok(None) };
+        let progress = |done| run.observer.examining(done, eval.len());
+        let report = match evaluate(&model, eval, size, run.answering, run.stop, progress) {
+            Ok(Some(report)) => report,
+            Ok(None) => {
+                self.stop_if_asked(run)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(self.evaluation_failed(error, run.observer)?),
+        };
         let summary = EvalSummary {
             step: self.step,
             eval_loss: report.loss,
             exact_match: report.exact_match(),
             samples: report.examined.len(),
+            dropped: report.dropped,
         };
-        metrics.write(&summary)?;
-        observer.examined(&summary);
+        run.metrics.write(&summary)?;
+        run.observer.examined(&summary);
         Ok(Some(report))
     }
 
-    fn save(&self) -> Result<PathBuf, WeightsError> {
+    /// What is left of a run whose evaluation failed.
+    fn evaluation_failed(
+        &mut self,
+        source: TrainError,
+        observer: &mut impl Observer,
+    ) -> Result<TrainError, TrainError> {
+        let last = self.step == self.schedule.steps;
+        let checkpoint = self.keep(observer)?;
+        let weights = if last { self.config.run.folder.join(FINAL) } else { checkpoint };
+        Ok(TrainError::Evaluation { step: self.step, weights, source: Box::new(source) })
+    }
+
+    /// The folder of the newest checkpoint, if there is one.
+    fn newest(&self) -> Result<Option<PathBuf>, TrainError> {
+        Ok(Checkpoints::of(self.folder.path()).list()?.pop().map(|(_, path)| path))
+    }
+
+    /// Makes sure that there is a checkpoint of this step.
+    fn keep(&mut self, observer: &mut impl Observer) -> Result<PathBuf, TrainError> {
+        let checkpoints = Checkpoints::of(self.folder.path());
+        if self.saved == Some(self.step) {
+            return Ok(checkpoints.place(self.step));
+        }
+        self.check_finite()?;
         let state = TrainerState {
             step: self.step,
             steps: self.schedule.steps,
             sampler: self.sampler_state,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            config: self.config.clone(),
+            dtype: self.precision.to_string(),
+            data: self.fingerprint.clone(),
         };
-        Checkpoints::of(&self.config.run.folder).save(
-            self.model(),
-            &self.learned,
-            &self.optimizer,
-            &state,
-            self.config.run.keep,
-        )
+        let folder =
+            checkpoints.save(self.model(), &self.learned, &self.optimizer, &state, self.config.run.keep)?;
+        self.saved = Some(self.step);
+        observer.saved(&folder);
+        Ok(folder)
     }
 
-    fn finish(&self) -> Result<PathBuf, WeightsError> {
+    fn finish(&self) -> Result<PathBuf, TrainError> {
+        self.check_finite()?;
         let folder = self.config.run.folder.join(FINAL);
         let staged = StagedFolder::new(&folder)?;
         self.learned.save(self.model(), staged.path())?;
         staged.publish()?;
         Ok(folder)
+    }
+
+    /// Weights that broke are never saved: whoever loads them would learn it late.
+    fn check_finite(&self) -> Result<(), TrainError> {
+        let broken = not_finite(self.model())?;
+        let Some(parameter) = broken.first().cloned() else { return Ok(()) };
+        Err(TrainError::NotFiniteWeights {
+            step: self.step,
+            parameter,
+            others: broken.len() - 1,
+            lr: self.schedule.rate(self.step.saturating_sub(1)),
+            checkpoint: self.newest()?,
+        })
+    }
+}
+
+/// What a run reports to and asks while it goes on.
+struct Running<'a, A, O> {
+    answering: &'a mut A,
+    observer: &'a mut O,
+    metrics: Metrics,
+    stop: &'a AtomicBool,
+}
+
+/// The data of a run, and the way through it.
+struct Inputs {
+    train: Arc<Dataset>,
+    eval: Option<Dataset>,
+    sampler: Sampler,
+    steps: usize,
+}
+
+impl Inputs {
+    fn read(config: &RunConfig, origin: &ModelFolder) -> Result<Self, TrainError> {
+        let longest = origin.config().text.max_position_embeddings;
+        let processor = Arc::new(Processor::load(&config.model.folder)?.with_max_tokens(longest));
+        let registry = Registry::load(&config.data.folder)?;
+        let open = |name: &str| dataset(config, &registry, name, &processor, longest);
+        let train = Arc::new(open(&config.data.train)?);
+        let eval = (!config.data.eval.is_empty()).then(|| open(&config.data.eval)).transpose()?;
+        if train.left_out() > 0 && !config.data.order.as_os_str().is_empty() {
+            let (path, left_out) = (config.data.order.clone(), train.left_out());
+            return Err(TrainError::OrderSkips { path, left_out });
+        }
+        let sampler = sampler(config, train.len())?;
+        let found = sampler.batches_per_epoch();
+        let steps = match config.schedule.steps {
+            0 => (config.schedule.epochs * found as f64).ceil() as usize,
+            steps => steps,
+        };
+        if sampler.state().order == Order::Fixed && found < steps {
+            let path = config.data.order.clone();
+            return Err(TrainError::OrderEnds { path, found, needed: steps });
+        }
+        Ok(Self { train, eval, sampler, steps })
+    }
+}
+
+/// What a run that goes on is compared with its checkpoint by.
+struct Now<'a> {
+    config: &'a RunConfig,
+    precision: Precision,
+    data: &'a str,
+}
+
+/// What a checkpoint holds beside weights and optimizer.
+struct Resumed {
+    state: TrainerState,
+    /// What the config changes.
+    changed: Vec<Change>,
+}
+
+impl Resumed {
+    fn read(checkpoint: &Path, folder: &RunFolder, now: &Now<'_>) -> Result<Self, TrainError> {
+        let state = Checkpoints::state(checkpoint).map_err(|error| folder.damaged(checkpoint, error))?;
+        let mut changed = changes(&state.config, now.config);
+        let dtype = now.precision.to_string();
+        if state.dtype != dtype {
+            changed.push(Change::new("dtype", &state.dtype, dtype));
+        }
+        for change in &changed {
+            if let Fate::Refused(reason) = change.fate() {
+                let (checkpoint, change) = (checkpoint.to_owned(), change.clone());
+                return Err(TrainError::Changed { checkpoint, change, reason });
+            }
+        }
+        if state.data != now.data {
+            let (checkpoint, data) = (checkpoint.to_owned(), now.config.data.train.clone());
+            return Err(TrainError::OtherData { checkpoint, data });
+        }
+        changed.retain(|change| change.fate() == Fate::Reported);
+        Ok(Self { state, changed })
     }
 }
 
@@ -375,6 +522,7 @@ impl Session {
 struct Start<'a> {
     config: &'a RunConfig,
     origin: &'a ModelFolder,
+    folder: &'a RunFolder,
     site: Site,
     precision: Precision,
 }
@@ -383,7 +531,7 @@ struct Start<'a> {
 struct Started {
     model: Glm4v,
     learned: Learned,
-    adapted: Vec<String>,
+    lora: Option<LoraPlan>,
     learning: usize,
 }
 
@@ -391,30 +539,32 @@ impl Start<'_> {
     /// The model's own weights learn: those of the checkpoint, of the folder, or fresh ones.
     fn whole(&self, checkpoint: Option<&Path>, watch: Watch<'_>) -> Result<Started, TrainError> {
         let model = match checkpoint {
-            Some(folder) => {
-                let other = || TrainError::OtherModel {
-                    checkpoint: folder.to_owned(),
-                    folder: self.origin.path().to_owned(),
-                };
-                if !folder.join("config.json").exists() {
-                    return Err(other()); // an adapter's
-                }
-                let saved = ModelFolder::open(folder)?;
-                if saved.config() != self.origin.config() {
-                    return Err(other());
-                }
-                saved.load_on(&self.site, self.precision, watch)?
-            }
+            Some(checkpoint) => self.saved(checkpoint, watch)?,
             None => self.base(watch)?,
         };
         let (model, learning) = freeze(model, self.config.model.learn);
         let learned = Learned::Model { origin: self.origin.path().to_owned(), precision: self.precision };
-        Ok(Started { model, learned, adapted: Vec::new(), learning })
+        Ok(Started { model, learned, lora: None, learning })
+    }
+
+    /// The weights of a checkpoint.
+    fn saved(&self, checkpoint: &Path, watch: Watch<'_>) -> Result<Glm4v, TrainError> {
+        let damaged = |error: WeightsError| self.folder.damaged(checkpoint, error);
+        let saved = ModelFolder::open(checkpoint).map_err(damaged)?;
+        if saved.config() != self.origin.config() {
+            let (checkpoint, folder) = (checkpoint.to_owned(), self.origin.path().to_owned());
+            return Err(TrainError::OtherModel { checkpoint, folder });
+        }
+        saved.load_on(&self.site, self.precision, watch).map_err(damaged)
     }
 
     /// Adapters learn: those of the checkpoint, of `lora.adapter`, or fresh ones.
-    fn adapter(&self, checkpoint: Option<&Path>, watch: Watch<'_>) -> Result<Started, TrainError> {
-        let lora = &self.config.lora;
+    fn adapter(
+        &self,
+        lora: &LoraSection,
+        checkpoint: Option<&Path>,
+        watch: Watch<'_>,
+    ) -> Result<Started, TrainError> {
         let given =
             (!lora.adapter.as_os_str().is_empty()).then(|| AdapterFolder::open(&lora.adapter)).transpose()?;
         let config = match &given {
@@ -424,15 +574,29 @@ impl Start<'_> {
             },
             None => lora.to_peft(self.origin.path()),
         };
+        // Looked at first: a damaged checkpoint need not wait for the model.
+        let open = |path| AdapterFolder::open(path).map_err(|error| self.folder.damaged(path, error));
+        let saved = checkpoint.map(open).transpose()?;
         // Attached first in any case: this is what finds out whether the targets are there.
-        let (model, adapted) = attach(self.base(watch)?, &config, self.config.run.seed, self.precision)?;
-        let saved = checkpoint.map(AdapterFolder::open).transpose()?;
+        let (model, modules) = attach(self.base(watch)?, &config, self.config.run.seed, self.precision)?;
         let model = match saved.or(given) {
             Some(folder) => folder.apply(model, self.precision)?,
             None => model,
         };
         let (model, learning) = freeze_all_but(model, &config);
-        Ok(Started { model, learned: Learned::Adapter(Box::new(config)), adapted, learning })
+        let lora = Some(LoraPlan { r: config.r, modules });
+        Ok(Started { model, learned: Learned::Adapter(Box::new(config)), lora, learning })
+    }
+
+    /// The optimizer of the checkpoint, or a fresh one.
+    fn optimizer(&self, checkpoint: Option<&Path>, model: &Glm4v) -> Result<AdamW, TrainError> {
+        let optim = &self.config.optim;
+        let settings = AdamWConfig { betas: optim.betas, eps: optim.eps, weight_decay: optim.weight_decay };
+        match checkpoint {
+            Some(folder) => AdamW::load(settings, &folder.join(OPTIMIZER), model)
+                .map_err(|error| self.folder.damaged(folder, error)),
+            None => Ok(AdamW::new(settings)),
+        }
     }
 
     /// The folder's weights, or fresh ones.
@@ -447,38 +611,19 @@ impl Start<'_> {
     }
 }
 
-/// The newest checkpoint if the run is to go on; an error if a run would be overwritten.
-fn find_checkpoint(config: &RunConfig, resume: bool) -> Result<Option<PathBuf>, TrainError> {
-    let folder = config.run.folder.clone();
-    let newest = Checkpoints::of(&folder).list()?.pop().map(|(_, path)| path);
-    let holds_steps = fs::metadata(folder.join(METRICS)).is_ok_and(|file| file.len() > 0);
-    if resume && newest.is_some() {
-        return Ok(newest); // a finished run may go on to more steps
-    }
-    let remains = match newest {
-        _ if folder.join(FINAL).exists() => Remains::Final,
-        Some(_) => Remains::Checkpoints,
-        None if holds_steps => Remains::Metrics,
-        None => Remains::Nothing,
-    };
-    match (resume, remains) {
-        (true, remains) => Err(TrainError::NoCheckpoint { folder, remains }),
-        (false, Remains::Nothing) => Ok(None),
-        (false, remains) => Err(TrainError::RunExists { folder, remains }),
+fn schedule(config: &RunConfig, steps: usize) -> Schedule {
+    Schedule {
+        kind: config.schedule.kind,
+        lr: config.optim.lr,
+        warmup_steps: config.schedule.warmup_steps,
+        steps,
     }
 }
 
-/// Makes the run folder and shows that it can be written to, before hours are spent.
-fn claim(folder: &Path) -> Result<(), TrainError> {
-    fs::create_dir_all(folder)
-        .map_err(|source| TrainError::RunFolder { folder: folder.to_owned(), source })?;
-    let probe = folder.join(format!(".{}.probe", std::process::id()));
-    fs::write(&probe, "")
-        .and_then(|()| fs::remove_file(&probe))
-        .map_err(|source| TrainError::RunFolder { folder: folder.to_owned(), source })?;
-    remove_leftovers(folder);
-    remove_leftovers(&folder.join(CHECKPOINTS));
-    Ok(())
+/// Where media are looked for first, if the config names a place.
+fn media_folder(config: &RunConfig) -> Option<&Path> {
+    let media = &config.data.media_folder;
+    (!media.as_os_str().is_empty()).then_some(media)
 }
 
 fn dataset(
@@ -488,8 +633,6 @@ fn dataset(
     processor: &Arc<Processor>,
     longest: usize,
 ) -> Result<Dataset, TrainError> {
-    let media = &config.data.media_folder;
-    let media = (!media.as_os_str().is_empty()).then_some(media.as_path());
     let options = DatasetOptions {
         max_length: Some(match config.data.max_length {
             0 => longest,
@@ -505,7 +648,7 @@ fn dataset(
         },
         ..DatasetOptions::default()
     };
-    Ok(Dataset::open(&registry.find(name)?, media, processor.clone(), options)?)
+    Ok(Dataset::open(&registry.find(name)?, media_folder(config), processor.clone(), options)?)
 }
 
 fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {

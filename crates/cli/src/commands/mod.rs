@@ -44,7 +44,8 @@ pub(crate) fn parse_only(command: &Command) -> anyhow::Result<()> {
 /// Opens a model folder with its processor, and makes sure that the two belong together.
 fn open_model(path: &Path) -> anyhow::Result<(ModelFolder, Processor)> {
     let folder = ModelFolder::open(path)?;
-    let processor = Processor::load(path)?;
+    let longest = folder.config().text.max_position_embeddings;
+    let processor = Processor::load(path)?.with_max_tokens(longest);
     let (config, tokenizer) = (folder.config().image_token_id, processor.tokenizer().special().image);
     ensure!(
         config == tokenizer,

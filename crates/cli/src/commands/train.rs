@@ -30,15 +30,37 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
     let outcome = session.run(&mut answering, &mut progress, stop)?;
     drop(progress);
     if let Some(report) = &outcome.report {
-        print_line(&sample(report, show))?;
+        if show > 0 && !report.examined.is_empty() {
+            print_line(&sample(report, show))?;
+        }
         print_line(&report.summary())?;
     }
     let made = if outcome.adapter { "adapter" } else { "model" };
     print_line(&format!("{made}: {}", outcome.folder.display()))
 }
 
-/// A few answers from all over the data set.
+/// So many answers from all over the data set.
 fn sample(report: &EvalReport, show: usize) -> String {
-    let stride = report.examined.len().div_ceil(show.max(1)).max(1);
-    table(report.examined.iter().step_by(stride).take(show))
+    table(spread(report.examined.len(), show).map(|index| &report.examined[index]))
+}
+
+/// `most` of `all` indices, or all of them, evenly spread.
+fn spread(all: usize, most: usize) -> impl Iterator<Item = usize> {
+    let shown = most.min(all);
+    (0..shown).map(move |index| index * all / shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_answers_are_shown_as_there_are_or_as_was_asked_for() {
+        for (all, most) in [(10, 8), (10, 10), (10, 20), (360, 8), (3, 2), (1, 1), (0, 8), (5, 0)] {
+            let shown: Vec<usize> = spread(all, most).collect();
+
+            assert_eq!(shown.len(), most.min(all), "{most} of {all}");
+            assert!(shown.is_sorted_by(|a, b| a < b) && shown.iter().all(|index| *index < all), "{shown:?}");
+        }
+    }
 }
