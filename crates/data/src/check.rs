@@ -120,6 +120,9 @@ pub(crate) fn sift(
     Ok((good, bad))
 }
 
+/// Bytes of a text that are tokenised in no time.
+const LONG: usize = 1 << 20;
+
 /// Looks at one record.
 fn check(record: &Record, processor: &Processor, options: &DatasetOptions) -> Result<(), SampleError> {
     let segments = label(record, processor, options.enable_thinking)?;
@@ -137,8 +140,13 @@ fn check(record: &Record, processor: &Processor, options: &DatasetOptions) -> Re
     }
     let mut tokens = media;
     for segment in &segments {
-        let ids = processor.tokenizer().encode(&segment.text);
-        tokens += ids.map_err(|source| problem(source.into()))?.len();
+        // A text of many megabytes is not tokenised to its end.
+        let most = if segment.text.len() > LONG { max_length.saturating_sub(tokens) } else { usize::MAX };
+        let ids = processor.tokenizer().encode_within(&segment.text, most);
+        let Some(ids) = ids.map_err(|source| problem(source.into()))? else {
+            return Err(SampleError::FarTooLong { at: record.at.clone(), max_tokens: max_length });
+        };
+        tokens += ids.len();
     }
     if tokens > max_length {
         return Err(SampleError::TooLong { at: record.at.clone(), tokens, max_length });

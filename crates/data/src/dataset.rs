@@ -249,11 +249,8 @@ impl Dataset {
     }
 
     fn may_leave_out(&self, error: &SampleError) -> bool {
-        let fatal = matches!(
-            error,
-            SampleError::TooLong { .. } | SampleError::Render { source: TemplateError::Stopped { .. }, .. }
-        );
-        self.options.on_bad == OnBad::Skip && !fatal
+        let fatal = matches!(error, SampleError::Render { source: TemplateError::Stopped { .. }, .. });
+        self.options.on_bad == OnBad::Skip && !fatal && !error.is_too_long()
     }
 
     /// Says that a record is left out, once for each record, and for a few of them only.

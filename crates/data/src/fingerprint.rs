@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(read("elsewhere/d", &[one.clone(), two.clone()]), found);
         assert_eq!(found.len(), 64);
         let mut unlearned = two.clone();
-        unlearned["messages"][1]["loss"] = json!(true);
+        unlearned["messages"][1]["loss"] = json!(false);
         for other in [
             vec![two.clone(), one.clone()],
             vec![one.clone()],

@@ -297,22 +297,6 @@ impl Processor {
         Ok(expander.finish()?)
     }
 
-    /// The ids of a text behind `before` others.
-    fn tokens(&self, text: &str, before: usize) -> Result<Vec<u32>, ProcessorError> {
-        let Some(max_tokens) = self.max_tokens else { return Ok(self.tokenizer.encode(text)?) };
-        let left = max_tokens.saturating_sub(before);
-        self.tokenizer.encode_within(text, left)?.ok_or(ProcessorError::TooLong { max_tokens })
-    }
-
-    /// An error if so many tokens are too many.
-    fn check_length(&self, tokens: usize) -> Result<(), ProcessorError> {
-        match self.max_tokens {
-            Some(max_tokens) if tokens > max_tokens => Err(ProcessorError::TooLong { max_tokens }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Loads the media of a conversation whose text takes `tokens` tokens, placeholders included.
     /// Looks at what [`encode_segments`](Self::encode_segments) would read, without decoding it: that images and videos are
     /// there and as many as the segments have places, and the tokens that each image will take where its header tells.
     ///
@@ -353,6 +337,22 @@ impl Processor {
         Ok(tokens)
     }
 
+    /// The ids of a text behind `before` others.
+    fn tokens(&self, text: &str, before: usize) -> Result<Vec<u32>, ProcessorError> {
+        let Some(max_tokens) = self.max_tokens else { return Ok(self.tokenizer.encode(text)?) };
+        let left = max_tokens.saturating_sub(before);
+        self.tokenizer.encode_within(text, left)?.ok_or(ProcessorError::TooLong { max_tokens })
+    }
+
+    /// An error if so many tokens are too many.
+    fn check_length(&self, tokens: usize) -> Result<(), ProcessorError> {
+        match self.max_tokens {
+            Some(max_tokens) if tokens > max_tokens => Err(ProcessorError::TooLong { max_tokens }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Loads the media of a conversation whose text takes `tokens` tokens, placeholders included.
     fn expander(
         &self,
         images: &[&ImageSource],

@@ -56,6 +56,8 @@ pub struct EvalReport {
     pub examined: Vec<Examined>,
     /// Records left out as too long.
     pub dropped: usize,
+    /// Records left out as they cannot be used.
+    pub skipped: usize,
 }
 
 impl EvalReport {
@@ -66,11 +68,12 @@ impl EvalReport {
 
     /// The result in a line.
     pub fn summary(&self) -> String {
-        let left_out = match self.dropped {
+        let left_out = |records: usize, why: &str| match records {
             0 => String::new(),
-            1 => "; 1 record left out as too long".to_owned(),
-            records => format!("; {records} records left out as too long"),
+            1 => format!("; 1 record left out as {why}"),
+            records => format!("; {records} records left out as {why}"),
         };
+        let left_out = left_out(self.dropped, "too long") + &left_out(self.skipped, "bad");
         let result = match (self.exact_match(), self.loss) {
             (Some(share), Some(loss)) => {
                 let (right, all) = (self.right(), self.examined.len());
@@ -138,5 +141,5 @@ pub fn evaluate<A: Answering>(
         progress(examined.len() + dropped);
     }
     let loss = (count > 0).then(|| total / count as f64);
-    Ok(Some(EvalReport { loss, examined, dropped }))
+    Ok(Some(EvalReport { loss, examined, dropped, skipped: dataset.left_out() }))
 }

@@ -164,6 +164,18 @@ pub enum TrainError {
         /// What is wrong with it.
         source: SamplerError,
     },
+    /// `data.order` numbers records of which some are left out.
+    #[error(
+        "{}: data.order numbers every record, and {left_out} are left out as bad; needed: data.on_bad = \"stop\" and data \
+         without them",
+        path.display()
+    )]
+    OrderSkips {
+        /// The file.
+        path: PathBuf,
+        /// Records left out.
+        left_out: usize,
+    },
     /// `data.order` has too few batches.
     #[error("{}: data.order has {found} batches; needed: one for each of the {needed} steps", path.display())]
     OrderEnds {

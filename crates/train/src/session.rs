@@ -466,6 +466,10 @@ impl Inputs {
         let open = |name: &str| dataset(config, &registry, name, &processor, longest);
         let train = Arc::new(open(&config.data.train)?);
         let eval = (!config.data.eval.is_empty()).then(|| open(&config.data.eval)).transpose()?;
+        if train.left_out() > 0 && !config.data.order.as_os_str().is_empty() {
+            let (path, left_out) = (config.data.order.clone(), train.left_out());
+            return Err(TrainError::OrderSkips { path, left_out });
+        }
         let sampler = sampler(config, train.len())?;
         let found = sampler.batches_per_epoch();
         let steps = match config.schedule.steps {
