@@ -5,8 +5,8 @@
 //! - A [`Dataset`] joins records with the processor of a model. [`segments`] says which words are taught.
 //! - A [`Sampler`] says which records make up which batch, and [`Prefetch`] has the batches ready in time.
 //!
-//! Records come in the two forms that `datasets/README.md` shows: OpenAI `messages`, and sharegpt
-//! `conversations` with `<image>` in the text.
+//! Records come in the forms that `datasets/README.md` shows: OpenAI `messages`, sharegpt `conversations` with
+//! `<image>` in the text, and questions with answers (alpaca and others).
 //!
 //! # Examples
 //!
@@ -32,11 +32,15 @@
 //! ```
 
 mod cache;
+mod check;
 mod dataset;
 mod eval;
+mod file_kind;
 mod fingerprint;
 #[cfg(test)]
 mod fixture;
+mod forms;
+mod keys;
 mod labels;
 mod layout;
 mod location;
@@ -49,10 +53,14 @@ mod sample;
 mod sampler;
 mod shuffle;
 mod suggest;
+mod turn;
 
-pub use dataset::{Collated, Dataset, DatasetOptions, Overlong};
+pub use check::{BadRecord, BadRecords};
+pub use dataset::{Collated, Dataset, DatasetError, DatasetOptions, OnBad, Overlong};
 pub use eval::EvalItem;
+pub use file_kind::FileKind;
 pub use fingerprint::fingerprint;
+pub use keys::Place;
 pub use labels::{LabelError, segments};
 pub use layout::{Columns, Formatting, Layout, Tags};
 pub use location::Location;

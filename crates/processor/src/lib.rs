@@ -28,6 +28,7 @@ mod expand;
 mod folder;
 mod image;
 mod messages;
+mod notice;
 mod processor;
 mod spelled;
 mod template;

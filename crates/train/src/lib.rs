@@ -22,8 +22,8 @@ pub use adamw::{AdamW, AdamWConfig};
 pub use changes::Change;
 pub use checkpoint::{Checkpoints, TrainerState};
 pub use config::{
-    DataSection, How, Init, Learn, LoraSection, ModelSection, OptimSection, OverlongChoice, RunConfig,
-    RunConfigError, RunSection, ScheduleSection,
+    DataSection, How, Init, Learn, LoraSection, ModelSection, OnBadChoice, OptimSection, OverlongChoice,
+    RunConfig, RunConfigError, RunSection, ScheduleSection,
 };
 pub use eval::{Answer, Answering, EvalReport, Examined, evaluate};
 pub use folder::RunFolderError;
@@ -36,7 +36,7 @@ pub use session::{LoraPlan, Observer, Outcome, Plan, Session};
 
 use std::path::PathBuf;
 
-use glm4v_data::{LoadError, ReadError, RegistryError, SampleError, SamplerError};
+use glm4v_data::{DatasetError, LoadError, RegistryError, SampleError, SamplerError};
 use glm4v_model::{ComputeError, FusionError};
 use glm4v_processor::ProcessorError;
 use glm4v_weights::WeightsError;
@@ -54,9 +54,9 @@ pub enum TrainError {
     /// No such data set.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// A data file cannot be read.
+    /// A data set cannot be read, or has records that cannot be used.
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Dataset(#[from] DatasetError),
     /// A record cannot be used.
     #[error(transparent)]
     Sample(#[from] SampleError),

@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::DType;
 use glm4v_data::{
-    Dataset, DatasetOptions, LoadError, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler,
+    Dataset, DatasetOptions, LoadError, LoadedBatch, OnBad, Order, Overlong, Prefetch, Registry, Sampler,
     SamplerState, fingerprint,
 };
 use glm4v_model::{ComputeError, Glm4v, Precision, Site, initialize};
@@ -23,7 +23,7 @@ use crate::TrainError;
 use crate::adamw::{AdamW, AdamWConfig};
 use crate::changes::{Change, Fate, changes};
 use crate::checkpoint::{Checkpoints, Learned, OPTIMIZER, TrainerState};
-use crate::config::{Init, LoraSection, OverlongChoice, RunConfig};
+use crate::config::{Init, LoraSection, OnBadChoice, OverlongChoice, RunConfig};
 use crate::eval::{Answering, EvalReport, evaluate};
 use crate::finite::not_finite;
 use crate::folder::{FINAL, Goal, METRICS, RunFolder};
@@ -629,7 +629,7 @@ fn dataset(
     processor: &Arc<Processor>,
     longest: usize,
 ) -> Result<Dataset, TrainError> {
-    let records = registry.find(name)?.read(media_folder(config))?;
+    let media = media_folder(config);
     let options = DatasetOptions {
         max_length: Some(match config.data.max_length {
             0 => longest,
@@ -639,9 +639,13 @@ fn dataset(
             OverlongChoice::Error => Overlong::Error,
             OverlongChoice::Drop => Overlong::Drop,
         },
+        on_bad: match config.data.on_bad {
+            OnBadChoice::Stop => OnBad::Stop,
+            OnBadChoice::Skip => OnBad::Skip,
+        },
         ..DatasetOptions::default()
     };
-    Ok(Dataset::new(records, processor.clone(), options))
+    Ok(Dataset::open(&registry.find(name)?, media, processor.clone(), options)?)
 }
 
 fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {
