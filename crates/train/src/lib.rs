@@ -1,4 +1,6 @@
-//! Fine-tuning of GLM4V: what learns, the loss, the optimizer, the loop, checkpoints and examinations.
+#![doc = include_str!("../README.md")]
+//!
+//! # Where to start
 //!
 //! A [`RunConfig`] read from TOML opens a [`Session`]; [`Session::run`] trains, reports to an [`Observer`], and
 //! leaves a run folder: `config.toml` with every key, `metrics.jsonl`, `checkpoints/step-N/`, `final/`. The parts

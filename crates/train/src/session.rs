@@ -633,6 +633,7 @@ fn dataset(
     processor: &Arc<Processor>,
     longest: usize,
 ) -> Result<Dataset, TrainError> {
+    let media = media_folder(config);
     let options = DatasetOptions {
         max_length: Some(match config.data.max_length {
             0 => longest,
