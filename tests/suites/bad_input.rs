@@ -1425,15 +1425,27 @@ fn bad_records_that_are_skipped_leave_the_others_as_they_are_without_them() {
 
     let skipping = aloud(&mut run("skipping", &bad, &["schedule.steps=8"])).success();
     Said::by(&mut run("without", &good, &["schedule.steps=8"])).success();
-    let half = ["schedule.steps=8", "run.save_every=4"];
-    Said::by(&mut run("resumed", &bad, &half)).success();
-    fs::remove_dir_all(folder.path().join("resumed/final")).unwrap();
-    Said::by(run("resumed", &bad, &half).arg("--resume")).success();
+    let first = ["schedule.steps=4", "schedule.kind=constant", "run.save_every=2"];
+    let rest = ["schedule.steps=8", "schedule.kind=constant", "run.save_every=2"];
+    Said::by(&mut run("straight", &bad, &rest)).success();
+    Said::by(&mut run("resumed", &bad, &first)).success();
+    Said::by(run("resumed", &bad, &rest).arg("--resume")).success();
 
     let losses = |name: &str| losses(&folder.path().join(name));
     assert_eq!(losses("skipping").len(), 8);
     assert_eq!(losses("skipping"), losses("without"));
-    assert_eq!(losses("skipping"), losses("resumed"));
+    assert_eq!(losses("straight"), losses("resumed"));
+    let order = folder.path().join("order.json");
+    fs::write(&order, "[[0, 1]]").unwrap();
+    let order = format!("data.order={}", order.display());
+    Said::by(&mut run("ordered", &bad, &["schedule.steps=1", &order]))
+        .refused(&["data.order numbers every record, and 3 are left out as bad"]);
+    let eval = format!("data.eval={}", bad.display());
+    let said = Said::by(&mut run("evaluated", &bad, &["schedule.steps=1", &eval])).success();
+    assert!(
+        said.stdout.contains(" of 16 (") && said.stdout.contains("3 records left out as bad"),
+        "{said:?}"
+    );
     for word in ["3 of 19 records cannot be used", "line 10: "] {
         assert!(skipping.stderr.contains(word), "{skipping:?}");
     }

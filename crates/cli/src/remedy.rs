@@ -102,7 +102,6 @@ fn passed_on(error: Cause<'_>) -> Option<Cause<'_>> {
             TrainError::Load(inner) => Some(inner),
             TrainError::Folder(inner) => Some(inner),
             TrainError::Dataset(inner) => Some(inner),
-            TrainError::Folder(inner) => Some(inner),
             _ => None,
         };
     }

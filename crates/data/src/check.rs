@@ -120,9 +120,6 @@ pub(crate) fn sift(
     Ok((good, bad))
 }
 
-/// Bytes of a text that are tokenised in no time.
-const LONG: usize = 1 << 20;
-
 /// Looks at one record.
 fn check(record: &Record, processor: &Processor, options: &DatasetOptions) -> Result<(), SampleError> {
     let segments = label(record, processor, options.enable_thinking)?;

@@ -649,7 +649,7 @@ fn dataset(
         },
         ..DatasetOptions::default()
     };
-    Ok(Dataset::open(&registry.find(name)?, media_folder(config), processor.clone(), options)?)
+    Ok(Dataset::open(&registry.find(name)?, media, processor.clone(), options)?)
 }
 
 fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {
