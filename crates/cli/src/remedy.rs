@@ -103,8 +103,8 @@ fn passed_on(error: Cause<'_>) -> Option<Cause<'_>> {
             TrainError::Processor(inner) => Some(inner),
             TrainError::Sample(inner) => Some(inner),
             TrainError::Load(inner) => Some(inner),
-            TrainError::Dataset(inner) => Some(inner),
             TrainError::Folder(inner) => Some(inner),
+            TrainError::Dataset(inner) => Some(inner),
             _ => None,
         };
     }

@@ -634,6 +634,7 @@ fn dataset(
     processor: &Arc<Processor>,
     longest: usize,
 ) -> Result<Dataset, TrainError> {
+    let media = media_folder(config);
     let options = DatasetOptions {
         max_length: Some(match config.data.max_length {
             0 => longest,
@@ -649,7 +650,7 @@ fn dataset(
         },
         ..DatasetOptions::default()
     };
-    Ok(Dataset::open(&registry.find(name)?, media_folder(config), processor.clone(), options)?)
+    Ok(Dataset::open(&registry.find(name)?, media, processor.clone(), options)?)
 }
 
 /// Longest file of `data.order`, in bytes: a hundred million record numbers.

@@ -22,11 +22,12 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let (folder, processor) = open_model(&args.model)?;
     let processor = Arc::new(processor);
     let source = Registry::load(&args.data_folder)?.find(&args.data)?;
+    let media = args.media_folder.as_deref();
     let options = DatasetOptions {
         max_length: Some(folder.config().text.max_position_embeddings),
         ..DatasetOptions::default()
     };
-    let dataset = Dataset::open(&source, args.media_folder.as_deref(), processor.clone(), options)?;
+    let dataset = Dataset::open(&source, media, processor.clone(), options)?;
     let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
     config.sampling = Sampling::greedy();
     let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
