@@ -1049,6 +1049,19 @@ mod unix {
         }
     }
 
+    #[test]
+    fn what_no_memory_or_stack_is_left_for_ends_with_the_exit_code_of_errors() {
+        let doubled = "{% set ns=namespace(l=[0]) %}{% for i in range(60) %}{% set ns.l=ns.l+ns.l %}{% endfor %}{{ ns.l|length }}";
+        let endless = "{% set ns=namespace() %}{% set ns.x=ns %}{{ ns == ns }}{{ ns ~ '' }}";
+        for template in [doubled, endless] {
+            let model = spoiled("chat_template.jinja", |_| Some(template.into()));
+
+            let said = generate(model.path(), &["--prompt", "hi"]);
+
+            assert_eq!(said.code, Some(1), "{template}: {said:?}");
+        }
+    }
+
     /// Whether a process has computed for a while: it listens to signals long since.
     #[cfg(target_os = "linux")]
     fn computes(process: u32) -> bool {
@@ -1104,11 +1117,9 @@ mod unix {
     fn a_folder_that_another_process_is_writing_is_left_to_it() {
         let folder = tempdir().unwrap();
         let out = folder.path().join("model");
-        let busy = Said::by(command().args(["init", "--config", "configs/models/digits", "--out"]).arg(&out));
-        busy.success();
-        fs::remove_dir_all(&out).unwrap();
         let mut first = slow_init(&out).stderr(Stdio::null()).spawn().unwrap();
         while !is_being_written(&out) {
+            assert_eq!(first.try_wait().unwrap(), None, "it is slow");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
 

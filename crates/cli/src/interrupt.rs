@@ -68,6 +68,7 @@ pub(crate) fn listen() -> anyhow::Result<()> {
     }
     // Threads inherit it: whichever there are, signals wait for the one that asks for them.
     signals.thread_block().context("signals cannot be held back")?;
+    exit_where_others_abort().context("signals cannot be listened to")?;
     let listen = move || {
         while let Ok(signal) = signals.wait() {
             heard(signal as u8);
@@ -78,6 +79,17 @@ pub(crate) fn listen() -> anyhow::Result<()> {
         .spawn(listen)
         .context("the thread that listens to signals cannot be started")?;
     Ok(())
+}
+
+/// Exit code 1 where the allocator or a stack that is full aborts the program: what it says of it is an error like others.
+#[cfg(unix)]
+fn exit_where_others_abort() -> std::io::Result<()> {
+    use std::sync::Arc;
+
+    use signal_hook::consts::SIGABRT;
+    use signal_hook::flag::register_conditional_shutdown;
+
+    register_conditional_shutdown(SIGABRT, 1, Arc::new(AtomicBool::new(true))).map(drop)
 }
 
 /// Whether the program was started to live on, as `nohup` does for the end of the terminal: then it stays so. Where that
