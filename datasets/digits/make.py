@@ -1,4 +1,4 @@
-"""Write the digits data set: 1797 real scans as PNG files and two JSONL files of questions about them.
+"""Write the digits dataset: 1797 real scans as PNG files and JSONL files of questions about them, in two languages.
 
     pip install scikit-learn numpy pillow
     python datasets/digits/make.py
@@ -17,8 +17,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 HERE = Path(__file__).parent
-WORDS = "zero one two three four five six seven eight nine".split()
-QUESTION = "What digit is this?"
+# Of each language: the end of its files' names, the question, the answers.
+LANGUAGES = [
+    ("", "What digit is this?", "zero one two three four five six seven eight nine"),
+    ("-german", "Welche Ziffer ist das?", "null eins zwei drei vier fünf sechs sieben acht neun"),
+]
 HELD_OUT = 360
 ENLARGE = 7
 
@@ -29,9 +32,9 @@ def picture(scan):
     return Image.fromarray(levels).resize((side, side), Image.Resampling.NEAREST)
 
 
-def record(index, label):
-    user = [{"type": "image", "path": f"images/{index:04}.png"}, {"type": "text", "text": QUESTION}]
-    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": WORDS[label]}]}
+def record(index, question, answer):
+    user = [{"type": "image", "path": f"images/{index:04}.png"}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]}
 
 
 def main():
@@ -41,9 +44,12 @@ def main():
         picture(scan).save(HERE / "images" / f"{index:04}.png", optimize=True)
 
     order = np.random.RandomState(0).permutation(len(digits.images))
-    for name, rows in (("test", order[:HELD_OUT]), ("train", order[HELD_OUT:])):
-        lines = [json.dumps(record(row, digits.target[row])) + "\n" for row in rows]
-        (HERE / f"{name}.jsonl").write_text("".join(lines), newline="\n")
+    for split, rows in (("test", order[:HELD_OUT]), ("train", order[HELD_OUT:])):
+        for language, question, words in LANGUAGES:
+            answers = words.split()
+            records = [record(row, question, answers[digits.target[row]]) for row in rows]
+            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in records]
+            (HERE / f"{split}{language}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

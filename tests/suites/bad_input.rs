@@ -5,9 +5,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use burn::tensor::{DType, TensorData};
-use glm4v_tests::{Said, command, fresh_model, glm4v, golden, holds_nothing_half_written, repository, train};
+use glm4v_tests::{
+    Said, command, fresh_model, glm4v, golden, holds_nothing_half_written, losses, repository, train,
+};
 use glm4v_weights::{TensorFile, write_tensors};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -79,9 +82,18 @@ fn sixteen_good_and(folder: &Path, last: &str) -> PathBuf {
 
 /// Trains one step on all 17 records.
 fn train_on(folder: &Path, data: &Path, settings: &[&str]) -> Said {
+    Said::by(&mut training_on(folder, data, settings))
+}
+
+fn training_on(folder: &Path, data: &Path, settings: &[&str]) -> Command {
     let data = format!("data.train={}", data.display());
     let all = [&[data.as_str(), "data.batch_size=17", "schedule.steps=1"], settings].concat();
-    Said::by(&mut train(&folder.join("run"), &all))
+    train(&folder.join("run"), &all)
+}
+
+/// Runs a command with the warnings that the suites else leave out.
+fn aloud(command: &mut Command) -> Said {
+    Said::by(command.env("GLM4V_LOG", "warn"))
 }
 
 /// A picture file of 24-bit pixels with an honest or a lying header.
@@ -186,7 +198,8 @@ fn a_record_that_cannot_be_learned_from_is_named_with_its_line() {
         (turns(json!([user, {"role": "assistant", "content": ""}])), &["message 1: the answer is empty"]),
         (r#"{"messages": [{"role": "user", "#.into(), &["not valid json", "a record stands on one line"]),
         ("[1, 2]".into(), &["the record is a list, needed an object"]),
-        (json!({"text": "x"}).to_string(), &["has no \"messages\"", "its keys are text"]),
+        (json!({"say": "x"}).to_string(), &["has no \"messages\"", "its keys are say"]),
+        (json!({"text": "x"}).to_string(), &["\"text\" is plain text", "needed: a conversation as"]),
         (turns(json!([user])), &["has no turn of the assistant"]),
         (
             turns(json!([user, {"role": "assistant", "content": "x", "loss": false}])),
@@ -1057,7 +1070,12 @@ fn a_tokenizer_of_another_checkpoint_is_refused() {
 #[test]
 fn a_bad_record_met_late_costs_nothing_of_what_was_learned() {
     let folder = tempdir().unwrap();
-    let data = sixteen_good_and(folder.path(), &record("missing.png", "one").to_string());
+    // Found when its pixels are decoded, and not before.
+    let whole = fs::read(digit()).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 0xff;
+    fs::write(folder.path().join("damaged.png"), damaged).unwrap();
+    let data = sixteen_good_and(folder.path(), &record("damaged.png", "one").to_string());
     let order = folder.path().join("order.json");
     fs::write(&order, "[[0, 1], [2, 3], [4, 16]]").unwrap();
     let run = folder.path().join("run");
@@ -1068,11 +1086,11 @@ fn a_bad_record_met_late_costs_nothing_of_what_was_learned() {
     ];
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
 
-    Said::by(&mut train(&run, &settings)).refused(&["line 17", "missing.png: cannot be read"]);
+    Said::by(&mut train(&run, &settings)).refused(&["line 17", "damaged.png: damaged or unsupported png"]);
 
     assert!(run.join("checkpoints/step-2/optimizer.safetensors").exists());
     holds_nothing_half_written(&run);
-    fs::copy(digit(), folder.path().join("missing.png")).unwrap();
+    fs::copy(digit(), folder.path().join("damaged.png")).unwrap();
     Said::by(train(&run, &settings).arg("--resume")).success();
 }
 
@@ -1127,4 +1145,165 @@ fn records_left_out_of_an_examination_are_counted() {
     let said = Said::by(&mut train(&folder.path().join("run"), &settings)).success();
 
     assert!(said.stdout.contains("of 16 (") && said.stdout.contains("1 record left out"), "{}", said.stdout);
+}
+
+/// A data file of good records with three bad ones among them: not JSON, without its image, without an answer.
+fn three_bad_of_nineteen(folder: &Path) -> PathBuf {
+    let path = folder.join("data.jsonl");
+    let good = record(digit().to_str().unwrap(), "zero").to_string();
+    let missing = record("missing.png", "x").to_string();
+    let mut lines = vec![good.as_str(); 19];
+    (lines[4], lines[9], lines[18]) =
+        ("{\"messages\"", &missing, "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}");
+    fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+#[test]
+fn bad_records_are_listed_before_the_first_step_whichever_set_they_are_in() {
+    let folder = tempdir().unwrap();
+    let bad = three_bad_of_nineteen(folder.path());
+    let words = [
+        "3 of 19 records cannot be used",
+        "line 5: not valid json",
+        "line 10: ",
+        "missing.png: cannot be read",
+        "line 19: has no turn of the assistant",
+        "data.on_bad=skip",
+    ];
+    let eval = format!("data.eval={}", bad.display());
+
+    train_on(folder.path(), &bad, &[]).refused(&words);
+    Said::by(&mut train(&folder.path().join("run"), &[&eval, "schedule.steps=1"])).refused(&words);
+    let model = checkpoint();
+    let args = ["eval", "--model", model.to_str().unwrap(), "--data", bad.to_str().unwrap()];
+    glm4v(args).refused(&words[..5]);
+
+    assert!(!folder.path().join("run/metrics.jsonl").exists(), "no step was made");
+    let many: Vec<String> = (0..40).map(|i| record(&format!("{i}.png"), "x").to_string()).collect();
+    fs::write(&bad, many.join("\n")).unwrap();
+    let said = train_on(folder.path(), &bad, &["data.on_bad=skip"]);
+    said.refused(&["none of 40 records can be used", "9.png", "and 30 more"]);
+    assert!(!said.stderr.contains("/10.png"), "{said:?}");
+}
+
+#[test]
+fn bad_records_that_are_skipped_leave_the_others_as_they_are_without_them() {
+    let folder = tempdir().unwrap();
+    let bad = three_bad_of_nineteen(folder.path());
+    let good = folder.path().join("good.jsonl");
+    let text = fs::read_to_string(&bad).unwrap();
+    let lines = text.lines().enumerate().filter(|(i, _)| ![4, 9, 18].contains(i)).map(|(_, line)| line);
+    fs::write(&good, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let run = |name: &str, data: &Path, settings: &[&str]| {
+        let data = format!("data.train={}", data.display());
+        let all = [&[data.as_str(), "data.batch_size=3", "data.on_bad=skip"], settings].concat();
+        train(&folder.path().join(name), &all)
+    };
+
+    let skipping = aloud(&mut run("skipping", &bad, &["schedule.steps=8"])).success();
+    Said::by(&mut run("without", &good, &["schedule.steps=8"])).success();
+    let half = ["schedule.steps=8", "run.save_every=4"];
+    Said::by(&mut run("resumed", &bad, &half)).success();
+    fs::remove_dir_all(folder.path().join("resumed/final")).unwrap();
+    Said::by(run("resumed", &bad, &half).arg("--resume")).success();
+
+    let losses = |name: &str| losses(&folder.path().join(name));
+    assert_eq!(losses("skipping").len(), 8);
+    assert_eq!(losses("skipping"), losses("without"));
+    assert_eq!(losses("skipping"), losses("resumed"));
+    for word in ["3 of 19 records cannot be used", "line 10: "] {
+        assert!(skipping.stderr.contains(word), "{skipping:?}");
+    }
+}
+
+#[test]
+fn an_image_that_is_damaged_inside_is_skipped_and_named_once() {
+    let folder = tempdir().unwrap();
+    let mut damaged = fs::read(digit()).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 0xff;
+    fs::write(folder.path().join("damaged.png"), damaged).unwrap();
+    let data = sixteen_good_and(folder.path(), &record("damaged.png", "x").to_string());
+
+    let settings = ["data.on_bad=skip", "schedule.steps=3"];
+    let said = aloud(&mut training_on(folder.path(), &data, &settings)).success();
+    assert_eq!(said.stderr.matches("line 17: ").count(), 1, "{said:?}");
+
+    fs::write(&data, format!("{}\n", record("damaged.png", "x")).repeat(17)).unwrap();
+    let run = folder.path().join("none");
+    let data = format!("data.train={}", data.display());
+    let all = [data.as_str(), "data.batch_size=17", "data.on_bad=skip", "schedule.steps=1"];
+    Said::by(&mut train(&run, &all)).refused(&["records in a row that cannot be used"]);
+}
+
+#[test]
+fn a_data_file_of_another_kind_is_called_what_it_is() {
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("a.parquet"), "PAR1....").unwrap();
+    fs::write(path("a.csv"), "question,answer\n").unwrap();
+    fs::write(path("a.jsonl.gz"), b"\x1f\x8b\x08....").unwrap();
+    fs::create_dir(path("folder")).unwrap();
+    fs::write(path("folder/b.jsonl"), "{}").unwrap();
+    let mut cases = vec![
+        ("a.parquet", &["is a parquet file, which is not read yet", "read_parquet("][..]),
+        ("a.csv", &["is a csv file, which is not read yet", "read_csv("]),
+        ("a.jsonl.gz", &["is compressed with gzip", "gunzip -k"]),
+        ("folder", &["is a directory", "folder/b.jsonl"]),
+        ("none.jsonl", &["no such file", "dataset_info.json does not exist"]),
+    ];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("loop", path("loop")).unwrap();
+        assert!(Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+        cases.push(("loop", &["loop: cannot be read: ", "symbolic links"]));
+        cases.push(("pipe", &["is a pipe or device", "write the records to a .jsonl file"]));
+    }
+    for (name, words) in cases {
+        let file = path(name);
+        let model = checkpoint();
+        let args =
+            ["eval", "--model", model.to_str().unwrap(), "--data-folder", folder.path().to_str().unwrap()];
+        let said = Said::by(command().args(args).arg("--data").arg(&file));
+
+        said.refused(&[words, &[name]].concat());
+        assert!(!said.stderr.contains("known are"), "{said:?}");
+    }
+}
+
+#[test]
+fn an_image_from_the_network_is_refused_without_a_flag_that_is_not_there() {
+    let folder = tempdir().unwrap();
+    let data = sixteen_good_and(folder.path(), &record("http://example.org/a.png", "x").to_string());
+
+    let said = train_on(folder.path(), &data, &[]);
+
+    said.refused(&["line 17", "http://example.org/a.png: fetching over the network is off"]);
+    assert!(!said.stderr.contains("--allow-http"), "{said:?}");
+}
+
+#[test]
+fn an_empty_path_is_called_empty() {
+    for flag in ["--image", "--video"] {
+        generate(&checkpoint(), &["--prompt", "what?", flag, ""]).refused(&["path of the ", " is empty"]);
+    }
+}
+
+#[test]
+fn a_key_that_nobody_knows_is_named_once_and_a_record_that_carries_more_is_refused() {
+    let folder = tempdir().unwrap();
+    let mut odd = record(digit().to_str().unwrap(), "x");
+    odd["reward"] = json!(1);
+    let data = folder.path().join("data.jsonl");
+    fs::write(&data, format!("{odd}\n").repeat(17)).unwrap();
+
+    let said = aloud(&mut training_on(folder.path(), &data, &[])).success();
+    assert_eq!(said.stderr.matches("\"reward\" is not known").count(), 1, "{said:?}");
+    assert!(said.stderr.contains("data.jsonl: line 1: ") && said.stderr.contains("17 records"), "{said:?}");
+
+    odd["messages"][1]["weight"] = json!(0.5);
+    let folder = tempdir().unwrap();
+    let data = sixteen_good_and(folder.path(), &odd.to_string());
+    train_on(folder.path(), &data, &[]).refused(&["data.jsonl: line 17: message 1: \"weight\" is 0.5"]);
 }

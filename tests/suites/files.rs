@@ -2,17 +2,20 @@
 //! That every record becomes a sample is shown in `crates/data/tests/files.rs`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use burn::tensor::Device;
-use glm4v_data::{Registry, Source};
+use glm4v_data::{EvalItem, Registry, Source};
 use glm4v_model::Glm4vConfig;
 use glm4v_processor::{DecodeLimits, ImageSource, Processor};
 use glm4v_tests::{glm4v, repository, walk};
 use glm4v_train::{Init, RunConfig};
 use glm4v_weights::ModelFolder;
 use proc_macro2::{TokenStream, TokenTree};
+use serde_json::Value;
 
 /// Every file of that name or ending under `folder`; a walk that finds none is a mistake.
 fn all(folder: &str, ending: &str) -> Vec<PathBuf> {
@@ -61,8 +64,35 @@ fn every_config_of_a_run_names_a_model_and_data_that_are_there() {
             let records = |name: &String| registry().find(name).unwrap().read(None).unwrap().len();
             assert!(name.is_empty() || records(name) > 0, "{place}: {name}");
         }
-        assert!(text.contains("# Run:"), "{place}: does not say how to run it");
-        assert!(text.contains(path.file_name().unwrap().to_str().unwrap()), "{place}: names another file");
+    }
+}
+
+#[test]
+fn every_config_of_a_run_begins_with_what_it_needs_and_how_it_is_run() {
+    for path in all("configs/finetune", ".toml") {
+        let place = path.display();
+        let text = fs::read_to_string(&path).unwrap();
+        let header: Vec<&str> = text.lines().take_while(|line| line.starts_with('#')).collect();
+        let of = |key: &str| {
+            let lines: Vec<&str> =
+                header.iter().filter_map(|line| line.strip_prefix(key)).map(str::trim).collect();
+            assert!(
+                lines.len() == 1 && !lines[0].is_empty(),
+                "{place}: needs one line \"{key} ...\", has {lines:?}"
+            );
+            lines[0].to_owned()
+        };
+
+        let run = of("# Run:");
+        of("# Needs:");
+
+        let arguments = run
+            .strip_prefix("cargo run --release -- ")
+            .or_else(|| run.strip_prefix("glm4v "))
+            .unwrap_or_else(|| panic!("{place}: {run:?} runs something else"));
+        let named = arguments.strip_prefix("train ").and_then(|rest| rest.split_whitespace().next());
+        let own = path.strip_prefix(repository()).unwrap();
+        assert_eq!(named.map(Path::new), Some(own), "{place}: {run:?} runs another file");
     }
 }
 
@@ -195,6 +225,27 @@ fn every_picture_of_a_data_set_can_be_seen_and_comes_with_the_repository() {
 }
 
 #[test]
+fn digits_in_german_are_the_same_scans_in_the_same_order() {
+    let records = |name: &str| registry().find(name).unwrap().read(None).unwrap();
+    let mut words = BTreeMap::new();
+    for split in ["train", "test"] {
+        let english = records(&format!("digits:{split}"));
+        let german = records(&format!("digits-german:{split}"));
+
+        assert_eq!(english.len(), german.len());
+        for (one, other) in english.iter().zip(&german) {
+            let (one, other) = (EvalItem::of(one).unwrap(), EvalItem::of(other).unwrap());
+            assert_eq!(one.images, other.images);
+            let word = words.entry(one.answer.clone()).or_insert_with(|| other.answer.clone());
+            assert_eq!(*word, other.answer, "{} has two names", one.answer);
+            assert_ne!(one.answer, other.answer, "a model that knows no German would be right");
+        }
+    }
+    assert_eq!(words.values().collect::<BTreeSet<_>>().len(), 10, "{words:?}");
+    assert_eq!((words.len(), words["five"].as_str()), (10, "fünf"));
+}
+
+#[test]
 fn every_data_set_has_a_description() {
     for source in sources() {
         for file in source.files {
@@ -244,4 +295,114 @@ fn libraries_name_no_flags() {
     }
     assert!(flags.is_empty(), "{}", flags.join("\n"));
     assert!(names_a_flag("\"use --dtype\"") && !names_a_flag("\"a -- b\""));
+}
+
+/// What cargo knows of the packages of this workspace, without looking at their dependencies.
+fn packages() -> Vec<Value> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_value(metadata["packages"].take()).unwrap()
+}
+
+// Issue 8: two benchmarks were binaries, and the README's first command ended with "could not determine which binary to run".
+#[test]
+fn cargo_run_in_the_root_has_one_binary_to_run() {
+    let mut binaries = Vec::new();
+    for package in packages() {
+        for target in package["targets"].as_array().unwrap() {
+            if target["kind"].as_array().unwrap().contains(&Value::from("bin")) {
+                binaries.push(target["name"].as_str().unwrap().to_owned());
+            }
+        }
+    }
+
+    assert_eq!(binaries, ["glm4v"]);
+}
+
+#[test]
+fn every_crate_is_described_as_a_registry_needs_it() {
+    let crates = fs::canonicalize(repository().join("crates")).unwrap();
+    let mut seen = 0;
+    for package in packages() {
+        let manifest = PathBuf::from(package["manifest_path"].as_str().unwrap()).canonicalize().unwrap();
+        if !manifest.starts_with(&crates) {
+            continue; // tests, examples and benches stay here
+        }
+        seen += 1;
+        let name = package["name"].as_str().unwrap();
+        let words = |key: &str| package[key].as_array().unwrap().len();
+        assert!(package["description"].as_str().is_some_and(|text| text.len() > 20), "{name}: description");
+        assert!(package["license"].is_string(), "{name}: license");
+        assert!((1..=5).contains(&words("keywords")), "{name}: 1 to 5 keywords");
+        assert!((1..=5).contains(&words("categories")), "{name}: 1 to 5 categories");
+        let readme = manifest.with_file_name("README.md");
+        let text =
+            fs::read_to_string(&readme).unwrap_or_else(|error| panic!("{}: {error}", readme.display()));
+        assert!(text.starts_with(&format!("# {name}\n")), "{} has another title", readme.display());
+    }
+    assert!(seen >= 7, "{seen} crates");
+}
+
+/// Names that begin with `GLM4V_` in a text.
+fn variables(text: &str) -> BTreeSet<String> {
+    text.match_indices("GLM4V_")
+        .map(|(at, _)| text[at..].split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_'))
+        .filter_map(|mut words| words.next().map(str::to_owned))
+        .filter(|name| !name.ends_with('_'))
+        .collect()
+}
+
+#[test]
+fn every_suite_and_every_variable_of_the_environment_is_in_the_readme_of_tests() {
+    let readme = fs::read_to_string(repository().join("tests/README.md")).unwrap();
+    let mut read = BTreeSet::new();
+    for folder in ["crates", "tests", "benches", "examples", ".ci"] {
+        for path in walk(&repository().join(folder)) {
+            let script = path.parent().unwrap().ends_with(".ci");
+            if path.is_file()
+                && (script || path.extension().is_some_and(|ending| ending == "rs" || ending == "py"))
+            {
+                read.append(&mut variables(&fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(read.contains("GLM4V_GOLDEN"), "the walk found {read:?}");
+
+    let told = variables(&readme);
+    assert_eq!(
+        read.difference(&told).collect::<Vec<_>>(),
+        Vec::<&String>::new(),
+        "tests/README.md lacks them"
+    );
+    assert_eq!(
+        told.difference(&read).collect::<Vec<_>>(),
+        Vec::<&String>::new(),
+        "nothing reads them any more"
+    );
+    for suite in all("tests/suites", ".rs") {
+        let name = suite.file_stem().unwrap().to_str().unwrap();
+        assert!(readme.contains(&format!("| `{name}` |")), "tests/README.md lacks the suite {name}");
+    }
+}
+
+#[test]
+fn every_benchmark_is_in_the_index() {
+    let index = fs::read_to_string(repository().join("benches/README.md")).unwrap();
+    let mut seen = 0;
+    for readme in all("benches", "/README.md") {
+        let folder = readme.parent().unwrap();
+        if folder.ends_with("benches") {
+            continue;
+        }
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        assert!(index.contains(&format!("| [{name}]({name}/README.md) |")), "benches/README.md lacks {name}");
+        seen += 1;
+    }
+    assert!(seen >= 5, "{seen} benchmarks");
 }

@@ -6,7 +6,7 @@
 use std::error::Error;
 
 use clap::CommandFactory;
-use glm4v_data::LoadError;
+use glm4v_data::{BadRecords, DatasetError, LoadError};
 use glm4v_infer::GenerateError;
 use glm4v_model::DeviceError;
 use glm4v_processor::{ImageError, ProcessorError, ResizeError, TemplateError, VideoError};
@@ -69,7 +69,7 @@ trait Remedy {
 type Cause<'a> = &'a (dyn Error + 'static);
 type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
 
-const TABLE: [Row; 10] = [
+const TABLE: [Row; 11] = [
     row::<DeviceError>,
     row::<GenerateError>,
     row::<TemplateError>,
@@ -80,6 +80,7 @@ const TABLE: [Row; 10] = [
     row::<RunConfigError>,
     row::<TrainError>,
     row::<LoadError>,
+    row::<BadRecords>,
 ];
 
 fn row<E: Remedy + Error + 'static>(error: Cause<'_>, flags: &Flags) -> Option<String> {
@@ -98,6 +99,14 @@ fn passed_on(error: Cause<'_>) -> Option<Cause<'_>> {
             TrainError::Processor(inner) => Some(inner),
             TrainError::Sample(inner) => Some(inner),
             TrainError::Load(inner) => Some(inner),
+            TrainError::Dataset(inner) => Some(inner),
+            _ => None,
+        };
+    }
+    if let Some(error) = get::<DatasetError>(error) {
+        return match error {
+            DatasetError::Bad(inner) => Some(inner),
+            DatasetError::Sample(inner) => Some(inner),
             _ => None,
         };
     }
@@ -142,6 +151,17 @@ impl Remedy for GenerateError {
             Self::NotANumber { .. } => Some("or try --dtype f32".to_owned()),
             _ => None,
         }
+    }
+}
+
+impl Remedy for BadRecords {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
+        let others = self.bad.len() < self.records;
+        flags.choose(
+            if others { "set" } else { "" },
+            "fix them, or leave them out with --set data.on_bad=skip",
+            "",
+        )
     }
 }
 

@@ -1,13 +1,18 @@
 //! Records with the processor that encodes them.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use glm4v_model::{Batch, PaddingSide, Sample};
-use glm4v_processor::{Processor, Segment};
+use glm4v_processor::{Processor, Segment, TemplateError};
 
 use crate::cache::Cache;
+use crate::check::{BadRecord, BadRecords, sift};
 use crate::eval::EvalItem;
+use crate::reader::ReadError;
 use crate::record::Record;
+use crate::registry::Source;
 use crate::sample::{SampleError, encode, label};
 
 /// What happens to a record with more tokens than `max_length`. It is never cut.
@@ -20,6 +25,31 @@ pub enum Overlong {
     Drop,
 }
 
+/// What happens to a record that cannot be used: one that is not understood, or whose media are missing or damaged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnBad {
+    /// The run ends with an error that names the record.
+    #[default]
+    Stop,
+    /// The record is left out, named in a warning and counted.
+    Skip,
+}
+
+/// Why a data set cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DatasetError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Records that cannot be used, all of them or more than [`OnBad`] allows.
+    #[error(transparent)]
+    Bad(#[from] BadRecords),
+    /// The chat template takes too much.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+}
+
 /// How records are encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatasetOptions {
@@ -27,6 +57,8 @@ pub struct DatasetOptions {
     pub max_length: Option<usize>,
     /// What happens to longer records.
     pub overlong: Overlong,
+    /// What happens to records that cannot be used.
+    pub on_bad: OnBad,
     /// Bytes of encoded samples to keep in memory.
     pub cache_bytes: usize,
     /// Handed to the chat template, which decides without it.
@@ -35,7 +67,13 @@ pub struct DatasetOptions {
 
 impl Default for DatasetOptions {
     fn default() -> Self {
-        Self { max_length: None, overlong: Overlong::Error, cache_bytes: 512 << 20, enable_thinking: None }
+        Self {
+            max_length: None,
+            overlong: Overlong::Error,
+            on_bad: OnBad::Stop,
+            cache_bytes: 512 << 20,
+            enable_thinking: None,
+        }
     }
 }
 
@@ -48,6 +86,8 @@ pub struct Collated {
     pub indices: Vec<usize>,
     /// The records that were too long.
     pub dropped: Vec<usize>,
+    /// The records that could not be used.
+    pub skipped: Vec<usize>,
 }
 
 /// Encodes records when they are asked for, and keeps what fits into memory.
@@ -59,13 +99,51 @@ pub struct Dataset {
     processor: Arc<Processor>,
     options: DatasetOptions,
     cache: Mutex<Cache>,
+    /// Records left out when the data set was opened.
+    left_out: usize,
+    /// Records left out since, which have been named.
+    named: Mutex<BTreeSet<usize>>,
 }
+
+/// Records that are named one by one when they are left out.
+const NAMED: usize = 10;
 
 impl Dataset {
     /// Joins records, of one data set or of several, with the processor of the model that learns them.
     pub fn new(records: Vec<Record>, processor: Arc<Processor>, options: DatasetOptions) -> Self {
         let cache = Mutex::new(Cache::new(options.cache_bytes));
-        Self { records, processor, options, cache }
+        Self { records, processor, options, cache, left_out: 0, named: Mutex::default() }
+    }
+
+    /// Reads a data set and checks every record, without decoding media.
+    ///
+    /// With [`OnBad::Skip`] the records that cannot be used are left out, so that the others are numbered without them.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read, all records are bad, or with [`OnBad::Stop`] any.
+    pub fn open(
+        source: &Source,
+        media_dir: Option<&Path>,
+        processor: Arc<Processor>,
+        options: DatasetOptions,
+    ) -> Result<Self, DatasetError> {
+        let read = source.read_all(media_dir)?;
+        let records = read.len();
+        let (good, bad) = sift(read, &processor, &options)?;
+        let bad = BadRecords { name: source.name.clone(), records, bad };
+        if good.is_empty() || (options.on_bad == OnBad::Stop && !bad.bad.is_empty()) {
+            return Err(bad.into());
+        }
+        if !bad.bad.is_empty() {
+            tracing::warn!("left out: {bad}");
+        }
+        Ok(Self { left_out: bad.bad.len(), ..Self::new(good, processor, options) })
+    }
+
+    /// Records left out as they cannot be used, when the data set was opened and since.
+    pub fn left_out(&self) -> usize {
+        self.left_out + self.named.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Number of records.
@@ -147,7 +225,8 @@ impl Dataset {
     ///
     /// When there is no record of one of the indices.
     pub fn batch(&self, indices: &[usize]) -> Result<Collated, SampleError> {
-        let (mut samples, mut kept, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut samples, mut kept) = (Vec::new(), Vec::new());
+        let (mut dropped, mut skipped) = (Vec::new(), Vec::new());
         for &index in indices {
             match self.sample(index) {
                 Ok(sample) => {
@@ -157,12 +236,37 @@ impl Dataset {
                 Err(SampleError::TooLong { .. }) if self.options.overlong == Overlong::Drop => {
                     dropped.push(index);
                 }
+                Err(error) if self.may_leave_out(&error) => {
+                    self.name(index, error);
+                    skipped.push(index);
+                }
                 Err(error) => return Err(error),
             }
         }
         let pad = self.processor.tokenizer().special().end_of_text;
         let batch = (!samples.is_empty()).then(|| Batch::collate(&samples, pad, PaddingSide::Right));
-        Ok(Collated { batch, indices: kept, dropped })
+        Ok(Collated { batch, indices: kept, dropped, skipped })
+    }
+
+    fn may_leave_out(&self, error: &SampleError) -> bool {
+        let fatal = matches!(
+            error,
+            SampleError::TooLong { .. } | SampleError::Render { source: TemplateError::Stopped { .. }, .. }
+        );
+        self.options.on_bad == OnBad::Skip && !fatal
+    }
+
+    /// Says that a record is left out, once for each record, and for a few of them only.
+    fn name(&self, index: usize, error: SampleError) {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if !named.insert(index) {
+            return;
+        }
+        match named.len() {
+            count if count <= NAMED => tracing::warn!("left out: {}", BadRecord::from(error).chain()),
+            count if count.is_power_of_two() => tracing::warn!("{count} records left out so far"),
+            _ => {}
+        }
     }
 
     /// Every record as a question with a known answer.

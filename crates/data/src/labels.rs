@@ -9,10 +9,12 @@
 //! LLaMA-Factory also teaches the line break behind `<|assistant|>`, which the prompt already holds, and
 //! masks that drop the token at the end give models that do not stop.
 //!
-//! A turn with the key `"loss": false` is left out.
+//! A turn with the key `"loss": false` is left out. What a template passes over without a word, a message or a key of one, is
+//! refused.
 
 use glm4v_processor::{Message, Processor, RenderOptions, Segment, TemplateError, token};
 
+use crate::keys::is_void;
 use crate::record::Record;
 
 /// Why it cannot be said what a conversation teaches.
@@ -69,6 +71,22 @@ pub enum LabelError {
         /// Index of the message.
         message: usize,
     },
+    /// The template passes over a key that holds words.
+    #[error(
+        "message {message}: the chat template does not write \"{key}\" here, so it would not be learned; write its words into \
+         \"content\", or take it out"
+    )]
+    IgnoredKey {
+        /// Index of the message.
+        message: usize,
+        /// The key.
+        key: &'static str,
+    },
+    /// The template passes over the tools.
+    #[error(
+        "the chat template of this model does not write \"tools\"; take them out, or use a model that knows them"
+    )]
+    IgnoredTools,
     /// Every turn has `"loss": false`.
     #[error("masks everything: every turn of the assistant has \"loss\": false")]
     MasksEverything,
@@ -89,10 +107,45 @@ pub fn segments(
     enable_thinking: Option<bool>,
 ) -> Result<Vec<Segment>, LabelError> {
     let mut options = RenderOptions { enable_thinking, tools: record.tools.clone(), ..Default::default() };
-    cut(&record.messages, |messages, add_generation_prompt| {
+    let pieces = cut(&record.messages, |messages, add_generation_prompt| {
         options.add_generation_prompt = add_generation_prompt;
         processor.render(messages, &options)
-    })
+    })?;
+    options.add_generation_prompt = false;
+    reads_every_word(&record.messages, &options, |messages, options| processor.render(messages, options))?;
+    Ok(pieces)
+}
+
+/// Keys of a turn that hold words of the model.
+const WORDS: [&str; 4] = ["reasoning_content", "reasoning", "thinking", "tool_calls"];
+
+/// Refuses keys that the template passes over: what it writes is the same without them.
+fn reads_every_word(
+    messages: &[Message],
+    options: &RenderOptions,
+    mut render: impl FnMut(&[Message], &RenderOptions) -> Result<String, TemplateError>,
+) -> Result<(), LabelError> {
+    // A template that refuses to render without a key reads it.
+    let mut same = |with: (&[Message], &RenderOptions), without: (&[Message], &RenderOptions)| matches!((render(with.0, with.1), render(without.0, without.1)), (Ok(a), Ok(b)) if a == b);
+    let said = |value: Option<&serde_json::Value>| value.is_some_and(|value| !is_void(value));
+    if said(options.tools.as_ref()) {
+        let without = RenderOptions { tools: None, ..options.clone() };
+        if same((messages, options), (messages, &without)) {
+            return Err(LabelError::IgnoredTools);
+        }
+    }
+    for (index, message) in messages.iter().enumerate() {
+        for key in WORDS.into_iter().filter(|key| said(message.extra.get(*key))) {
+            // As the last turn: of earlier ones templates leave thoughts out on purpose.
+            let with = &messages[..=index];
+            let mut without = with.to_vec();
+            without[index].extra.shift_remove(key);
+            if same((with, options), (&without, options)) {
+                return Err(LabelError::IgnoredKey { message: index, key });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// [`segments`] with any way to render: messages, and whether the prompt of an answer follows.
@@ -265,6 +318,27 @@ mod tests {
         assert!(said(&twice).starts_with("message 1: no turn of the user or a tool follows"));
         let silent = said(&talk(&["q", ""]));
         assert_eq!(silent, "message 1: the chat template writes nothing behind the prompt of this turn");
+    }
+
+    #[test]
+    fn a_key_that_the_template_passes_over_is_refused() {
+        let mut messages = talk(&["q", "a", "r", "b"]);
+        messages[1].extra.insert("reasoning_content".to_owned(), json!("because"));
+        let thinks = |messages: &[Message], _: &RenderOptions| {
+            let thought = |m: &Message| m.extra.get("reasoning_content").map(ToString::to_string);
+            Ok(glm(messages, false)? + &messages.iter().filter_map(thought).collect::<String>())
+        };
+        let tools = RenderOptions { tools: Some(json!([{"name": "f"}])), ..RenderOptions::default() };
+        let plain = RenderOptions::default();
+        let deaf = |messages: &[Message], _: &RenderOptions| glm(messages, false);
+        let said = |options| reads_every_word(&messages, options, deaf).unwrap_err().to_string();
+
+        assert!(reads_every_word(&messages, &plain, thinks).is_ok());
+        assert!(
+            said(&plain)
+                .starts_with("message 1: the chat template does not write \"reasoning_content\" here")
+        );
+        assert!(said(&tools).starts_with("the chat template of this model does not write \"tools\""));
     }
 
     #[test]

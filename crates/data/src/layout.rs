@@ -14,6 +14,8 @@ pub enum Formatting {
     OpenAi,
     /// `conversations` of `from` and `value`; content is text with `<image>` in it.
     ShareGpt,
+    /// `instruction`, `input` and `output`, texts with `<image>` in them.
+    Alpaca,
 }
 
 /// Keys of a record; `None` is the name that the formatting has for it.
@@ -21,14 +23,22 @@ pub enum Formatting {
 pub struct Columns {
     /// The turns.
     pub messages: Option<String>,
-    /// The pictures, in the order of their places in the text; `images` by default.
+    /// The images, in the order of their places in the text; `images` or `image` by default.
     pub images: Option<String>,
-    /// The clips, in the order of their places in the text; `videos` by default.
+    /// The videos, in the order of their places in the text; `videos` or `video` by default.
     pub videos: Option<String>,
     /// A text of the system that comes before the turns; `system` by default.
     pub system: Option<String>,
     /// The tools that the model may call; `tools` by default.
     pub tools: Option<String>,
+    /// The question of alpaca records; `instruction` by default.
+    pub prompt: Option<String>,
+    /// What an alpaca record asks about; `input` by default.
+    pub query: Option<String>,
+    /// The answer of alpaca records; `output` by default.
+    pub response: Option<String>,
+    /// Earlier questions and answers of alpaca records; `history` by default.
+    pub history: Option<String>,
 }
 
 /// Keys of a turn and names of the speakers; `None` is what the formatting has for it.

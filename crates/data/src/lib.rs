@@ -1,41 +1,24 @@
-//! Data sets for fine-tuning GLM4V: from the files that people have to batches with the right answers marked.
+#![doc = include_str!("../README.md")]
 //!
-//! - A [`Registry`] finds a data set by name; its [`Source`] reads [`Record`]s, and refuses with file and
+//! # Where to start
+//!
+//! - A [`Registry`] finds a dataset by name; its [`Source`] reads [`Record`]s, and refuses with file and
 //!   line what would otherwise be learned wrong in silence.
 //! - A [`Dataset`] joins records with the processor of a model. [`segments`] says which words are taught.
 //! - A [`Sampler`] says which records make up which batch, and [`Prefetch`] has the batches ready in time.
 //!
-//! Records come in the two forms that `datasets/README.md` shows: OpenAI `messages`, and sharegpt
-//! `conversations` with `<image>` in the text.
-//!
-//! # Examples
-//!
-//! ```
-//! use std::path::Path;
-//! use std::sync::Arc;
-//!
-//! use glm4v_data::{Dataset, DatasetOptions, Prefetch, Registry, Sampler};
-//! use glm4v_processor::Processor;
-//!
-//! # let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-//! let processor = Processor::load(&root.join("configs/models/digits"))?;
-//! let records = Registry::load(&root.join("datasets"))?.find("digits:test")?.read(None)?;
-//!
-//! let dataset = Arc::new(Dataset::new(records, Arc::new(processor), DatasetOptions::default()));
-//! let sampler = Sampler::shuffled(dataset.len(), 4, 42)?;
-//! for loaded in Prefetch::new(dataset, sampler, 1)?.take(2) {
-//!     let batch = loaded?.batch;
-//!     assert_eq!(batch.images.grids.len(), 4);
-//!     assert!(batch.taught_tokens() >= 8); // each answer is a word and the token that ends it
-//! }
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! Records come in the forms that `datasets/README.md` shows: OpenAI `messages`, sharegpt `conversations` with
+//! `<image>` in the text, and questions with answers (alpaca and others).
 
 mod cache;
+mod check;
 mod dataset;
 mod eval;
+mod file_kind;
 #[cfg(test)]
 mod fixture;
+mod forms;
+mod keys;
 mod labels;
 mod layout;
 mod location;
@@ -48,9 +31,13 @@ mod sample;
 mod sampler;
 mod shuffle;
 mod suggest;
+mod turn;
 
-pub use dataset::{Collated, Dataset, DatasetOptions, Overlong};
+pub use check::{BadRecord, BadRecords};
+pub use dataset::{Collated, Dataset, DatasetError, DatasetOptions, OnBad, Overlong};
 pub use eval::EvalItem;
+pub use file_kind::FileKind;
+pub use keys::Place;
 pub use labels::{LabelError, segments};
 pub use layout::{Columns, Formatting, Layout, Tags};
 pub use location::Location;

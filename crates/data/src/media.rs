@@ -1,4 +1,4 @@
-//! Pictures and clips that a record lists apart from its text.
+//! Images and videos that a record lists apart from its text.
 //!
 //! A place for one is `<image>` (or `<video>`) in a message that is plain text, or a part of that type
 //! without a source, which is how Hugging Face data sets write it. Places are filled in order. In a list
@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use serde_json::{Map, Value, json};
 
+use crate::keys::is_void;
 use crate::layout::Layout;
 use crate::record::{RecordError, kind};
 
@@ -17,7 +18,7 @@ use crate::record::{RecordError, kind};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "found {places} {placeholder} in its messages{counted} but {given} in \"{column}\"; \
-     needs one entry for each place"
+     needs one entry for each place{}", if *.places == 0 { unplaced(.placeholder) } else { "" }
 )]
 pub struct MediaCount {
     /// `<image>` or `<video>`.
@@ -30,6 +31,15 @@ pub struct MediaCount {
     pub column: String,
     /// Entries of the list.
     pub given: usize,
+}
+
+/// What to do about media that no text refers to. LLaMA-Factory refuses them as well; swift and TRL put them before the
+/// first question, which is a guess where there are several.
+fn unplaced(placeholder: &str) -> &'static str {
+    match placeholder {
+        "<video>" => "; write <video> in the text where each is shown, as in \"<video>What happens?\"",
+        _ => "; write <image> in the text where each is shown, as in \"<image>What is this?\"",
+    }
 }
 
 /// Both kinds of media: the type of the part, the text that stands for one, the key of the list.
@@ -47,7 +57,7 @@ impl Media {
     /// Takes the lists out of a record.
     pub(crate) fn take(record: &mut Map<String, Value>, layout: &Layout) -> Result<Self, RecordError> {
         let columns = [&layout.columns.images, &layout.columns.videos];
-        let columns = [0, 1].map(|i| columns[i].clone().unwrap_or_else(|| KINDS[i].2.to_owned()));
+        let columns = [column(record, columns[0], 0)?, column(record, columns[1], 1)?];
         let mut parts = |i: usize| parts(KINDS[i].0, &columns[i], record.shift_remove(&columns[i]));
         let lists = [parts(0)?, parts(1)?];
         Ok(Self { lists, columns })
@@ -127,6 +137,18 @@ impl Media {
             parts.push(json!({"type": "text", "text": rest}));
         }
         Value::Array(parts)
+    }
+}
+
+/// The key of a list: the one that is given, or `images`, or LLaVA's `image`.
+fn column(record: &Map<String, Value>, given: &Option<String>, i: usize) -> Result<String, RecordError> {
+    let (singular, _, plural) = KINDS[i];
+    let filled = |key: &str| record.get(key).is_some_and(|value| !is_void(value));
+    match given {
+        Some(column) => Ok(column.clone()),
+        None if filled(singular) && filled(plural) => Err(RecordError::TwoLists { singular, plural }),
+        None if filled(singular) => Ok(singular.to_owned()),
+        None => Ok(plural.to_owned()),
     }
 }
 

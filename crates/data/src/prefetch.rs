@@ -24,6 +24,12 @@ pub enum LoadError {
     #[error(transparent)]
     Sample(#[from] SampleError),
     /// Nothing is left to train on.
+    #[error("left out {skipped} records in a row that cannot be used, and no other was met")]
+    EverythingSkipped {
+        /// Records left out.
+        skipped: usize,
+    },
+    /// Nothing is left to train on.
     #[error(
         "dropped {dropped} records in a row as longer than max_length; raise it or make the pictures smaller"
     )]
@@ -57,6 +63,8 @@ pub struct LoadedBatch {
     pub indices: Vec<usize>,
     /// Records that were left out as too long since the batch before.
     pub dropped: Vec<usize>,
+    /// Records that were left out since the batch before as they cannot be used.
+    pub skipped: Vec<usize>,
     /// The state to save once this batch is learned: the sampler itself is further ahead.
     pub state: SamplerState,
     /// Epochs drawn with this batch, the current one as a fraction.
@@ -135,14 +143,19 @@ impl Prefetch {
     }
 
     fn load(&mut self) -> Result<Option<LoadedBatch>, LoadError> {
-        let mut dropped = Vec::new();
+        let (mut dropped, mut skipped) = (Vec::new(), Vec::new());
         while let Some((collated, state, epochs)) = self.receive()? {
             let collated = collated?;
             dropped.extend(collated.dropped);
+            skipped.extend(collated.skipped);
             if let Some(batch) = collated.batch {
-                return Ok(Some(LoadedBatch { batch, indices: collated.indices, dropped, state, epochs }));
+                let indices = collated.indices;
+                return Ok(Some(LoadedBatch { batch, indices, dropped, skipped, state, epochs }));
             }
-            if dropped.len() >= self.patience {
+            if dropped.len() + skipped.len() >= self.patience && dropped.len() < skipped.len() {
+                return Err(LoadError::EverythingSkipped { skipped: skipped.len() });
+            }
+            if dropped.len() + skipped.len() >= self.patience {
                 return Err(LoadError::EverythingDropped { dropped: dropped.len() });
             }
         }

@@ -9,8 +9,10 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde_json::Value;
 
+use crate::file_kind::FileKind;
 use crate::layout::Layout;
 use crate::location::Location;
 use crate::record::{Record, RecordError};
@@ -29,10 +31,12 @@ pub enum ReadError {
         source: io::Error,
     },
     /// A kind of file that is not read.
-    #[error("{}: parquet and arrow are not read yet; needs .jsonl or .json", .file.display())]
-    Columnar {
+    #[error("{}: is {kind}, needed a file of json records; {}", .file.display(), kind.remedy(file))]
+    Kind {
         /// The file.
         file: PathBuf,
+        /// What it is.
+        kind: FileKind,
     },
     /// Not JSON.
     #[error("{at}: not valid json, column {column}: {problem}")]
@@ -91,6 +95,13 @@ enum Form {
     Done,
 }
 
+/// A record as it stands in the file.
+#[derive(Debug)]
+struct Raw {
+    at: Location,
+    json: Vec<u8>,
+}
+
 /// Reads the records of one file.
 ///
 /// A record that is wrong is an `Err` in its place, and reading goes on behind it where that is possible,
@@ -118,11 +129,10 @@ impl RecordReader {
     ///
     /// When the file cannot be opened, or is one that is not read.
     pub fn open(file: &Path, layout: &Layout, media_dir: Option<&Path>) -> Result<Self, ReadError> {
-        let columnar = |e: &std::ffi::OsStr| ["parquet", "arrow"].iter().any(|c| e.eq_ignore_ascii_case(c));
-        if file.extension().is_some_and(columnar) {
-            return Err(ReadError::Columnar { file: file.to_owned() });
-        }
         let io = |source| ReadError::Io { file: file.to_owned(), source };
+        if let Some(kind) = FileKind::of(file).map_err(io)? {
+            return Err(ReadError::Kind { file: file.to_owned(), kind });
+        }
         let input = BufReader::with_capacity(1 << 16, File::open(file).map_err(io)?);
         RecordReader::new(input, file, layout, media_dir).map_err(io)
     }
@@ -160,8 +170,8 @@ impl<R: BufRead> RecordReader<R> {
         Location { file: self.file.clone(), line: self.line, index }
     }
 
-    fn record(&self, at: Location, json: &[u8]) -> Result<Record, ReadError> {
-        let value: Value = serde_json::from_slice(json).map_err(|error| ReadError::Json {
+    fn record(&self, Raw { at, json }: Raw) -> Result<Record, ReadError> {
+        let value: Value = serde_json::from_slice(&json).map_err(|error| ReadError::Json {
             at: at.clone(),
             column: error.column(),
             problem: match without_place(&error.to_string()) {
@@ -178,7 +188,7 @@ impl<R: BufRead> RecordReader<R> {
         ReadError::Io { file: self.file.to_path_buf(), source }
     }
 
-    fn next_line(&mut self) -> Option<Result<Record, ReadError>> {
+    fn next_line(&mut self) -> Option<Result<Raw, ReadError>> {
         loop {
             let mut json = Vec::new();
             let limit = self.limit as u64;
@@ -197,7 +207,7 @@ impl<R: BufRead> RecordReader<R> {
             }
             self.line += 1;
             if !json.trim_ascii().is_empty() {
-                return Some(self.record(at, &json));
+                return Some(Ok(Raw { at, json }));
             }
         }
     }
@@ -218,7 +228,7 @@ impl<R: BufRead> RecordReader<R> {
         }
     }
 
-    fn next_element(&mut self, index: usize) -> Option<Result<Record, ReadError>> {
+    fn next_element(&mut self, index: usize) -> Option<Result<Raw, ReadError>> {
         match self.seek_element(index) {
             Ok(true) => {}
             end => {
@@ -234,7 +244,7 @@ impl<R: BufRead> RecordReader<R> {
                 self.form = Form::Done;
                 Some(Err(ReadError::TooLong { at, limit: self.limit }))
             }
-            Ok(()) => Some(self.record(at, &json)),
+            Ok(()) => Some(Ok(Raw { at, json })),
             Err(source) => Some(Err(self.io(source))),
         }
     }
@@ -301,10 +311,9 @@ impl<R: BufRead> RecordReader<R> {
     }
 }
 
-impl<R: BufRead> Iterator for RecordReader<R> {
-    type Item = Result<Record, ReadError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+impl<R: BufRead> RecordReader<R> {
+    /// The next record as it stands in the file.
+    fn next_raw(&mut self) -> Option<Result<Raw, ReadError>> {
         match self.form {
             Form::Lines => self.next_line(),
             Form::List(index) => self.next_element(index),
@@ -312,6 +321,17 @@ impl<R: BufRead> Iterator for RecordReader<R> {
         }
     }
 }
+
+impl<R: BufRead> Iterator for RecordReader<R> {
+    type Item = Result<Record, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.next_raw()?.and_then(|raw| self.record(raw)))
+    }
+}
+
+/// Bytes of records that are parsed at once, on all threads.
+const CHUNK: usize = 8 << 20;
 
 /// Reads all records of `file`, up to the first that is wrong.
 ///
@@ -323,7 +343,35 @@ pub fn read_records(
     layout: &Layout,
     media_dir: Option<&Path>,
 ) -> Result<Vec<Record>, ReadError> {
-    let records = RecordReader::open(file, layout, media_dir)?.collect::<Result<Vec<_>, _>>()?;
+    read_all(file, layout, media_dir)?.into_iter().collect()
+}
+
+/// Reads all records of `file`, and why others cannot be learned from, in the order of the file.
+///
+/// # Errors
+///
+/// When the file cannot be read, something in it hides where the next record begins, or it holds none.
+pub(crate) fn read_all(
+    file: &Path,
+    layout: &Layout,
+    media_dir: Option<&Path>,
+) -> Result<Vec<Result<Record, ReadError>>, ReadError> {
+    let mut reader = RecordReader::open(file, layout, media_dir)?;
+    let mut records = Vec::new();
+    loop {
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
+        while bytes < CHUNK
+            && let Some(raw) = reader.next_raw()
+        {
+            let raw = raw?;
+            bytes += raw.json.len();
+            chunk.push(raw);
+        }
+        if chunk.is_empty() {
+            break;
+        }
+        records.par_extend(chunk.into_par_iter().map(|raw| reader.record(raw)));
+    }
     if records.is_empty() { Err(ReadError::Empty { file: file.to_owned() }) } else { Ok(records) }
 }
 
@@ -439,6 +487,9 @@ mod tests {
 
         assert!(read("none.jsonl").ends_with("none.jsonl: cannot be read"));
         assert!(read("empty.jsonl").ends_with("empty.jsonl: holds no records"));
-        assert!(read("x.PARQUET").contains("parquet and arrow are not read yet"));
+        std::fs::write(folder.path().join("x.PARQUET"), "PAR1").unwrap();
+        let parquet = read("x.PARQUET");
+        assert!(parquet.contains("x.PARQUET: is a parquet file, which is not read yet"), "{parquet}");
+        assert!(parquet.contains("pandas.read_parquet("), "{parquet}");
     }
 }

@@ -1,6 +1,6 @@
 //! One record: a conversation to learn from, checked for what would otherwise fail silently.
 //!
-//! Both forms become the same messages: keys and speakers get the names that chat templates know, every
+//! Every form becomes the same messages: keys and speakers get the names that chat templates know, every
 //! `<image>` in a text and every part without a source takes the next entry of `images`, paths are
 //! resolved.
 
@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use glm4v_processor::{
     Content, ImageSource, Message, MessagesError, Part, VideoData, VideoSource, parse_messages, token,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value};
 
-use crate::layout::{Formatting, Layout, Speaker};
+use crate::keys::{self, Place, Unread};
+use crate::layout::Layout;
 use crate::location::Location;
 use crate::media::{Media, MediaCount};
 use crate::suggest::list;
+use crate::turn::{turns, with_system};
 
 /// Why a record cannot be learned from.
 #[derive(Debug, thiserror::Error)]
@@ -31,21 +33,105 @@ pub enum RecordError {
         needed: &'static str,
     },
     /// No list of turns.
-    #[error("has no \"{needed}\"; its keys are {found}; columns.messages names the key in dataset_info.json")]
+    #[error(
+        "has no \"{needed}\"; its keys are {found}; needed: a conversation as {EXAMPLE}, or one under another key that \
+         columns.messages names in dataset_info.json"
+    )]
     NoMessages {
         /// The key that was looked for.
         needed: String,
         /// The keys of the record.
         found: String,
     },
+    /// A text that nobody says.
+    #[error(
+        "\"{key}\" is plain text, and training on text without a conversation (pretraining) is not supported; needed: a \
+         conversation as {EXAMPLE}"
+    )]
+    PlainText {
+        /// The key of the text.
+        key: &'static str,
+    },
+    /// A key whose meaning is not obeyed.
+    #[error("{place}\"{key}\" {why}")]
+    Refused {
+        /// Where it stands.
+        place: Place,
+        /// The key.
+        key: String,
+        /// Why, and what to do instead.
+        why: &'static str,
+    },
+    /// A loss that is neither on nor off.
+    #[error("{place}\"{key}\" is {found}, needed 0 (no loss) or 1 (loss); other weights are not supported")]
+    Weight {
+        /// Where it stands.
+        place: Place,
+        /// The key.
+        key: &'static str,
+        /// The number.
+        found: Number,
+    },
+    /// Two keys that contradict each other.
+    #[error("{place}\"{first}\" and \"{second}\" contradict each other; keep one")]
+    TwoLosses {
+        /// Where they stand.
+        place: Place,
+        /// One key.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// A loss on what the model does not say.
+    #[error(
+        "message {message}: asks for a loss on a turn of the {role}, and only turns of the assistant are trained on; \
+         take the key out"
+    )]
+    LossElsewhere {
+        /// Index of the message.
+        message: usize,
+        /// Whose turn it is.
+        role: &'static str,
+    },
+    /// A place for a sound.
+    #[error(
+        "message {message}: <audio> stands for an entry of \"{key}\", and models of this family cannot take sound"
+    )]
+    Sound {
+        /// Index of the message.
+        message: usize,
+        /// The list of sounds.
+        key: &'static str,
+    },
+    /// A record that is marked as not to be learned.
+    #[error("is marked as without loss; leave the record out of the file")]
+    NoLoss,
+    /// A part with two contents.
+    #[error("{place}holds \"{first}\" and \"{second}\", needed one; write two parts")]
+    TwoThings {
+        /// Where it stands.
+        place: Place,
+        /// A key that says what the part holds.
+        first: String,
+        /// Another.
+        second: String,
+    },
+    /// Two lists of media.
+    #[error("has \"{singular}\" and \"{plural}\"; columns.{plural} in dataset_info.json says which")]
+    TwoLists {
+        /// `image` or `video`.
+        singular: &'static str,
+        /// `images` or `videos`.
+        plural: &'static str,
+    },
     /// Two lists of turns.
     #[error("has \"messages\" and \"conversations\"; columns.messages says which, in dataset_info.json")]
     TwoConversations,
     /// A speaker that is not known.
-    #[error("message {message}: unknown role \"{found}\"; known are {known}")]
+    #[error("{place}unknown role \"{found}\"; known are {known}")]
     UnknownRole {
-        /// Index of the message.
-        message: usize,
+        /// The message.
+        place: Place,
         /// The name found.
         found: String,
         /// The names known.
@@ -97,6 +183,10 @@ pub enum RecordError {
     },
 }
 
+/// A conversation of one turn each.
+const EXAMPLE: &str =
+    r#"{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}"#;
+
 /// A conversation to learn from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
@@ -107,6 +197,8 @@ pub struct Record {
     pub messages: Vec<Message>,
     /// The tools that the model may call.
     pub tools: Option<Value>,
+    /// Keys that are not known and were not read, as `messages[].key`.
+    pub unread: Vec<String>,
 }
 
 impl Record {
@@ -125,9 +217,17 @@ impl Record {
         let Value::Object(mut record) = value else {
             return Err(kind("the record", Some(&value), "an object"));
         };
+        let mut unread = Unread::default();
         let mut media = Media::take(&mut record, layout)?;
+        keys::refuse(Place::Record, &record)?;
         let tools = tools(record.shift_remove(name(&layout.columns.tools, "tools")))?;
-        let mut turns = turns(&mut record, layout)?;
+        if keys::take_loss(Place::Record, &mut record)? == Some(false) {
+            return Err(RecordError::NoLoss);
+        }
+        let mut turns = turns(&mut record, layout, &mut unread)?;
+        with_system(&mut record, layout, &mut turns)?;
+        check_sound(&record, &turns)?;
+        keys::pass_over(Place::Record, &record, &mut unread)?;
         let places = turns.iter().map(|turn| media.places(&turn["content"]));
         media.check(&places.collect::<Vec<_>>())?;
         for turn in &mut turns {
@@ -142,7 +242,7 @@ impl Record {
         if !messages.iter().any(|message| message.role == "assistant") {
             return Err(RecordError::NoAnswer { found: list(messages.iter().map(|m| m.role.as_str())) });
         }
-        Ok(Self { at, messages, tools })
+        Ok(Self { at, messages, tools, unread: unread.into_keys() })
     }
 
     /// The pictures, in the order in which the model sees them.
@@ -156,7 +256,7 @@ impl Record {
     }
 }
 
-fn name<'a>(given: &'a Option<String>, own: &'static str) -> &'a str {
+pub(crate) fn name<'a>(given: &'a Option<String>, own: &'static str) -> &'a str {
     given.as_deref().unwrap_or(own)
 }
 
@@ -188,104 +288,14 @@ fn tools(value: Option<Value>) -> Result<Option<Value>, RecordError> {
     }
 }
 
-/// The turns with the keys and roles that chat templates know.
-fn turns(record: &mut Map<String, Value>, layout: &Layout) -> Result<Vec<Value>, RecordError> {
-    let column = match (&layout.columns.messages, layout.formatting) {
-        (Some(column), _) => column.as_str(),
-        (None, Formatting::OpenAi) => "messages",
-        (None, Formatting::ShareGpt) => "conversations",
-        (None, Formatting::Auto) => match ["messages", "conversations"].map(|key| record.contains_key(key)) {
-            [true, true] => return Err(RecordError::TwoConversations),
-            [false, true] => "conversations",
-            _ => "messages",
-        },
-    };
-    let values = match record.shift_remove(column) {
-        Some(Value::Array(values)) if !values.is_empty() => values,
-        Some(Value::Array(_)) => {
-            return Err(RecordError::Kind {
-                key: format!("\"{column}\""),
-                found: "empty",
-                needed: "a list of messages",
-            });
-        }
-        None => {
-            let found = list(record.keys().map(String::as_str));
-            return Err(RecordError::NoMessages { needed: column.to_owned(), found });
-        }
-        other => return Err(kind(format!("\"{column}\""), other.as_ref(), "a list of messages")),
-    };
-    let turns = values.into_iter().enumerate().map(|(index, value)| turn(index, value, layout));
-    let mut turns = turns.collect::<Result<Vec<_>, _>>()?;
-    let system = name(&layout.columns.system, "system");
-    match record.shift_remove(system) {
-        None | Some(Value::Null) => {}
-        Some(Value::String(text)) if text.is_empty() => {}
-        Some(Value::String(text)) => turns.insert(0, json!({"role": "system", "content": text})),
-        other => return Err(kind(format!("\"{system}\""), other.as_ref(), "a string")),
+/// Refuses `<audio>` in a text of a record that lists sounds, be there any or not.
+fn check_sound(record: &Map<String, Value>, turns: &[Value]) -> Result<(), RecordError> {
+    let spells = |turn: &Value| turn["content"].as_str().is_some_and(|text| text.contains("<audio>"));
+    let listed = ["audio", "audios"].into_iter().find(|key| record.contains_key(*key));
+    match (listed, turns.iter().position(spells)) {
+        (Some(key), Some(message)) => Err(RecordError::Sound { message, key }),
+        _ => Ok(()),
     }
-    Ok(turns)
-}
-
-fn turn(index: usize, value: Value, layout: &Layout) -> Result<Value, RecordError> {
-    let Value::Object(mut keys) = value else {
-        return Err(kind(format!("message {index}"), Some(&value), "an object"));
-    };
-    let share_gpt = match layout.formatting {
-        Formatting::OpenAi => false,
-        Formatting::ShareGpt => true,
-        Formatting::Auto => !keys.contains_key("role") && keys.contains_key("from"),
-    };
-    let own = if share_gpt { ["from", "value"] } else { ["role", "content"] };
-    let role_key = name(&layout.tags.role_tag, own[0]);
-    let content_key = name(&layout.tags.content_tag, own[1]);
-    let of = |key: &str| format!("message {index}: \"{key}\"");
-
-    let found = match keys.shift_remove(role_key) {
-        Some(Value::String(found)) => found,
-        other => return Err(kind(of(role_key), other.as_ref(), "a string")),
-    };
-    let Some(speaker) = layout.speaker(&found) else {
-        let known = list(layout.speaker_names());
-        return Err(RecordError::UnknownRole { message: index, found, known });
-    };
-    let content = match keys.shift_remove(content_key) {
-        Some(Value::Array(parts)) if layout.formatting != Formatting::ShareGpt => Value::Array(parts),
-        Some(Value::String(text)) => Value::String(text),
-        None | Some(Value::Null) if keys.contains_key("tool_calls") => Value::String(String::new()),
-        other if layout.formatting == Formatting::ShareGpt => {
-            let needed = "a string; a list of parts has the formatting \"openai\"";
-            return Err(kind(of(content_key), other.as_ref(), needed));
-        }
-        other => return Err(kind(of(content_key), other.as_ref(), "a string or a list of parts")),
-    };
-    if let Some(loss) = keys.get("loss").filter(|loss| !loss.is_boolean()) {
-        return Err(kind(of("loss"), Some(loss), "true or false"));
-    }
-    let mut turn = json!({"role": speaker.role(), "content": content});
-    if speaker == Speaker::FunctionCall {
-        turn["tool_calls"] = tool_calls(index, &turn["content"])?;
-        turn["content"] = Value::String(String::new());
-    }
-    for (key, value) in keys {
-        turn[key] = value;
-    }
-    Ok(turn)
-}
-
-/// The calls that a `function_call` of sharegpt spells as text.
-fn tool_calls(message: usize, content: &Value) -> Result<Value, RecordError> {
-    let text = content.as_str().unwrap_or_default();
-    let calls = match serde_json::from_str(text) {
-        Ok(Value::Array(calls)) => calls,
-        Ok(call) => vec![call],
-        Err(_) => Vec::new(),
-    };
-    let call = |call: &Value| call.get("name").is_some() && call.get("arguments").is_some();
-    if calls.is_empty() || !calls.iter().all(call) {
-        return Err(RecordError::FunctionCall { message, found: text.chars().take(60).collect() });
-    }
-    Ok(calls.into_iter().map(|call| json!({"type": "function", "function": call})).collect())
 }
 
 /// Takes a file beside the records for one that is not in the media folder, as LLaMA-Factory does.
@@ -348,8 +358,10 @@ fn check(index: usize, message: &Message) -> Result<(), RecordError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::layout::Tags;
+    use crate::layout::{Formatting, Tags};
 
     fn parse_as(value: Value, layout: &Layout) -> Result<Record, RecordError> {
         let at = Location { file: Path::new("d/x.jsonl").into(), line: 1, index: None };
@@ -421,6 +433,187 @@ mod tests {
         assert!(refused(none).starts_with("found 0 <image> in its messages but 1 in \"images\""));
         let video = refused(asked(json!("<video>"), json!("b")));
         assert!(video.starts_with("found 1 <video> in its messages (message 0: 1) but 0 in \"videos\""));
+    }
+
+    #[test]
+    fn a_loss_that_is_switched_off_is_switched_off_whatever_the_key() {
+        let with = |key: &str, value: Value| {
+            let mut record = asked(json!("q"), json!("a"));
+            record["messages"][1][key] = value;
+            record
+        };
+        let loss = |record: Value| parse(record).unwrap().messages[1].extra.get("loss").cloned();
+
+        for key in ["loss", "weight", "train", "loss_scale"] {
+            for off in [json!(0), json!(0.0), json!(false)] {
+                assert_eq!(loss(with(key, off)), Some(json!(false)), "{key}");
+            }
+            for on in [json!(1), json!(1.0), json!(true), json!(null)] {
+                assert_eq!(loss(with(key, on)), None, "{key}");
+            }
+        }
+        let half = refused(with("weight", json!(0.5)));
+        assert_eq!(
+            half,
+            "message 1: \"weight\" is 0.5, needed 0 (no loss) or 1 (loss); other weights are not supported"
+        );
+        let mut both = with("weight", json!(0));
+        both["messages"][1]["train"] = json!(true);
+        assert_eq!(refused(both), "message 1: \"weight\" and \"train\" contradict each other; keep one");
+        let mut asks = asked(json!("q"), json!("a"));
+        asks["messages"][0]["weight"] = json!(0);
+        assert!(parse(asks.clone()).is_ok());
+        asks["messages"][0]["weight"] = json!(1);
+        assert!(refused(asks).starts_with("message 0: asks for a loss on a turn of the user, and only"));
+        let mut whole = asked(json!("q"), json!("a"));
+        whole["train"] = json!(false);
+        assert_eq!(refused(whole), "is marked as without loss; leave the record out of the file");
+    }
+
+    #[test]
+    fn a_key_that_carries_meaning_is_refused_with_the_way_out() {
+        let beside = |key: &str, value: Value| {
+            let mut record = asked(json!("q"), json!("a"));
+            record[key] = value;
+            record
+        };
+        let in_turn = |key: &str, value: Value| {
+            let mut record = asked(json!("q"), json!("a"));
+            record["messages"][0][key] = value;
+            record
+        };
+        let in_part = |part: Value| asked(json!([part]), json!("a"));
+        let cases = [
+            (
+                beside("audios", json!(["a.wav"])),
+                "\"audios\" is sound, which models of this family cannot take",
+            ),
+            (beside("kto_tag", json!(true)), "\"kto_tag\" is for training on preferences (DPO, KTO)"),
+            (beside("chosen", json!("b")), "\"chosen\" is for training on preferences (DPO, KTO)"),
+            (
+                beside("functions", json!([{"name": "f"}])),
+                "\"functions\" is not read; write the functions as \"tools\"",
+            ),
+            (
+                in_turn("images", json!(["a.png"])),
+                "message 0: \"images\" is not read in a turn; list it beside",
+            ),
+            (
+                in_turn("refusal", json!("no")),
+                "message 0: \"refusal\" is not read; write its words into \"content\"",
+            ),
+            (
+                in_part(json!({"type": "image", "path": "a.png", "max_pixels": 1000})),
+                "message 0, part 0: \"max_pixels\" is not supported; preprocessor_config.json",
+            ),
+            (
+                in_part(json!({"type": "video", "path": "a.mp4", "fps": 1})),
+                "message 0, part 0: \"fps\" is not supported; \"frame_rate\"",
+            ),
+            (
+                in_part(json!({"type": "image", "path": "a.png", "text": "words"})),
+                "message 0, part 0: holds \"path\" and \"text\", needed one; write two parts",
+            ),
+            (
+                in_part(json!({"type": "image", "path": "a.png", "url": "b.png"})),
+                "message 0, part 0: holds \"path\" and \"url\", needed one",
+            ),
+        ];
+        for (record, said) in cases {
+            let refused = refused(record);
+            assert!(refused.starts_with(said), "{refused}");
+        }
+        let mut sound = beside("audios", json!([]));
+        sound["messages"][0]["content"] = json!("<audio>What is said?");
+        assert!(refused(sound).starts_with("message 0: <audio> stands for an entry of \"audios\""));
+        // What tables fill in for keys that a record lacks.
+        for void in [json!(null), json!(""), json!([]), json!({})] {
+            assert!(parse(beside("audios", void.clone())).is_ok());
+            assert!(parse(in_turn("refusal", void)).is_ok());
+        }
+    }
+
+    #[test]
+    fn keys_that_are_not_known_are_named_and_those_that_describe_are_not() {
+        let mut record = asked(json!([{"type": "text", "text": "q", "mood": "glad"}]), json!("a"));
+        record["id"] = json!(7);
+        record["_internal"] = json!("x");
+        record["reward"] = json!(0.5);
+        record["empty"] = json!(null);
+        record["messages"][1]["tone"] = json!("dry");
+        record["messages"][1]["name"] = json!("it");
+
+        let unread = parse(record).unwrap().unread;
+
+        assert_eq!(unread, ["messages[].content[].mood", "messages[].tone", "reward"]);
+    }
+
+    #[test]
+    fn one_image_may_stand_under_its_own_key_and_needs_a_place() {
+        let llava = json!({"id": "0", "image": "1.png", "conversations": [
+            {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "b"}]});
+        assert_eq!(parse(llava.clone()).unwrap().images().count(), 1);
+
+        let mut unplaced = llava.clone();
+        unplaced["conversations"][0]["value"] = json!("What?");
+        let said = refused(unplaced);
+        assert!(said.starts_with("found 0 <image> in its messages but 1 in \"image\"; needs"), "{said}");
+        assert!(
+            said.ends_with("write <image> in the text where each is shown, as in \"<image>What is this?\"")
+        );
+        let mut both = llava.clone();
+        both["images"] = json!(["2.png"]);
+        assert!(
+            refused(both).starts_with("has \"image\" and \"images\"; columns.images in dataset_info.json")
+        );
+        let mut layout = Layout::default();
+        layout.columns.images = Some("images".to_owned());
+        let said = parse_as(llava, &layout).unwrap_err().to_string();
+        assert!(said.starts_with("\"image\" is not read; columns.images"), "{said}");
+    }
+
+    #[test]
+    fn questions_with_answers_are_conversations() {
+        let conversation = asked(json!("<image>\nWhat?"), json!("a"));
+        let mut conversation = conversation;
+        conversation["images"] = json!(["1.png"]);
+        let same = parse(conversation).unwrap();
+        let forms = [
+            json!({"instruction": "<image>", "input": "What?", "output": "a", "images": ["1.png"]}),
+            json!({"query": "<image>\nWhat?", "response": "a", "history": [], "images": ["1.png"]}),
+            json!({"prompt": "<image>\nWhat?", "completion": "a", "images": ["1.png"]}),
+            json!({"prompt": [{"role": "user", "content": "<image>\nWhat?"}],
+                "completion": [{"role": "assistant", "content": "a"}], "images": ["1.png"]}),
+        ];
+        for form in forms {
+            assert_eq!(parse(form.clone()).unwrap(), same, "{form}");
+        }
+
+        let long =
+            json!({"instruction": "r", "input": "", "output": "b", "system": "s", "history": [["q", "a"]]});
+        let roles = |record: &Record| record.messages.iter().map(|m| m.role.clone()).collect::<Vec<_>>();
+        let record = parse(long.clone()).unwrap();
+        assert_eq!(roles(&record), ["system", "user", "assistant", "user", "assistant"]);
+        assert_eq!(record.messages[3], Message::new("user", "r"));
+        let alpaca = Layout { formatting: Formatting::Alpaca, ..Layout::default() };
+        assert_eq!(parse_as(long, &alpaca).unwrap(), record);
+        let mut named = alpaca.clone();
+        named.columns.prompt = Some("question".to_owned());
+        named.columns.response = Some("reply".to_owned());
+        assert!(parse_as(json!({"question": "q", "reply": "a"}), &named).is_ok());
+
+        let pairs = json!({"instruction": "q", "output": ["good", "bad"]});
+        assert_eq!(refused(pairs), "\"output\" is a list, needed a string");
+        let history = json!({"query": "q", "response": "a", "history": ["x"]});
+        assert_eq!(
+            refused(history),
+            "\"history\" is a string, needed a list of pairs of texts, question and answer"
+        );
+        let earlier = json!({"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "old"},
+            {"role": "user", "content": "r"}], "completion": [{"role": "assistant", "content": "new"}]});
+        let messages = parse(earlier).unwrap().messages;
+        assert_eq!(messages[1].extra.get("loss"), Some(&json!(false)));
+        assert_eq!(messages[3].extra.get("loss"), None);
     }
 
     #[test]
@@ -527,8 +720,12 @@ mod tests {
             (json!({"messages": []}), "\"messages\" is empty, needed a list of messages"),
             (json!({"messages": 3}), "\"messages\" is a number, needed a list of messages"),
             (
+                json!({"question": "x", "id": 1}),
+                "has no \"messages\"; its keys are question, id; needed: a conversation as {\"messages\": [",
+            ),
+            (
                 json!({"text": "x", "id": 1}),
-                "has no \"messages\"; its keys are text, id; columns.messages names",
+                "\"text\" is plain text, and training on text without a conversation",
             ),
             (json!(3), "the record is a number, needed an object"),
             (json!({"messages": ["q"]}), "message 0 is a string, needed an object"),

@@ -1,7 +1,7 @@
 //! Data sets by name: `dataset_info.json` and what `digits:test` stands for.
 //!
 //! The keys are LLaMA-Factory's, so that a file written for it can be used as it is. An entry is looked
-//! at when it is asked for: entries that this program cannot read (hubs, alpaca) do no harm to others.
+//! at when it is asked for: entries that this program cannot read (hubs, scripts) do no harm to others.
 //! Ours alone is `splits`, which gives one entry several files.
 
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::layout::{Columns, Formatting, Layout, Tags};
-use crate::reader::{ReadError, read_records};
+use crate::reader::{ReadError, read_all};
 use crate::record::Record;
 use crate::suggest::{did_you_mean, list};
 
@@ -51,6 +51,14 @@ pub enum RegistryError {
         known: String,
         /// The nearest of them, as the end of a sentence.
         suggestion: String,
+    },
+    /// No file of that name, and no registry that could give it to a data set.
+    #[error("\"{name}\": no such file, and no data set has that name: {} does not exist", .file.display())]
+    NoRegistry {
+        /// Where the registry would be.
+        file: PathBuf,
+        /// The name asked for.
+        name: String,
     },
     /// The entry has no such split.
     #[error("{}: \"{name}\" has no split \"{split}\"; known are {known}{suggestion}", .file.display())]
@@ -128,11 +136,45 @@ impl Source {
     ///
     /// When a file cannot be read, a record is wrong, or a file holds none.
     pub fn read(&self, media_dir: Option<&Path>) -> Result<Vec<Record>, ReadError> {
+        self.read_all(media_dir)?.into_iter().collect()
+    }
+
+    /// Reads every record, and why others cannot be learned from. Names keys that are not known in a warning.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read to its end, or holds no records.
+    pub(crate) fn read_all(
+        &self,
+        media_dir: Option<&Path>,
+    ) -> Result<Vec<Result<Record, ReadError>>, ReadError> {
         let mut records = Vec::new();
         for file in &self.files {
-            records.append(&mut read_records(file, &self.layout, media_dir)?);
+            records.append(&mut read_all(file, &self.layout, media_dir)?);
         }
+        self.warn_of_unread(records.iter().flatten());
         Ok(records)
+    }
+
+    fn warn_of_unread<'a>(&self, records: impl Iterator<Item = &'a Record>) {
+        /// Keys that are named; a data set with more has another fault.
+        const NAMED: usize = 8;
+        let mut keys: Vec<(&str, usize, &Record)> = Vec::new();
+        for record in records {
+            for key in &record.unread {
+                match keys.iter_mut().find(|(known, ..)| known == key) {
+                    Some((_, count, _)) => *count += 1,
+                    None => keys.push((key, 1, record)),
+                }
+            }
+        }
+        for (key, count, first) in keys.iter().take(NAMED) {
+            let of = if *count == 1 { "1 record".to_owned() } else { format!("{count} records") };
+            tracing::warn!("{}: key \"{key}\" is not known and is not read, in {of} from here on", first.at);
+        }
+        if let Some(more) = keys.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            tracing::warn!("{}: {more} more keys are not known and are not read", self.name);
+        }
     }
 }
 
@@ -182,7 +224,7 @@ impl Registry {
         Ok(Entry::read(&self.file, name, entry)?.splits.into_iter().map(|(split, _)| split).collect())
     }
 
-    /// Finds what `NAME`, `NAME:SPLIT` or the path of a `.json` or `.jsonl` file stands for.
+    /// Finds what `NAME`, `NAME:SPLIT` or the path of a file stands for.
     ///
     /// A registered name comes before a file of that name. Without `SPLIT` the data set must have one only.
     ///
@@ -197,11 +239,9 @@ impl Registry {
         if let Some(entry) = self.entries.get(name) {
             return self.pick(name, split, Entry::read(&self.file, name, entry)?);
         }
-        let path = Path::new(wanted);
-        let records =
-            |e: &std::ffi::OsStr| ["json", "jsonl"].iter().any(|known| e.eq_ignore_ascii_case(known));
-        if path.is_file() && path.extension().is_some_and(records) {
-            let files = vec![path.to_owned()];
+        // Whatever stands there is meant; reading says what it is if it holds no records.
+        if fs::symlink_metadata(wanted).is_ok() {
+            let files = vec![wanted.into()];
             return Ok(Source { name: wanted.to_owned(), files, layout: Layout::default() });
         }
         match split {
@@ -251,6 +291,9 @@ impl Registry {
     }
 
     fn unknown(&self, name: &str) -> RegistryError {
+        if !self.file.exists() {
+            return RegistryError::NoRegistry { file: self.file.clone(), name: name.to_owned() };
+        }
         RegistryError::UnknownName {
             file: self.file.clone(),
             name: name.to_owned(),
@@ -302,11 +345,8 @@ impl Entry {
             None => Formatting::Auto,
             Some("openai") => Formatting::OpenAi,
             Some("sharegpt") => Formatting::ShareGpt,
-            Some("alpaca") => {
-                let remedy = "write the records as messages, see datasets/README.md";
-                return Err(keys.unsupported("formatting = alpaca", remedy));
-            }
-            Some(_) => return Err(keys.kind("formatting", "\"openai\" or \"sharegpt\"")),
+            Some("alpaca") => Formatting::Alpaca,
+            Some(_) => return Err(keys.kind("formatting", "\"openai\", \"sharegpt\" or \"alpaca\"")),
         };
         let splits = keys.splits()?;
         let mut columns = keys.section("columns")?;
@@ -375,13 +415,18 @@ impl<'a> Keys<'a> {
     }
 
     fn columns(&mut self) -> Result<Columns, RegistryError> {
-        self.only(&[&["messages", "images", "videos", "system", "tools"]])?;
+        let alpaca = ["prompt", "query", "response", "history"];
+        self.only(&[&["messages", "images", "videos", "system", "tools"], &alpaca])?;
         Ok(Columns {
             messages: self.text("messages")?,
             images: self.text("images")?,
             videos: self.text("videos")?,
             system: self.text("system")?,
             tools: self.text("tools")?,
+            prompt: self.text("prompt")?,
+            query: self.text("query")?,
+            response: self.text("response")?,
+            history: self.text("history")?,
         })
     }
 
@@ -472,7 +517,9 @@ mod tests {
         let split = registry.find(&format!("{path}:test")).unwrap_err().to_string();
         assert!(split.ends_with("has no split \"test\"; known are (none: a file has no splits)"), "{split}");
         let unknown = registry.find("mine").unwrap_err().to_string();
-        assert!(unknown.ends_with("no data set \"mine\", and no file of that name; known are (none)"));
+        let registry = folder.path().join(REGISTRY_FILE);
+        let said = "\"mine\": no such file, and no data set has that name: ";
+        assert_eq!(unknown, format!("{said}{} does not exist", registry.display()));
     }
 
     #[test]
@@ -520,7 +567,7 @@ mod tests {
             (r#""splits": {}"#, "\"d.splits\" must be an object from split to file"),
             (
                 r#""file_name": "x", "formatting": "chatml""#,
-                "\"d.formatting\" must be \"openai\" or \"sharegpt\"",
+                "\"d.formatting\" must be \"openai\", \"sharegpt\" or \"alpaca\"",
             ),
             (
                 r#""file_name": "x", "columns": {"image": "y"}"#,
@@ -537,10 +584,6 @@ mod tests {
             (
                 r#""file_name": "x", "num_samples": 5"#,
                 "\"d.num_samples\" is not supported; write the records that you want to a file of their own",
-            ),
-            (
-                r#""file_name": "x", "formatting": "alpaca""#,
-                "\"d.formatting = alpaca\" is not supported; write the records as messages, see datasets/README.md",
             ),
         ];
         for (entry, said) in cases {

@@ -1,7 +1,9 @@
-//! Text generation with GLM4V: prefill once, then token by token with a cache of keys and values.
+#![doc = include_str!("../README.md")]
+//!
+//! # Where to start
 //!
 //! [`generate`] takes a left-padded [`Batch`](glm4v_model::Batch) and [`GenerationConfig`], and returns what every
-//! row produced and why it ended. [`TextStream`] turns tokens into text as they come.
+//! row produced and why it ended. [`TextStream`] turns tokens into text as they come; a [`Pipeline`] makes batches.
 
 mod config;
 mod generate;

@@ -1,22 +1,10 @@
-//! The GLM4V network on Burn: vision tower, fusion, text decoder.
+#![cfg_attr(feature = "cpu", doc = include_str!("../README.md"))]
 //!
-//! A [`Glm4vConfig`] read from `config.json` builds a [`Glm4v`]; a [`Batch`] of token ids and patches goes in, scores
-//! of the next token come out. The fields of the modules are named as the published checkpoints name their tensors,
-//! and have their shapes. No files are read here but the text of `config.json`, and no tokenizer is known.
+//! # Where to start
 //!
-//! ```
-//! # #[cfg(feature = "cpu")] {
-//! use burn::tensor::DType;
-//! use glm4v_model::{Backend, Batch, Glm4vConfig, PaddingSide, Sample, initialize};
-//!
-//! let device = Backend::Cpu.open()?;
-//! let model = initialize(Glm4vConfig::tiny().init(&device), 0, DType::F32);
-//! let prompt = Sample::from_parts(vec![1, 2, 3], &[0, 0, 0], vec![], (vec![], &[]), (vec![], &[]));
-//! let logits = model.forward(&Batch::collate(&[prompt], 0, PaddingSide::Left))?;
-//! assert_eq!(logits.dims(), [1, 3, 50]);
-//! # }
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! [`Glm4vConfig`] → [`Glm4v`]; [`Sample`]s → [`Batch`] → [`Glm4v::forward`]. The fields of the modules are named as the
+//! published checkpoints name their tensors, and have their shapes. No files are read here but the text of `config.json`,
+//! and no tokenizer is known.
 
 mod attention;
 mod batch;

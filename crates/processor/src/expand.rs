@@ -52,7 +52,7 @@ pub enum MediaKind {
 }
 
 impl MediaKind {
-    fn token(self) -> &'static str {
+    pub(crate) fn token(self) -> &'static str {
         match self {
             Self::Image => token::IMAGE,
             Self::Video => token::VIDEO,

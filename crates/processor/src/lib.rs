@@ -1,33 +1,16 @@
-//! Everything before the network that needs no tensors: chat template, tokenizer, images and clips to
-//! patches, placeholder expansion.
+#![doc = include_str!("../README.md")]
 //!
-//! [`Processor`] loads what a checkpoint folder says about its inputs and turns [`Message`]s into
-//! [`Encoded`]: token ids, and the patches of the pictures and clips that stand among them. What it
-//! computes is what transformers computes, to the bit for what both decode alike; the golden tests of
-//! this crate hold it to that.
+//! # Where to start
 //!
-//! Words that spell a control token (`<|user|>`, `<|image|>`) are refused, see
-//! [`Processor::with_special_tokens_allowed`]; nothing is fetched from the network without
-//! [`Processor::with_http`].
-//!
-//! ```no_run
-//! use glm4v_processor::{Processor, RenderOptions, parse_messages};
-//!
-//! let processor = Processor::load("GLM-4.1V-9B-Thinking".as_ref())?;
-//! let messages = parse_messages(
-//!     r#"[{"role": "user", "content": [
-//!         {"type": "image", "path": "scan.png"}, {"type": "text", "text": "Read the text."}]}]"#,
-//!     ".".as_ref(),
-//! )?;
-//! let encoded = processor.encode(&messages, &RenderOptions::prompt())?;
-//! assert_eq!(encoded.input_ids.len(), encoded.mm_token_type_ids.len());
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! [`Processor::load`], [`Message`], [`Processor::encode`] → [`Encoded`]. What is computed is what transformers computes, to
+//! the bit for what both decode alike; the golden tests of this crate hold it to that. Control tokens in texts:
+//! [`Processor::with_special_tokens_allowed`]; the network: [`Processor::with_http`].
 
 mod expand;
 mod folder;
 mod image;
 mod messages;
+mod notice;
 mod processor;
 mod spelled;
 mod template;

@@ -271,6 +271,46 @@ impl Processor {
         Ok(expander.finish()?)
     }
 
+    /// Looks at what [`encode_segments`](Self::encode_segments) would read, without decoding it: that images and videos are
+    /// there and as many as the segments have places, and the tokens that each image will take where its header tells.
+    ///
+    /// # Errors
+    ///
+    /// When an image or video is missing, is none, or is not allowed; when media and placeholders differ in number.
+    pub fn probe_segments(
+        &self,
+        segments: &[Segment],
+        images: &[&ImageSource],
+        videos: &[&VideoSource],
+    ) -> Result<Vec<Option<usize>>, ProcessorError> {
+        for (kind, given) in [(MediaKind::Image, images.len()), (MediaKind::Video, videos.len())] {
+            let found = segments.iter().map(|segment| segment.text.matches(kind.token()).count()).sum();
+            if found != given {
+                return Err(ExpandError::Count { kind, found, given, culprit: None }.into());
+            }
+        }
+        let probe = |(image, source): (usize, &&ImageSource)| {
+            let size = self.image.decode_limits().probe(source);
+            let Some((width, height)) = size.map_err(|source| ProcessorError::Image { image, source })?
+            else {
+                return Ok(None);
+            };
+            let grid = self.image.grid(height as usize, width as usize);
+            let grid = grid.map_err(|problem| ProcessorError::Shape {
+                image,
+                name: source.to_string(),
+                source: Box::new(problem.into()),
+            })?;
+            Ok(Some(self.image.tokens(grid)))
+        };
+        let tokens = images.iter().enumerate().map(probe).collect::<Result<_, ProcessorError>>()?;
+        for (video, source) in videos.iter().enumerate() {
+            let problem = |source| ProcessorError::Video { video, source: Box::new(source) };
+            self.video.probe(source).map_err(problem)?;
+        }
+        Ok(tokens)
+    }
+
     fn expander(
         &self,
         images: &[&ImageSource],

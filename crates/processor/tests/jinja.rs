@@ -82,11 +82,33 @@ fn a_template_that_takes_too_much_is_stopped() {
         format!("{{% set ns = namespace(l=[]) %}}{grow}{{{{ {print} }}}}")
     };
     let itself = |print: &str| format!("{{% set ns = namespace() %}}{{% set ns.a = ns %}}{{{{ {print} }}}}");
+    let doubled = |start: &str, step: &str| {
+        let grow = format!("{{% for i in range(60) %}}{{% set ns.l = {step} %}}{{% endfor %}}");
+        format!("{{% set ns = namespace({start}) %}}{grow}{{{{ ns.l | length }}}}")
+    };
     // These end by themselves soon after they are left alone, for the sake of the tests beside.
     let double = "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(27) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
     for (template, said) in [
         (double.to_owned(), "takes more than 1024 MB of memory"),
-        ("{{ 'a' | indent(2000000000, first=true) }}".to_owned(), "takes more than 1024 MB of memory"),
+        ("{{ 'a' | indent(2000000000, first=true) }}".to_owned(), "indent: a number of more than 1000000"),
+        ("{{ 'a\nb' | indent(width=10000000000000) }}".to_owned(), "indent: a number of more than 1000000"),
+        ("{{ '%099999999999d' | format(1) }}".to_owned(), "format: a number of more than 1000000"),
+        ("{{ '{:>99999999999}'.format(1) }}".to_owned(), "format: asks for too many characters"),
+        ("{{ [1] | batch(10000000000000) | length }}".to_owned(), "batch: a number of more than 1000000"),
+        ("{{ [1] | slice(10000000000000) | length }}".to_owned(), "slice: a number of more than 1000000"),
+        ("{{ ([0] * 1000000000000) | list | length }}".to_owned(), "a list of more than 1000000 items"),
+        (doubled("l=[0]", "ns.l + ns.l"), "a list of more than 1000000 items"),
+        (doubled("l=(0,)", "(ns.l + ns.l)"), "a list of more than 1000000 items"),
+        (doubled("l=range(9)", "ns.l + ns.l"), "a list of more than 1000000 items"),
+        (doubled("l=[0]", "ns.l * 2"), "a list of more than 1000000 items"),
+        (doubled("l=[0]", "(ns.l[:] + ns.l[:])[:]"), "a list of more than 1000000 items"),
+        (doubled("l=[0]", "ns.l + ns.l | list"), "a list of more than 1000000 items"),
+        (doubled("l=[0]", "[ns.l, ns.l] | map('list') | first + ns.l"), "a list of more than 1000000 items"),
+        (doubled("l={1: 2}", "ns.l | chain(ns.l)"), "unknown filter"),
+        (
+            format!("{{% set l = [0] %}}{}{{{{ l | length }}}}", "{% set l = l + l %}".repeat(60)),
+            "a list of more than",
+        ),
         (itself("ns"), "nests over 200 deep"),
         (itself("ns | tojson"), "nests over 200 deep"),
         (itself("ns | string"), "nests over 200 deep"),
@@ -108,6 +130,10 @@ fn a_template_that_takes_too_much_is_stopped() {
         deep("{{ a", ".b", " }}"),
         deep("{{ 'a'", "|e", " }}"),
         nested("ns.l == [ns.l]"),
+        nested("ns.l").replace("[ns.l]", "ns.l[:]"),
+        nested("ns.l").replace("[ns.l]", "ns.l * 1"),
+        "{{ ', '.join(['a'] * 1000000) | length }}".to_owned(),
+        "{% set s = 'a' * 1000000 %}{{ (s | list | length, s | batch(2) | list | length) }}".to_owned(),
     ] {
         let _ = with_template(&template).map(|processor| processor.render(&[], &RenderOptions::prompt()));
     }

@@ -169,6 +169,8 @@ pub struct DataSection {
     pub max_length: usize,
     /// What happens to longer records.
     pub overlong: OverlongChoice,
+    /// What happens to records that cannot be used: those that are not understood, or whose media are missing or damaged.
+    pub on_bad: OnBadChoice,
     /// A json file with the record numbers of every batch, `[[3, 1, …], …]`, to repeat another run's order; the order
     /// is drawn from the seed if empty.
     pub order: PathBuf,
@@ -187,6 +189,17 @@ pub enum OverlongChoice {
     Drop,
 }
 
+/// What happens to records that cannot be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBadChoice {
+    /// The run ends with an error that names them, before its first step where they are found without decoding media.
+    #[default]
+    Stop,
+    /// They are left out, named in a warning and counted.
+    Skip,
+}
+
 impl Default for DataSection {
     fn default() -> Self {
         Self {
@@ -197,6 +210,7 @@ impl Default for DataSection {
             batch_size: 8,
             max_length: 0,
             overlong: OverlongChoice::Error,
+            on_bad: OnBadChoice::Stop,
             order: PathBuf::new(),
             workers: 1,
         }
@@ -557,6 +571,18 @@ mod tests {
         );
         assert!(read(TEXT, &["optim.betas=[0.9, 1.0]"]).unwrap_err().contains("optim.betas is [0.9, 1]"));
         assert!(read("", &[]).unwrap_err().contains("model.folder"));
+    }
+
+    #[test]
+    fn bad_records_stop_a_run_unless_it_skips_them() {
+        let on_bad = |settings: &[&str]| read(TEXT, settings).map(|config| config.data.on_bad);
+
+        assert_eq!(on_bad(&[]), Ok(OnBadChoice::Stop));
+        assert_eq!(on_bad(&["data.on_bad=skip"]), Ok(OnBadChoice::Skip));
+        let unknown = "x.toml: unknown variant `drop`, expected `stop` or `skip` in `data.on_bad`";
+        assert_eq!(on_bad(&["data.on_bad=drop"]).unwrap_err(), unknown);
+        let misspelled = "x.toml: unknown key \"data.onbad\"; did you mean \"on_bad\"?";
+        assert_eq!(on_bad(&["data.onbad=skip"]).unwrap_err(), misspelled);
     }
 
     #[test]

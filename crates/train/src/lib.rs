@@ -1,4 +1,6 @@
-//! Fine-tuning of GLM4V: what learns, the loss, the optimizer, the loop, checkpoints and examinations.
+#![doc = include_str!("../README.md")]
+//!
+//! # Where to start
 //!
 //! A [`RunConfig`] read from TOML opens a [`Session`]; [`Session::run`] trains, reports to an [`Observer`], and
 //! leaves a run folder: `config.toml` with every key, `metrics.jsonl`, `checkpoints/step-N/`, `final/`. The parts
@@ -18,8 +20,8 @@ mod session;
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{Checkpoints, TrainerState};
 pub use config::{
-    DataSection, How, Init, Learn, LoraSection, ModelSection, OptimSection, OverlongChoice, RunConfig,
-    RunConfigError, RunSection, ScheduleSection,
+    DataSection, How, Init, Learn, LoraSection, ModelSection, OnBadChoice, OptimSection, OverlongChoice,
+    RunConfig, RunConfigError, RunSection, ScheduleSection,
 };
 pub use eval::{Answer, Answering, EvalReport, Examined, evaluate};
 pub use gradients::NamedGradients;
@@ -32,7 +34,7 @@ pub use session::{Observer, Outcome, Plan, Session};
 use std::fmt;
 use std::path::PathBuf;
 
-use glm4v_data::{LoadError, ReadError, RegistryError, SampleError, SamplerError};
+use glm4v_data::{DatasetError, LoadError, RegistryError, SampleError, SamplerError};
 use glm4v_model::{ComputeError, FusionError};
 use glm4v_processor::ProcessorError;
 use glm4v_weights::WeightsError;
@@ -50,9 +52,9 @@ pub enum TrainError {
     /// No such data set.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// A data file cannot be read.
+    /// A data set cannot be read, or has records that cannot be used.
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Dataset(#[from] DatasetError),
     /// A record cannot be used.
     #[error(transparent)]
     Sample(#[from] SampleError),

@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::DType;
 use glm4v_data::{
-    Dataset, DatasetOptions, LoadedBatch, Order, Overlong, Prefetch, Registry, Sampler, SamplerState,
+    Dataset, DatasetOptions, LoadedBatch, OnBad, Order, Overlong, Prefetch, Registry, Sampler, SamplerState,
 };
 use glm4v_model::{ComputeError, Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
@@ -21,7 +21,7 @@ use glm4v_weights::{
 
 use crate::adamw::{AdamW, AdamWConfig};
 use crate::checkpoint::{CHECKPOINTS, Checkpoints, Learned, OPTIMIZER, TrainerState};
-use crate::config::{Init, OverlongChoice, RunConfig};
+use crate::config::{Init, OnBadChoice, OverlongChoice, RunConfig};
 use crate::eval::{Answering, EvalReport, evaluate};
 use crate::gradients::NamedGradients;
 use crate::learn::{freeze, freeze_all_but};
@@ -489,7 +489,7 @@ fn dataset(
     longest: usize,
 ) -> Result<Dataset, TrainError> {
     let media = &config.data.media_folder;
-    let records = registry.find(name)?.read((!media.as_os_str().is_empty()).then_some(media))?;
+    let media = (!media.as_os_str().is_empty()).then_some(media.as_path());
     let options = DatasetOptions {
         max_length: Some(match config.data.max_length {
             0 => longest,
@@ -499,9 +499,13 @@ fn dataset(
             OverlongChoice::Error => Overlong::Error,
             OverlongChoice::Drop => Overlong::Drop,
         },
+        on_bad: match config.data.on_bad {
+            OnBadChoice::Stop => OnBad::Stop,
+            OnBadChoice::Skip => OnBad::Skip,
+        },
         ..DatasetOptions::default()
     };
-    Ok(Dataset::new(records, processor.clone(), options))
+    Ok(Dataset::open(&registry.find(name)?, media, processor.clone(), options)?)
 }
 
 fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {

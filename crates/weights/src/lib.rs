@@ -1,18 +1,10 @@
-//! Hugging Face folders to and from GLM4V modules.
+#![doc = include_str!("../README.md")]
 //!
-//! A [`ModelFolder`] is a folder as published: `config.json` beside safetensors files, with tokenizer and processor
-//! files around them. [`ModelFolder::load`] builds the network from it, [`save_model`] writes one that transformers
-//! and this crate load alike; [`ModelFolder::init`] and [`ModelFolder::convert`] write one without building a network.
-//! [`TensorFile`] and [`write_tensors`] read and write single safetensors files, for optimizer state and traces.
+//! # Where to start
 //!
-//! ```no_run
-//! use glm4v_model::{Backend, Precision};
-//! use glm4v_weights::ModelFolder;
-//!
-//! let folder = ModelFolder::open("models/digits".as_ref())?;
-//! let model = folder.load(&Backend::Cpu.open()?, Precision::F32)?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! [`ModelFolder::load`] builds the network from a folder, [`save_model`] writes one that transformers and this crate load
+//! alike; [`ModelFolder::init`] and [`ModelFolder::convert`] write one without building a network. [`TensorFile`] and
+//! [`write_tensors`] read and write single safetensors files, for optimizer state and traces.
 
 mod adapter;
 mod checkpoint;

@@ -21,8 +21,9 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
     let processor = Arc::new(processor);
-    let records = Registry::load(&args.data_folder)?.find(&args.data)?.read(args.media_folder.as_deref())?;
-    let dataset = Dataset::new(records, processor.clone(), DatasetOptions::default());
+    let source = Registry::load(&args.data_folder)?.find(&args.data)?;
+    let media = args.media_folder.as_deref();
+    let dataset = Dataset::open(&source, media, processor.clone(), DatasetOptions::default())?;
     let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
     config.sampling = Sampling::greedy();
     let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;

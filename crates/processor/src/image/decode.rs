@@ -14,8 +14,8 @@
 //! A file is refused by its header before its pixels get memory, see [`DecodeLimits`], and a JPEG or
 //! PNG that ends early is an error, not a picture with a grey rest.
 
-use std::fs;
-use std::io::Cursor;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -23,12 +23,14 @@ use base64::alphabet::{STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Limits};
+use memchr::memmem;
 
 use super::http::{HttpError, HttpLimits};
 use super::jpeg::Jpeg;
 use super::smart_resize::ResizeError;
 use super::{Rgb, color_key, jpeg};
 use crate::messages::ImageSource;
+use crate::notice::Notice;
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,9 @@ pub enum ImageError {
         #[source]
         source: std::io::Error,
     },
+    /// No path at all.
+    #[error("the path of the image is empty, needed an image file")]
+    NoPath,
     /// A folder, a device or a pipe.
     #[error("{path}: is {found}, needed an image file")]
     NotAFile {
@@ -185,6 +190,15 @@ impl DecodeLimits {
     }
 
     pub(crate) fn read(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
+        self.check_file(path)?;
+        fs::read(path).map_err(|source| ImageError::Read { path: path.to_owned(), source })
+    }
+
+    /// Whether there is a file that may be read.
+    fn check_file(&self, path: &Path) -> Result<(), ImageError> {
+        if path.as_os_str().is_empty() {
+            return Err(ImageError::NoPath);
+        }
         let unreadable = |source| ImageError::Read { path: path.to_owned(), source };
         let found = fs::metadata(path).map_err(unreadable)?;
         // Reading a device or a pipe may never end.
@@ -192,8 +206,46 @@ impl DecodeLimits {
             let found = if found.is_dir() { "a folder" } else { "not a regular file" };
             return Err(ImageError::NotAFile { path: path.to_owned(), found });
         }
-        self.check_len(found.len(), || path.display().to_string())?;
-        fs::read(path).map_err(unreadable)
+        let name = || path.display().to_string();
+        if found.len() == 0 {
+            return Err(ImageError::Empty { name: name() });
+        }
+        self.check_len(found.len(), name)
+    }
+
+    /// Looks at an image without decoding it: that there is one, that it is allowed, and its width and height where the
+    /// header tells them.
+    pub(crate) fn probe(&self, source: &ImageSource) -> Result<Option<(u32, u32)>, ImageError> {
+        match source {
+            ImageSource::Path(path) => {
+                self.check_file(path)?;
+                let unreadable = |source| ImageError::Read { path: path.to_owned(), source };
+                let file = File::open(path).map_err(unreadable)?;
+                self.probe_header(BufReader::with_capacity(HEADER, file), &path.display().to_string())
+            }
+            ImageSource::Bytes(bytes) => self.probe_header(Cursor::new(bytes), "image in memory"),
+            ImageSource::Pixels(picture) => Ok(Some((picture.width() as u32, picture.height() as u32))),
+            ImageSource::Url(url) if url.starts_with("data:") => Ok(None),
+            ImageSource::Url(url) if self.http.is_none() => self.fetch(url).map(|_| None),
+            ImageSource::Url(_) => Ok(None),
+        }
+    }
+
+    fn probe_header(
+        &self,
+        mut file: impl BufRead + Seek,
+        name: &str,
+    ) -> Result<Option<(u32, u32)>, ImageError> {
+        let known = file.fill_buf().ok().and_then(|head| known(image::guess_format(head).ok()?));
+        if known.is_none() {
+            return Err(ImageError::NotAnImage { name: name.to_owned() });
+        }
+        // A damaged header is the decoder's to describe.
+        let Ok(size) = imagesize::reader_size(file) else { return Ok(None) };
+        let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let (width, height) = (side(size.width), side(size.height));
+        self.check_size(width, height, name)?;
+        Ok((width > 0 && height > 0).then_some((width, height)))
     }
 
     pub(crate) fn fetch(&self, url: &str) -> Result<Vec<u8>, ImageError> {
@@ -243,6 +295,20 @@ impl DecodeLimits {
         Ok(())
     }
 
+    /// What a decoder may take for this file: its pixels at the widest, and some more. Without the pixels in the sum a small
+    /// image could bring a colour profile of a gigabyte, well compressed.
+    pub(crate) fn memory(&self, bytes: &[u8]) -> Limits {
+        /// Bytes of a pixel, 16 bits each of four channels, once in the file's layout and once in ours.
+        const PIXEL: u64 = 16;
+        /// Profiles, palettes, texts.
+        const ELSE: u64 = 32 << 20;
+        let pixels = imagesize::blob_size(bytes).map(|size| size.width as u64 * size.height as u64);
+        let needed = pixels.map_or(u64::MAX, |pixels| (pixels * PIXEL).saturating_add(ELSE));
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(self.max_memory.min(needed));
+        limits
+    }
+
     fn decode(&self, bytes: &[u8], name: &str) -> Result<Rgb, ImageError> {
         let name = || name.to_owned();
         if bytes.is_empty() {
@@ -270,10 +336,13 @@ impl DecodeLimits {
             let pixels = file.pixels().map_err(damaged)?;
             (Rgb::new(height as usize, width as usize, pixels), file.orientation())
         } else {
+            if let Ok(size) = imagesize::blob_size(bytes) {
+                let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+                too_large((side(size.width), side(size.height)))?;
+            }
+            say_if_animated(bytes, format, &name());
             let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-            let mut limits = Limits::no_limits();
-            limits.max_alloc = Some(self.max_memory);
-            reader.limits(limits);
+            reader.limits(self.memory(bytes));
             let mut decoder = reader.into_decoder().map_err(damaged)?;
             too_large(decoder.dimensions())?;
             // A picture with damaged EXIF is shown as it lies in the file.
@@ -297,6 +366,9 @@ impl DecodeLimits {
     }
 }
 
+/// Bytes of a file in which nearly every header ends.
+const HEADER: usize = 4096;
+
 const PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 
@@ -314,6 +386,39 @@ fn known(format: ImageFormat) -> Option<&'static str> {
         ImageFormat::Tiff => Some("tiff"),
         _ => None,
     }
+}
+
+/// Says that of an animation one frame is shown. A PNG that moves is told from others by its first chunks.
+fn say_if_animated(bytes: &[u8], format: ImageFormat, name: &str) {
+    static ANIMATED: Notice = Notice::new();
+    let moves = match format {
+        ImageFormat::Gif => gif_frames(bytes) > 1,
+        ImageFormat::WebP => {
+            bytes.get(12..16) == Some(b"VP8X") && bytes.get(20).is_some_and(|flags| flags & 2 != 0)
+        }
+        ImageFormat::Png => {
+            let head = &bytes[..bytes.len().min(HEADER)];
+            let before = memmem::find(head, b"IDAT").unwrap_or(head.len());
+            memmem::find(&head[..before], b"acTL").is_some()
+        }
+        _ => false,
+    };
+    if moves && let Some(times) = ANIMATED.due() {
+        let frames =
+            if format == ImageFormat::Gif { gif_frames(bytes).to_string() } else { "several".to_owned() };
+        tracing::warn!(
+            times,
+            "{name}: an animation of {frames} frames, the first is used; as a video all are"
+        );
+    }
+}
+
+/// Frames of a GIF, counted without decoding them.
+fn gif_frames(bytes: &[u8]) -> usize {
+    let mut options = gif::DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let Ok(mut decoder) = options.read_info(bytes) else { return 0 };
+    std::iter::from_fn(|| decoder.next_frame_info().ok().flatten().map(drop)).count()
 }
 
 /// Pillow's `convert("RGB")`.

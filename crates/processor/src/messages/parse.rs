@@ -117,7 +117,6 @@ pub(super) enum Location {
     Url(String),
 }
 
-/// Tells URLs from paths and resolves the paths.
 /// No system has longer ones.
 const LONGEST_PATH: usize = 4096;
 
@@ -125,6 +124,7 @@ fn is_scheme(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+')
 }
 
+/// Tells URLs from paths and resolves the paths. An empty one stays empty: joined it would be the folder.
 pub(super) fn locate(value: &str, base: &Path) -> Location {
     let is = |scheme: &str| value.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
     if is("data:") || is("http://") || is("https://") {
@@ -136,6 +136,8 @@ pub(super) fn locate(value: &str, base: &Path) -> Location {
     } else if value.len() > LONGEST_PATH {
         // No path, so what `load_image` takes for a picture: base64 alone.
         Location::Url(format!("data:image;base64,{value}"))
+    } else if value.is_empty() {
+        Location::Path(PathBuf::new())
     } else {
         Location::Path(base.join(value))
     }

@@ -10,9 +10,10 @@
 //! such a list as Python would (`[{'type': ...`), and a model should not learn that.
 //!
 //! A template comes with a download, so it runs on a budget: its own length ([`MAX_SOURCE`]), steps ([`STEPS`]), length of
-//! the output ([`MAX_OUTPUT`]), depth of printed values, time and memory (`guard.rs`). What is left: a namespace that holds itself,
+//! the output ([`MAX_OUTPUT`]), depth of printed values, length of lists (`bounds.rs`), time and memory (`guard.rs`). What is left: a namespace that holds itself,
 //! compared or joined to a string, ends the process (stack overflow).
 
+mod bounds;
 mod guard;
 mod python;
 
@@ -207,13 +208,15 @@ fn compiled(source: &str) -> Result<Environment<'static>, TemplateError> {
     environment.add_filter("e", python::escape);
     environment.add_filter("escape", python::escape);
     environment.add_filter("tojson", tojson);
+    bounds::register(&mut environment);
     environment.add_function("raise_exception", |message: String| {
         let error = minijinja::Error::new(ErrorKind::InvalidOperation, "refused");
         Err::<Value, _>(error.with_source(Refusal(message)))
     });
-    environment
-        .add_template_owned(NAME, without_generation(source))
-        .map_err(|problem| TemplateError::Syntax { line: problem.line().unwrap_or(0), problem })?;
+    let syntax =
+        |problem: minijinja::Error| TemplateError::Syntax { line: problem.line().unwrap_or(0), problem };
+    let source = bounds::measured(&without_generation(source)).map_err(syntax)?;
+    environment.add_template_owned(NAME, source).map_err(syntax)?;
     Ok(environment)
 }
 

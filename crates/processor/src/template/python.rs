@@ -175,6 +175,9 @@ pub(super) fn method(
     if let (Some(text), "split" | "rsplit") = (value.as_str(), method) {
         return Ok(split(text, args, method == "rsplit")?.into_iter().map(Value::from).collect());
     }
+    if method == "format" && super::bounds::is_wide(value) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "format: asks for too many characters"));
+    }
     let own = value.as_str().and_then(|text| match (method, args) {
         ("removeprefix", [start]) => Some(text.strip_prefix(start.as_str()?).unwrap_or(text).into()),
         ("removesuffix", [end]) => Some(text.strip_suffix(end.as_str()?).unwrap_or(text).into()),

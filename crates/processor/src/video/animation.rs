@@ -9,7 +9,7 @@ use std::io::Cursor;
 use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::{AnimationDecoder, DynamicImage, Frame, Frames, ImageDecoder, ImageFormat, Limits};
+use image::{AnimationDecoder, DynamicImage, Frame, Frames, ImageDecoder, ImageFormat};
 
 use super::clip::Clock;
 use super::{VideoError, VideoLimits};
@@ -40,13 +40,19 @@ impl Animation {
         clock: Clock,
     ) -> Result<Self, VideoError> {
         let mut animation = Self { format, bytes, frames: 0, seconds: 0.0 };
+        if format == ImageFormat::Gif {
+            // To be sized before anything is decoded.
+            animation.decode(name, limits)?;
+            (animation.frames, animation.seconds) = animation.gif_times(name, limits)?;
+            return Ok(animation);
+        }
         // Whole milliseconds add up exactly; tenths of seconds do not, and would move the frames that are taken.
         let (mut count, mut milliseconds) = (0, 0.0);
         for frame in animation.decode(name, limits)? {
             clock.check(name)?;
             let frame = frame.map_err(|problem| animation.damaged(name, count, problem))?;
             count += 1;
-            milliseconds += time(&frame, format);
+            milliseconds += time(&frame);
             if count > limits.max_frames {
                 return Err(VideoError::ManyFrames {
                     name: name.to_owned(),
@@ -60,6 +66,31 @@ impl Animation {
         }
         (animation.frames, animation.seconds) = (count, milliseconds / 1000.0);
         Ok(animation)
+    }
+
+    /// Frames and length of a GIF, whose frames are only walked over.
+    fn gif_times(&self, name: &str, limits: &VideoLimits) -> Result<(usize, f64), VideoError> {
+        let mut options = gif::DecodeOptions::new();
+        options.skip_frame_decoding(true);
+        let damaged = |frame, problem: gif::DecodingError| {
+            let problem = image::error::DecodingError::new(ImageFormat::Gif.into(), problem);
+            self.damaged(name, frame, image::ImageError::Decoding(problem))
+        };
+        let mut decoder = options.read_info(self.bytes.as_slice()).map_err(|problem| damaged(0, problem))?;
+        let (mut count, mut milliseconds) = (0, 0.0);
+        while let Some(frame) = decoder.next_frame_info().map_err(|problem| damaged(count, problem))? {
+            count += 1;
+            let time = f64::from(frame.delay) * 10.0;
+            milliseconds += if time < LEAST_OF_GIF { UNTIMED } else { time };
+            if count > limits.max_frames {
+                let (found, limit) = (count, limits.max_frames);
+                return Err(VideoError::ManyFrames { name: name.to_owned(), found, limit });
+            }
+        }
+        if count == 0 {
+            return Err(VideoError::NoFrames { name: name.to_owned() });
+        }
+        Ok((count, milliseconds / 1000.0))
     }
 
     pub(super) fn read(
@@ -88,8 +119,12 @@ impl Animation {
         let damaged = |problem| self.damaged(name, 0, problem);
         let still = || VideoError::Still { name: name.to_owned() };
         let bytes = Cursor::new(self.bytes.as_slice());
-        let mut memory = Limits::no_limits();
-        memory.max_alloc = Some(limits.frame.max_memory);
+        if let Ok(size) = imagesize::blob_size(&self.bytes) {
+            let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+            let checked = limits.frame.check_size(side(size.width), side(size.height), name);
+            checked.map_err(|source| VideoError::File(source.into()))?;
+        }
+        let memory = limits.frame.memory(&self.bytes);
         let check = |(width, height): (u32, u32)| limits.frame.check_size(width, height, name);
         let sized = |size| check(size).map_err(|source| VideoError::File(source.into()));
         match self.format {
@@ -127,11 +162,15 @@ impl Animation {
     }
 }
 
-/// How long a frame stays, in milliseconds.
-fn time(frame: &Frame, format: ImageFormat) -> f64 {
+/// Milliseconds of a frame without a time.
+const UNTIMED: f64 = 100.0;
+
+/// Fewest milliseconds that count in a GIF; ffmpeg's threshold.
+const LEAST_OF_GIF: f64 = 20.0;
+
+/// How long a frame of a WebP or PNG stays, in milliseconds.
+fn time(frame: &Frame) -> f64 {
     let (numerator, denominator) = frame.delay().numer_denom_ms();
     let time = f64::from(numerator) / f64::from(denominator.max(1));
-    // ffmpeg's threshold, for GIF only.
-    let least = if format == ImageFormat::Gif { 20.0 } else { f64::MIN_POSITIVE };
-    if time < least { 100.0 } else { time }
+    if time < f64::MIN_POSITIVE { UNTIMED } else { time }
 }

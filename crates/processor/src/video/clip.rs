@@ -129,6 +129,39 @@ impl<'a> Clip<'a> {
     }
 }
 
+/// Looks whether there is anything to decode.
+pub(super) fn probe(source: &VideoSource, limits: &VideoLimits) -> Result<(), VideoError> {
+    let name = source.to_string();
+    let frames = match &source.data {
+        VideoData::Frames(frames) => frames.clone(),
+        VideoData::Path(path) if path.is_dir() => frames::of_folder(path)?,
+        VideoData::Path(path) => return head(path, &name).and_then(|head| not_empty(&head, &name)),
+        VideoData::Url(url) if !url.starts_with("data:") && limits.frame.http.is_none() => {
+            let refused = |source: ImageError| VideoError::File(source.into());
+            return limits.frame.fetch(url).map(drop).map_err(refused);
+        }
+        VideoData::Url(_) | VideoData::Bytes(_) => return Ok(()),
+    };
+    if frames.is_empty() {
+        return Err(VideoError::NoFrames { name });
+    }
+    for (frame, picture) in frames.iter().enumerate() {
+        limits.frame.probe(picture).map_err(|source| VideoError::Frame {
+            name: name.clone(),
+            frame,
+            source: source.into(),
+        })?;
+    }
+    Ok(())
+}
+
+fn not_empty(head: &[u8], name: &str) -> Result<(), VideoError> {
+    if head.is_empty() {
+        return Err(VideoError::File(ImageError::Empty { name: name.to_owned() }.into()));
+    }
+    Ok(())
+}
+
 /// Frame rates beyond this are taken for a mistake.
 pub(super) const MOST_FRAMES_A_SECOND: f64 = 1000.0;
 
@@ -145,9 +178,7 @@ fn open_file(data: &VideoData, name: &str, limits: &VideoLimits, clock: Clock) -
         (None, Some(bytes)) => bytes[..bytes.len().min(HEAD)].to_vec(),
         (None, None) => Vec::new(),
     };
-    if head.is_empty() {
-        return Err(unusable(ImageError::Empty { name: name.to_owned() }));
-    }
+    not_empty(&head, name)?;
     if let Some(format) = Animation::format(&head) {
         let bytes = match (path, bytes) {
             (Some(path), _) => limits.frame.read(path).map_err(unusable)?,
@@ -172,6 +203,9 @@ fn open_file(data: &VideoData, name: &str, limits: &VideoLimits, clock: Clock) -
 const HEAD: usize = 64;
 
 fn head(path: &Path, name: &str) -> Result<Vec<u8>, VideoError> {
+    if path.as_os_str().is_empty() {
+        return Err(VideoError::NoPath);
+    }
     let unreadable = |source| VideoError::Read { name: name.to_owned(), source };
     // Reading a device or a pipe may never end.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {

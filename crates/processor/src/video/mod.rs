@@ -21,6 +21,7 @@ use crate::image::{
     DecodeLimits, Geometry, ImageError, Levels, ResizeError, Rgb, bounded_resize, resize_bicubic,
 };
 use crate::messages::VideoSource;
+use crate::notice::Notice;
 
 pub use config::VideoConfig;
 pub use sampling::{ClipInfo, Sampling, SamplingRule};
@@ -40,6 +41,9 @@ pub enum VideoError {
         #[source]
         source: std::io::Error,
     },
+    /// No path at all.
+    #[error("the path of the video is empty, needed a video file or a folder of pictures")]
+    NoPath,
     /// A device or a pipe.
     #[error("{name}: is not a regular file, needed a video file or a folder of pictures")]
     NotAFile {
@@ -354,15 +358,24 @@ impl VideoProcessor {
         Ok(PatchedVideo { pixel_values, grid: [pairs, rows, columns], timestamps })
     }
 
+    /// Looks at a video without decoding it: that there is a file that may be read, or frames.
+    pub(crate) fn probe(&self, source: &VideoSource) -> Result<(), VideoError> {
+        clip::probe(source, &self.limits)
+    }
+
     /// The frame rate, and the frames to show.
     fn choose(&self, clip: &Clip<'_>) -> Result<(f64, Vec<usize>), VideoError> {
         let frames = clip.len();
         let Some((frame_rate, seconds)) = clip.timing() else {
-            tracing::warn!(
-                clip = clip.name,
-                frames,
-                "the frame rate is not known: all frames are shown, with times of 24 a second"
-            );
+            static UNKNOWN: Notice = Notice::new();
+            if let Some(times) = UNKNOWN.due() {
+                tracing::warn!(
+                    clip = clip.name,
+                    frames,
+                    times,
+                    "the frame rate is not known: all frames are shown, with times of 24 a second"
+                );
+            }
             return Ok((Self::UNKNOWN_RATE, (0..frames).collect()));
         };
         if !(frame_rate > 0.0 && frame_rate <= clip::MOST_FRAMES_A_SECOND && seconds.is_finite()) {
