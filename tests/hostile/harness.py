@@ -136,7 +136,7 @@ class Outcome:
         """Tighter limits than those of every run."""
         if self.rss_mb > megabytes:
             self.blame(f"peak memory of {self.rss_mb:.0f} MB, needed at most {megabytes}")
-        if self.seconds > seconds and not self.timed_out:
+        if self.seconds > seconds * self.desk.world.patience and not self.timed_out:
             self.blame(f"took {self.seconds:.1f} s, needed at most {seconds}")
         return self
 
@@ -206,7 +206,7 @@ class Running:
         outs=(),
         seconds=SECONDS,
     ):
-        self.desk, self.outs, self.seconds = desk, list(outs), seconds
+        self.desk, self.outs, self.seconds = desk, list(outs), seconds * desk.world.patience
         self.args = [str(binary or desk.world.binary), *(a if isinstance(a, bytes) else str(a) for a in args)]
         self.env = desk.environment(env)
         self.cwd = cwd or desk.folder

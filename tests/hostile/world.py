@@ -18,7 +18,8 @@ MANY_WORDS = 400_000
 class World:
     """Prepared once, read by all cases, changed by none."""
 
-    def __init__(self, binary, scratch):
+    def __init__(self, binary, scratch, patience=1.0):
+        self.patience = patience
         self.scratch = scratch
         self.base = scratch / "base"
         self.base.mkdir(parents=True)

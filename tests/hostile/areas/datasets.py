@@ -244,9 +244,8 @@ def masked_as(key, value):
         wanted = desk.evaluate(desk.lines("loss.jsonl", told({"loss": False})), "--json").accepted()
         marked = desk.evaluate(desk.lines("mark.jsonl", told({key: value})), "--json").expect(0, 1)
         if marked.code == 0 and loss_of(marked) != loss_of(wanted):
-            marked.blame(
-                f'"{key}": {json.dumps(value)} is passed over: loss {loss_of(marked)}, with "loss": false {loss_of(wanted)}'
-            )
+            losses = f"loss {loss_of(marked)}, where it is obeyed {loss_of(wanted)}"
+            marked.blame(f'"{key}": {json.dumps(value)} is passed over: {losses}')
 
     return play
 

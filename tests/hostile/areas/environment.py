@@ -1,5 +1,6 @@
 """A machine with something missing: descriptors, memory, disk, variables, rights."""
 
+import contextlib
 import json
 import os
 import resource
@@ -74,10 +75,8 @@ def gone(name, which):
 
 
 def with_closed(descriptor):
-    try:
+    with contextlib.suppress(OSError):  # the run closed it
         os.close(descriptor)
-    except OSError:
-        pass  # the run closed it
 
 
 gone("nobody-reads-stdout", "stdout")

@@ -63,7 +63,7 @@ add_file(
 )
 add_file("png-garbage-pixels", forge.png(pixels=b"no zlib stream"))
 add_file("png-too-few-pixels", forge.png(64, 64, pixels=zlib.compress(bytes(64))))
-add_file("png-too-many-pixels", forge.png(8, 8, pixels=forge.deflated_zeros(600)), codes=(0, 1))
+add_file("png-too-many-pixels", lambda: forge.png(8, 8, pixels=forge.deflated_zeros(600)), codes=(0, 1))
 add_file("png-palette-missing", forge.png(color=3))
 add_file("png-palette-of-300", forge.png(color=3, before=forge.chunk(b"PLTE", bytes(900))))
 add_file(

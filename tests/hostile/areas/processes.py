@@ -1,5 +1,6 @@
 """Signals at all times, and several programs at once."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -169,10 +170,8 @@ def reader_leaves_while_words_come(desk):
     try:
         started.wait().expect(0, 1).within(seconds=30)
     finally:
-        try:
+        with contextlib.suppress(OSError):  # the run closed it
             os.close(writer)
-        except OSError:
-            pass  # the run closed it
 
 
 @AREA.case

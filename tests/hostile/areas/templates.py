@@ -42,7 +42,8 @@ add("doubles-by-joining", doubling("'x'", "[ns.x, ns.x]|join"))
 add("doubles-by-replacing", doubling("'x'", "ns.x|replace('x', 'xx')"))
 add(
     "doubles-by-a-block",
-    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
+    "{% set ns = namespace(x='x') %}{% for i in range(60) %}"
+    "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
 )
 add("doubles-dictionaries", doubling("{'a': 0}", "{'a': ns.x, 'b': ns.x}", 40) + "{{ ns.x|string|length }}")
 add("text-times-10-12", "{{ 'x' * 1000000000000 }}")
