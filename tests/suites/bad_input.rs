@@ -239,7 +239,7 @@ fn a_data_set_that_makes_no_batches_is_refused() {
     train_on(folder.path(), &data, &["data.batch_size=18"])
         .refused(&["data set has 17 records", "lower the batch size to 17"]);
     train_on(folder.path(), &data, &["data.max_length=5"])
-        .refused(&["data.jsonl: line ", "max_length is 5; raise it"]);
+        .refused(&["data.jsonl: line ", "takes more than 5 tokens, the most that max_length"]);
     train_on(folder.path(), &data, &["data.max_length=5", "data.overlong=drop"])
         .refused(&["records in a row as longer than max_length"]);
     holds_nothing_half_written(folder.path());

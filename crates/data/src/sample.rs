@@ -53,7 +53,7 @@ pub enum SampleError {
     },
     /// More tokens than the processor allows, which stopped counting there.
     #[error(
-        "{at}: takes more than {max_tokens} tokens, which is all that is allowed; shorten the record, make its images \
+        "{at}: takes more than {max_tokens} tokens, the most that max_length or the model's longest sequence allows; shorten the record, make its images \
          smaller or fewer, or have such records dropped"
     )]
     FarTooLong {
