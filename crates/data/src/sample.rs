@@ -53,8 +53,8 @@ pub enum SampleError {
     },
     /// More tokens than the processor allows, which stopped counting there.
     #[error(
-        "{at}: takes more than {max_tokens} tokens, the most that max_length or the model's longest sequence allows; shorten the record, make its images \
-         smaller or fewer, or have such records dropped"
+        "{at}: takes more than {max_tokens} tokens, the most that max_length or the model's longest sequence allows; shorten the \
+         record, make its images smaller or fewer, or have such records dropped"
     )]
     FarTooLong {
         /// The record.
