@@ -1442,7 +1442,8 @@ fn a_damaged_checkpoint_points_to_the_one_before_it() {
     let more = ["schedule.steps=4", "run.save_every=1", "run.keep=3"];
     let resume = || Said::by(train(&run, &more).arg("--resume"));
     let newest = run.join("checkpoints/step-3");
-    let damages: [(&str, fn(Vec<u8>) -> Option<Vec<u8>>); 6] = [
+    type Damage = fn(Vec<u8>) -> Option<Vec<u8>>;
+    let damages: [(&str, Damage); 6] = [
         ("model.safetensors", |bytes| Some(bytes[..bytes.len() / 2].to_vec())),
         ("model.safetensors", |_| None),
         ("config.json", |_| None),

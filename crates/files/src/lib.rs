@@ -112,11 +112,12 @@ pub fn open(path: &Path) -> Result<File, FileError> {
     let io = |source| FileError::Io { path: path.to_owned(), source };
     // Looked at first: opening a pipe would wait for a writer.
     let found = fs::metadata(path).map_err(io)?.file_type();
-    let kind = || Kind::of(found);
-    if !found.is_file() && !(kind() == Kind::Pipe && is_open_already(path)) {
-        return Err(FileError::Kind { path: path.to_owned(), found: kind() });
+    let kind = Kind::of(found);
+    if found.is_file() || (kind == Kind::Pipe && is_open_already(path)) {
+        File::open(path).map_err(io)
+    } else {
+        Err(FileError::Kind { path: path.to_owned(), found: kind })
     }
-    File::open(path).map_err(io)
 }
 
 /// Reads a file of at most `most` bytes.

@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn what_the_saved_state_does_not_fit_is_refused() {
-        let edits: [(&str, fn(&mut RunConfig)); 6] = [
+        type Edit = fn(&mut RunConfig);
+        let edits: [(&str, Edit); 6] = [
             ("data.batch_size 8 -> 4", |run| run.data.batch_size = 4),
             ("run.seed 0 -> 1", |run| run.run.seed = 1),
             ("model.learn.vision \"full\" -> \"frozen\"", |run| run.model.learn.vision = How::Frozen),

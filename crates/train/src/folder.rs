@@ -303,7 +303,8 @@ mod tests {
     #[test]
     fn every_run_begins_where_it_can_or_says_what_can_be_done() {
         // Steps in the metrics, checkpoints, final weights; resumed or not, steps wanted; how it begins or what is said.
-        let cases: [(usize, &[usize], bool, bool, usize, Result<Option<&str>, &str>); 22] = [
+        type Case<'a> = (usize, &'a [usize], bool, bool, usize, Result<Option<&'a str>, &'a str>);
+        let cases: [Case<'_>; 22] = [
             (0, &[], false, false, 50, Ok(None)),
             (0, &[], false, true, 50, Err("holds no run to resume")),
             (7, &[], false, false, 50, Err("holds a run that ended before its first checkpoint")),

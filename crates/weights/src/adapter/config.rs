@@ -162,14 +162,22 @@ impl AdapterConfig {
         }
         for (key, needed) in OTHER_FORMULAS {
             if let Some(found) = self.rest.get(key).filter(|found| !is_off(found)) {
-                return Err(AdapterError::Formula { key, found: found.clone(), needed });
+                return Err(AdapterError::Formula {
+                    key,
+                    found: Box::new(found.clone()),
+                    needed: Box::new(needed),
+                });
             }
         }
         let key = "init_lora_weights";
         if let Some(found @ Value::String(start)) = self.rest.get(key)
             && OTHER_BASES.iter().any(|other| start.starts_with(other))
         {
-            return Err(AdapterError::Formula { key, found: found.clone(), needed: Value::Bool(true) });
+            return Err(AdapterError::Formula {
+                key,
+                found: Box::new(found.clone()),
+                needed: Box::new(Value::Bool(true)),
+            });
         }
         Ok(())
     }

@@ -45,9 +45,9 @@ pub enum AdapterError {
         /// The key that asks for it.
         key: &'static str,
         /// Its value.
-        found: Value,
+        found: Box<Value>,
         /// The value of plain adapters.
-        needed: Value,
+        needed: Box<Value>,
     },
     /// A module with its own rank or alpha that makes no adapter.
     #[error(

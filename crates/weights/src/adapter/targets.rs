@@ -206,7 +206,7 @@ fn list<T: for<'de> Deserialize<'de>>(
 ) -> Result<Vec<T>, AdapterError> {
     let found = config.rest.get(key).cloned().unwrap_or(Value::Null);
     let read: Option<OneOrMany<T>> = serde_json::from_value(found.clone())
-        .map_err(|_| AdapterError::Formula { key, found, needed: Value::Null })?;
+        .map_err(|_| AdapterError::Formula { key, found: Box::new(found), needed: Box::new(Value::Null) })?;
     Ok(read.map(OneOrMany::into_vec).unwrap_or_default())
 }
 
