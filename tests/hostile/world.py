@@ -50,6 +50,7 @@ class World:
             "optim.lr=2e-3",
             "schedule.steps=60",
             "run.save_every=20",
+            "run.keep=9",
             f"run.folder={self.run}",
         )
         self.train(

@@ -163,12 +163,12 @@ def format_sparse_50_gb(desk):
     desk.evaluate(desk.path("data.jsonl")).refused("data.jsonl")
 
 
-# Records of other tools: named for what they are.
+# Records of other tools: read, or named for what they are.
 def add_foreign(name, record, *words):
     def play(desk):
         # Advice to name a column cannot help where there is no such column.
         outcome = desk.evaluate(desk.lines("data.jsonl", [record(desk) if callable(record) else record]))
-        outcome.refused("data.jsonl", "line 1", *words)
+        outcome.held("data.jsonl", "line 1", *words)
 
     AREA.add(f"foreign-{name}", play)
 
@@ -199,7 +199,7 @@ add_foreign(
 @AREA.case
 def advice_to_name_a_column_is_not_given_for_alpaca(desk):
     data = desk.lines("data.jsonl", [{"instruction": "a", "input": "", "output": "b"}])
-    desk.evaluate(data).refused().avoids("columns.messages names the key")
+    desk.evaluate(data).held().avoids("columns.messages names the key")
 
 
 # Fields that carry meaning: obeyed, or refused; never passed over.

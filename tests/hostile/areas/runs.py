@@ -339,6 +339,7 @@ def stopped_run(desk):
     """A run with checkpoints at 20 and 40 of 60 steps, and no final weights."""
     run = desk.copy(desk.world.run, "run")
     shutil.rmtree(run / "final")
+    shutil.rmtree(run / "checkpoints/step-60", ignore_errors=True)
     config = (run / "config.toml").read_text()
     (run / "config.toml").write_text(config.replace(str(desk.world.run), str(run)))
     kept = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:45]
@@ -494,7 +495,7 @@ def checkpoint_names(desk):
 def checkpoint_of_the_future(desk):
     run = stopped_run(desk)
     (run / "checkpoints/step-18446744073709551615").mkdir()
-    resuming(desk).refused("step-18446744073709551615")
+    resuming(desk).refused("18446744073709551615")
 
 
 @AREA.case
@@ -568,6 +569,7 @@ def folder_entry(make):
     def play(desk):
         run = stopped_run(desk)
         for name in (".lock", "lock", "run.lock", ".glm4v.lock"):
+            (run / name).unlink(missing_ok=True)
             make(run / name)
         resuming(desk, seconds=30).expect(0, 1)
 
