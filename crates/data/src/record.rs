@@ -288,13 +288,14 @@ fn tools(value: Option<Value>) -> Result<Option<Value>, RecordError> {
     }
 }
 
-/// Refuses `<audio>` in a text of a record that lists sounds, be there any or not.
+/// Refuses `<audio>` in a text whose placeholders stand for media: it would be learned as letters. In a list of parts it is
+/// only text, as `<image>` is.
 fn check_sound(record: &Map<String, Value>, turns: &[Value]) -> Result<(), RecordError> {
     let spells = |turn: &Value| turn["content"].as_str().is_some_and(|text| text.contains("<audio>"));
     let listed = ["audio", "audios"].into_iter().find(|key| record.contains_key(*key));
-    match (listed, turns.iter().position(spells)) {
-        (Some(key), Some(message)) => Err(RecordError::Sound { message, key }),
-        _ => Ok(()),
+    match turns.iter().position(spells) {
+        Some(message) => Err(RecordError::Sound { message, key: listed.unwrap_or("audios") }),
+        None => Ok(()),
     }
 }
 
@@ -526,6 +527,9 @@ mod tests {
         let mut sound = beside("audios", json!([]));
         sound["messages"][0]["content"] = json!("<audio>What is said?");
         assert!(refused(sound).starts_with("message 0: <audio> stands for an entry of \"audios\""));
+        assert!(
+            refused(asked(json!("<audio>What?"), json!("a"))).starts_with("message 0: <audio> stands for")
+        );
         // What tables fill in for keys that a record lacks.
         for void in [json!(null), json!(""), json!([]), json!({})] {
             assert!(parse(beside("audios", void.clone())).is_ok());

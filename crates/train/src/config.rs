@@ -447,6 +447,12 @@ impl LoraSection {
         need: &impl Fn(bool, &'static str, String, &'static str) -> Result<(), RunConfigError>,
     ) -> Result<(), RunConfigError> {
         need((1..=1 << 16).contains(&self.r), "lora.r", self.r.to_string(), "1 to 65536")?;
+        need(
+            self.rank_pattern.values().all(|rank| (1..=1 << 16).contains(rank)),
+            "lora.rank_pattern",
+            format!("{:?}", self.rank_pattern),
+            "ranks from 1 to 65536",
+        )?;
         need(positive(self.alpha), "lora.alpha", self.alpha.to_string(), "a positive number")?;
         need(share(self.dropout), "lora.dropout", self.dropout.to_string(), "from 0 to below 1")?;
         let alone = Self { adapter: self.adapter.clone(), ..Self::default() };

@@ -1,9 +1,10 @@
 //! `metrics.jsonl`: one object a step, and one an examination.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use glm4v_files::read_text;
 use glm4v_weights::{WeightsError, write_file};
 use serde::{Deserialize, Serialize};
 
@@ -50,9 +51,12 @@ pub(crate) struct Progress {
     pub(crate) evaluated: Option<usize>,
 }
 
+/// Longest `metrics.jsonl`, in bytes: some ten million steps.
+const LONGEST: u64 = 2 << 30;
+
 /// What is in a `metrics.jsonl`; nothing without one.
 pub(crate) fn progress(path: &Path) -> Progress {
-    let text = fs::read_to_string(path).unwrap_or_default();
+    let text = read_text(path, LONGEST).unwrap_or_default();
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
     lines.fold(Progress::default(), |found, line| Progress {
         step: found.step.max(line.step),
@@ -88,7 +92,7 @@ impl Metrics {
         let io =
             |action: &'static str| move |source| WeightsError::Io { path: path.to_owned(), action, source };
         if path.exists() {
-            let text = fs::read_to_string(path).map_err(io("read"))?;
+            let text = read_text(path, LONGEST)?;
             let kept: String = text
                 .lines()
                 .filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step))

@@ -63,7 +63,11 @@ pub(super) fn run<T: Send + 'static>(
     let mut look = FIRST_LOOK;
     loop {
         match wait.recv_timeout(look) {
-            Ok(result) => return Ok(result),
+            Ok(result) => {
+                // Its stack is given back before the next one is asked for.
+                let _ = thread.join();
+                return Ok(result);
+            }
             Err(RecvTimeoutError::Timeout) if start.elapsed().as_secs() >= SECONDS => {
                 return Err(TemplateStopped::Time { seconds: SECONDS });
             }
