@@ -142,7 +142,7 @@ class Outcome:
 
     def stopped_by(self, number):
         """The code of this signal, or 0 where the work was done before it came."""
-        early = [sent for sent, after in self.signals if after < BEFORE_LISTENING]
+        early = [sent for sent, after in self.signals if after < BEFORE_LISTENING * self.desk.world.patience]
         return self.expect(0, STOPPED[number], *(-sent for sent in early))
 
     def judge(self):
@@ -259,6 +259,9 @@ class Running:
 
     def become(self):
         os.setsid()
+        # Under nohup, or in the background of a script, signals would be ignored from the start.
+        for number in STOPPED:
+            signal.signal(number, signal.SIG_DFL)
         wanted = {resource.RLIMIT_AS: ADDRESS_SPACE, resource.RLIMIT_CORE: 0, **self.limits}
         for what, most in wanted.items():
             resource.setrlimit(what, (most, most))
@@ -368,6 +371,7 @@ class Desk:
         self.random = random.Random(f"{seed}/{case.full_name}")
         self.outcomes, self.violations, self.allowed_deaths = [], [], []
         self.partial_is_allowed = False
+        self.started = []
 
     def blame(self, problem, outcome=None):
         command, error = (outcome.command, outcome.first_error()) if outcome else ("", "")
@@ -416,7 +420,8 @@ class Desk:
         return self.copy(source or self.world.model, "model", changes)
 
     def start(self, *args, **how):
-        return Running(self, args, **how)
+        self.started.append(Running(self, args, **how))
+        return self.started[-1]
 
     def run(self, *args, **how):
         return self.start(*args, **how).wait()
@@ -456,6 +461,11 @@ class Desk:
 
     def train(self, *settings, config=None, extra=(), run="run", **how):
         return self.run(*self.training(*settings, config=config, extra=extra, run=run), **how)
+
+    def end_all(self):
+        """Leaves no process behind when the harness itself is stopped."""
+        for started in self.started:
+            started.sweep()
 
     def finish(self):
         for outcome in self.outcomes:
@@ -497,6 +507,9 @@ def play(world, case, seed, keep):
     result = Result(case.full_name, case.area)
     try:
         case.play(desk)
+    except KeyboardInterrupt:
+        desk.end_all()
+        raise
     except Skip as reason:
         result.skipped = str(reason)
     except Exception as fault:  # what a run should have left is not there, so the case cannot go on

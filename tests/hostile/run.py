@@ -13,6 +13,7 @@ import itertools
 import json
 import multiprocessing
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -121,6 +122,9 @@ def report(results, args):
 
 def main():
     args = parse_args()
+    # Stopped in any way, the cases end what they started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cases = chosen(args.only)
     if args.list:
         print("\n".join(case.full_name for case in cases))
