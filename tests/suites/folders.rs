@@ -215,6 +215,21 @@ mod adapters {
     }
 
     #[test]
+    fn an_adapter_that_adds_up_to_infinity_is_not_merged() {
+        let folder = with(&json!({"lora_alpha": 1e300}));
+        let (adapter, model) = (folder.path().to_str().unwrap(), checkpoint());
+        let out = folder.path().join("out");
+
+        let merge = ["merge", "--model", model.to_str().unwrap(), "--adapter", adapter, "--out"];
+        glm4v(merge.into_iter().chain(out.to_str())).refused(&[
+            "q_proj.weight: weight and adapter add up to",
+            "at most 3.4028234663852886e38",
+            "are lora_alpha and alpha_pattern right?",
+        ]);
+        assert!(!out.exists());
+    }
+
+    #[test]
     fn an_adapter_given_as_a_model_names_the_model_that_it_belongs_to() {
         let folder = with(&json!({"base_model_name_or_path": "zai-org/GLM-4.1V-9B-Thinking"}));
         let adapter = folder.path().to_str().unwrap();

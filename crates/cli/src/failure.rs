@@ -19,7 +19,22 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
         }
         said.push_str(&text);
     }
-    said
+    printable(&said)
+}
+
+/// Text of files and libraries for the terminal: control characters, which could move the cursor or change colours, are spelled out,
+/// and further lines are indented, so that none of them passes for an error of its own.
+fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => out.push_str("\n  "),
+            '\t' => out.push(character),
+            _ if character.is_control() => out.extend(character.escape_default()),
+            _ => out.push(character),
+        }
+    }
+    out
 }
 
 /// Whether whoever read our output went away, as `head` does.
@@ -89,5 +104,12 @@ mod tests {
             anyhow::anyhow!("no such file").context("a.json: cannot read: no such file").context("outer");
 
         assert_eq!(chain(&error), "outer: a.json: cannot read: no such file");
+    }
+
+    #[test]
+    fn words_of_a_file_pass_for_no_error_of_ours() {
+        let error = anyhow::anyhow!("template: a\nerror: b\x1b[2J");
+
+        assert_eq!(chain(&error), "template: a\n  error: b\\u{1b}[2J");
     }
 }

@@ -32,6 +32,14 @@ pub enum LabelError {
         /// Whose turn it is.
         role: String,
     },
+    /// More messages than can be told apart in reasonable time.
+    #[error(
+        "holds {found} messages, needed at most {MAX_MESSAGES}; cut the conversation into several records"
+    )]
+    ManyMessages {
+        /// Its messages.
+        found: usize,
+    },
     /// The template leaves a message out.
     #[error(
         "message {message}: the chat template writes nothing for the role \"{role}\"; remove the message"
@@ -91,6 +99,10 @@ pub enum LabelError {
     #[error("masks everything: every turn of the assistant has \"loss\": false")]
     MasksEverything,
 }
+
+/// Longest conversation. Where an answer stands is found by rendering what precedes it, so the time grows with the square
+/// of this: some seconds here.
+const MAX_MESSAGES: usize = 4096;
 
 /// Tokens that may end a turn of the model within a conversation.
 const ENDS: [&str; 3] = [token::USER, token::OBSERVATION, token::SYSTEM];
@@ -160,6 +172,9 @@ fn cut(
             let role = other.map_or("nobody", |message| message.role.as_str()).to_owned();
             return Err(LabelError::LastTurn { message: last, role });
         }
+    }
+    if messages.len() > MAX_MESSAGES {
+        return Err(LabelError::ManyMessages { found: messages.len() });
     }
     let full = render(messages, false)?;
     // Templates know `user` and `assistant`; of other roles one may know nothing and say so to nobody.
@@ -249,6 +264,18 @@ mod tests {
 
     fn taught(segments: &[Segment]) -> Vec<&str> {
         segments.iter().filter(|s| s.taught).map(|s| s.text.as_str()).collect()
+    }
+
+    #[test]
+    fn a_conversation_without_end_is_refused_before_it_takes_hours() {
+        let long = talk(&["x"; MAX_MESSAGES + 2]);
+
+        let error = cut(&long, |_, _| panic!("rendered")).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "holds 4098 messages, needed at most 4096; cut the conversation into several records"
+        );
     }
 
     #[test]

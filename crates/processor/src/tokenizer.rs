@@ -51,6 +51,17 @@ pub enum TokenizerError {
         #[source]
         source: tokenizers::Error,
     },
+    /// A text could become much longer before it is cut into tokens.
+    #[error(
+        "{path}: its normalizer may make a text {growth:.0} times longer, needed at most {MOST_GROWTH:.0}; is this the \
+         tokenizer of a GLM vision model?"
+    )]
+    Normalizer {
+        /// The file.
+        path: PathBuf,
+        /// Bytes out of one.
+        growth: f64,
+    },
     /// A token that the models of this family need does not exist.
     #[error("{path}: has no token {token}; is this the tokenizer of a GLM vision model?")]
     MissingToken {
@@ -68,6 +79,26 @@ pub enum TokenizerError {
         #[source]
         source: tokenizers::Error,
     },
+}
+
+/// Most bytes that a normalizer may make of one; GLM's have none. Unicode's decompositions make 18 characters of one.
+const MOST_GROWTH: f64 = 64.0;
+
+/// Most bytes that a normalizer makes of one, as its json tells.
+fn normalizer_growth(normalizer: &serde_json::Value) -> f64 {
+    let length = |text: &serde_json::Value| text.as_str().map_or(0.0, |text| text.len() as f64);
+    match normalizer["type"].as_str() {
+        Some("Sequence") => {
+            normalizer["normalizers"].as_array().into_iter().flatten().map(normalizer_growth).product()
+        }
+        // A regular expression may find its match at every place, and between any two.
+        Some("Replace") => match normalizer["pattern"].get("String") {
+            Some(pattern) => (length(&normalizer["content"]) / length(pattern).max(1.0)).max(1.0),
+            None => 1.0 + length(&normalizer["content"]),
+        },
+        Some("NFD" | "NFKD" | "NFKC" | "Nmt" | "Precompiled") => 18.0,
+        _ => 1.0,
+    }
 }
 
 /// Ids of the tokens with a meaning of their own.
@@ -116,6 +147,10 @@ impl Tokenizer {
         let bytes = glm4v_files::read(path, LONGEST_TOKENIZER)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
+        let growth = normalizer_growth(&serde_json::to_value(inner.get_normalizer()).unwrap_or_default());
+        if growth > MOST_GROWTH {
+            return Err(TokenizerError::Normalizer { path: path.to_owned(), growth });
+        }
         // Cutting or filling is the caller's business: a cut could go through a picture.
         inner.with_padding(None);
         inner

@@ -10,6 +10,7 @@ use glm4v_processor::{
     ImageSource, Message, Part, Processor, ProcessorError, RenderOptions, SamplingRule, Segment, VideoData,
     VideoSource,
 };
+use serde_json::json;
 use support::golden;
 use tempfile::TempDir;
 
@@ -100,6 +101,36 @@ fn a_damaged_file_is_named() {
         fs::write(folder.path().join(file), text).unwrap();
         let text = refused(folder.path());
         assert!(text.starts_with(needed), "{text}");
+    }
+}
+
+#[test]
+fn a_normalizer_that_multiplies_letters_is_refused() {
+    let replaced =
+        |pattern: &str| json!({"type": "Replace", "pattern": {pattern: "a"}, "content": "aaaaaaaaaa"});
+    let cases = [
+        (json!(null), None),
+        (json!({"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}), None),
+        (replaced("String"), None),
+        (json!({"type": "Sequence", "normalizers": [replaced("String"), replaced("String")]}), Some("100")),
+        (json!({"type": "Sequence", "normalizers": [replaced("Regex"), replaced("String")]}), Some("110")),
+    ];
+    for (normalizer, times) in cases {
+        let folder = folder();
+        let path = folder.path().join("tokenizer.json");
+        let mut tokenizer: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        tokenizer["normalizer"] = normalizer;
+        fs::write(&path, tokenizer.to_string()).unwrap();
+        match times {
+            None => drop(Processor::load(folder.path()).unwrap()),
+            Some(times) => assert_eq!(
+                refused(folder.path()),
+                format!(
+                    "DIR/tokenizer.json: its normalizer may make a text {times} times longer, needed at most 64; is this the \
+                     tokenizer of a GLM vision model?"
+                )
+            ),
+        }
     }
 }
 

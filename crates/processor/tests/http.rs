@@ -4,7 +4,7 @@
 mod support;
 
 use std::error::Error;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -49,6 +49,10 @@ fn serve() -> String {
                 _ => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec(),
             };
             let _ = stream.write_all(&answer);
+            // Closed when the client sends a second request on it, as a server may that has not promised to keep the connection.
+            if path == "/moved" {
+                let _ = stream.read(&mut [0]);
+            }
         }
     });
     format!("http://{address}")

@@ -109,6 +109,7 @@ fn summed<'a>(
     };
     let run = (RUN / columns.max(1)).max(1);
     let device = device.clone();
+    let own = name.to_owned();
     let bytes = move |sink: &mut Sink<'_>| {
         for first in (0..rows).step_by(run) {
             let count = run.min(rows - first);
@@ -117,7 +118,7 @@ fn summed<'a>(
             let values = TensorData::from_bytes_vec(values, [count, columns], DType::F32);
             let weight = Tensor::<2>::from_data(values, (&device, DType::F32));
             let sum = weight + change.left.clone().narrow(0, first, count).matmul(change.right.clone());
-            sink(floats(sum.into_data(), dtype).as_bytes())?;
+            sink(finite(sum.into_data(), dtype, &own)?.as_bytes())?;
         }
         Ok(())
     };
@@ -127,6 +128,16 @@ fn summed<'a>(
         shape: info.shape.clone(),
         bytes: Box::new(bytes),
     })
+}
+
+/// Sums (f32) as `dtype`, which must have room for them: a weight that is no number ruins every answer without a word.
+fn finite(sums: TensorData, dtype: DType, name: &str) -> Result<TensorData, WeightsError> {
+    let largest = dtype.finfo().map_or(f64::from(f32::MAX), |range| range.max);
+    let values = sums.as_slice::<f32>().expect("sums are formed in f32");
+    match values.iter().find(|value| !(f64::from(value.abs()) <= largest)) {
+        Some(&found) => Err(AdapterError::Overflow { name: name.to_owned(), found, largest }.into()),
+        None => Ok(floats(sums, dtype)),
+    }
 }
 
 /// A tensor that the adapter keeps whole, in place of the checkpoint's.

@@ -50,6 +50,9 @@ impl HttpLimits {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(self.max_seconds)))
             .max_redirects(self.max_redirects)
+            // A redirect to the same server would go over the connection of the first answer, which that server may have closed by then without
+            // having said so. One file is fetched at a time: nothing is lost by a new one.
+            .max_idle_connections(0)
             .user_agent(concat!("glm4v/", env!("CARGO_PKG_VERSION")))
             .build();
         let problem = |error| match error {

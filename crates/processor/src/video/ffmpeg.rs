@@ -32,6 +32,9 @@ const FORMATS: &str =
 /// Longest complaint of a program that is passed on.
 const LONGEST_COMPLAINT: u64 = 2000;
 
+/// Longest line of a listing; those of packets have a hundred bytes.
+const LONGEST_LINE: u64 = 1 << 16;
+
 /// A film.
 pub(super) struct Film {
     path: PathBuf,
@@ -60,8 +63,8 @@ impl Film {
         command.args(["-of", "compact=nokey=0", "-i"]).arg(input(&path));
         let (mut running, output) = Running::start("ffprobe", command, name, clock)?;
         let mut found = Packets::default();
-        for line in BufReader::new(output).lines() {
-            let Ok(line) = line else { break };
+        let mut output = BufReader::new(output);
+        while let Some(line) = short_line(&mut output, name)? {
             found.take(&line);
             if found.count > limits.max_frames {
                 return Err(VideoError::ManyFrames {
@@ -113,6 +116,18 @@ impl Film {
     }
 }
 
+/// The next line of a listing, `None` at its end.
+fn short_line(output: &mut impl BufRead, name: &str) -> Result<Option<String>, VideoError> {
+    let mut line = Vec::new();
+    let read = output.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line);
+    // A program that ends before its time says why by its complaint.
+    let Ok(1..) = read else { return Ok(None) };
+    if line.len() as u64 == LONGEST_LINE {
+        return Err(VideoError::Stream { name: name.to_owned() });
+    }
+    Ok(Some(String::from_utf8_lossy(&line).into_owned()))
+}
+
 /// What `ffprobe` lists.
 #[derive(Debug, Default)]
 struct Packets {
@@ -133,7 +148,7 @@ struct Packets {
 impl Packets {
     /// Reads a line such as `packet|pts=512|duration=512|flags=K__`.
     fn take(&mut self, line: &str) {
-        let mut fields = line.split('|');
+        let mut fields = line.trim_end().split('|');
         let section = fields.next();
         let pairs = || fields.clone().filter_map(|field| field.split_once('='));
         let value = |key: &str| pairs().find(|(name, _)| *name == key).map(|(_, value)| value);
@@ -394,6 +409,16 @@ mod tests {
         let mut packets = Packets::default();
         lines.iter().for_each(|line| packets.take(line));
         packets
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        let mut listing = io::Cursor::new([b"packet|pts=1\n".as_slice(), &[b'x'; 1 << 17]].concat());
+
+        assert_eq!(short_line(&mut listing, "a.mp4").unwrap().as_deref(), Some("packet|pts=1\n"));
+        let error = short_line(&mut listing, "a.mp4").unwrap_err();
+        assert!(matches!(error, VideoError::Stream { .. }), "{error}");
+        assert_eq!(short_line(&mut io::empty(), "a.mp4").unwrap(), None);
     }
 
     const STREAM: &str = "stream|width=64|height=48|avg_frame_rate=25/1|time_base=1/12800";

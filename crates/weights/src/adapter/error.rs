@@ -110,6 +110,19 @@ pub enum AdapterError {
         /// The one that is.
         there: String,
     },
+    /// A sum of weight and adapter that its type cannot hold.
+    #[error(
+        "{name}: weight and adapter add up to {found:e}; needed: at most {largest:e}, the largest number of its type; are \
+         lora_alpha and alpha_pattern right?"
+    )]
+    Overflow {
+        /// Its name.
+        name: String,
+        /// The sum.
+        found: f32,
+        /// What the type can hold.
+        largest: f64,
+    },
     /// A tensor that is no matrix.
     #[error("{name} has shape {found:?}; needed: a matrix")]
     NotAMatrix {
