@@ -367,6 +367,13 @@ fn a_model_folder_with_a_broken_file_says_which() {
         (spoiled("preprocessor_config.json", half), &["preprocessor_config.json, line", "not valid json"]),
         (spoiled("generation_config.json", half), &["generation_config.json: EOF"]),
         (
+            spoiled("generation_config.json", |_| Some(br#"{"num_beams": 4, "typical_p": 1.0}"#.to_vec())),
+            &[
+                "generation_config.json: \"num_beams\" is 4, and this version does not",
+                "needed: no such key, or 1",
+            ],
+        ),
+        (
             spoiled("chat_template.jinja", |_| Some(b"{% for %}".to_vec())),
             &["chat template, line 1: syntax error"],
         ),
@@ -407,9 +414,9 @@ fn a_config_json_that_describes_no_network_says_which_key() {
         (
             "\"mrope_section\"",
             "\"mrope_sections\"",
-            "\"text_config.rope_parameters.mrope_section\" is missing; needed",
+            "\"text_config.rope_parameters.mrope_section\" is [8, 12, 12]; needed: three integers that add up",
         ),
-        ("\"vocab_size\": 1200", "\"vocab_size\": -1", "config.json: invalid value: integer `-1`"),
+        ("\"vocab_size\": 1200", "\"vocab_size\": -1", "config.json: key \"text_config.vocab_size\": invalid value: integer `-1`"),
     ] {
         let model = spoiled("config.json", |bytes| {
             let text = String::from_utf8(bytes).unwrap();
@@ -1361,7 +1368,7 @@ fn a_run_is_resumed_with_its_own_model_and_a_whole_optimizer() {
     ]);
     let short = TensorData::new(vec![0.0f32; 5], [5]);
     let state = vec![("exp_avg.lm_head.weight".to_owned(), short)];
-    write_tensors(&optimizer, state, &[("step", "2".to_owned())]).unwrap();
+    write_tensors(&optimizer, state, &[("steps", r#"{"lm_head.weight": 2}"#.to_owned())]).unwrap();
     resume(&[])
         .refused(&["optimizer.safetensors: 1 tensor has another shape: exp_avg.lm_head.weight is [5]"]);
 

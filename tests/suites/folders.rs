@@ -222,7 +222,7 @@ mod adapters {
 
         let merge = ["merge", "--model", model.to_str().unwrap(), "--adapter", adapter, "--out"];
         glm4v(merge.into_iter().chain(out.to_str())).refused(&[
-            "q_proj.weight: weight and adapter add up to",
+            "_proj.weight: weight and adapter add up to",
             "at most 3.4028234663852886e38",
             "are lora_alpha and alpha_pattern right?",
         ]);

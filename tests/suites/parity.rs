@@ -387,6 +387,132 @@ fn parameters(model: &Glm4v) -> BTreeMap<String, Vec<f32>> {
     reader.0
 }
 
+/// Gradients of one value for parameters.
+fn gradients(model: &Glm4v, value: f32, of: impl Fn(&str) -> bool) -> NamedGradients {
+    let device = model.device().inner();
+    let gradient = |(name, values): (String, Vec<f32>)| {
+        (name, Tensor::from_data(TensorData::new(vec![value; values.len()], [values.len()]), &device))
+    };
+    parameters(model).into_iter().filter(|(name, _)| of(name)).map(gradient).collect()
+}
+
+/// PEFT takes these names for experts, see `check_published`.
+#[test]
+fn an_adapter_that_peft_would_misread_is_refused_before_it_is_trained() {
+    let attached = |family: &str, config: AdapterConfig| {
+        let config = AdapterConfig { r: 2, ..config };
+        attach(trainable(family), &config, 0, Precision::F32).map(|(_, modules)| modules.len())
+    };
+    let modules = |names: &[&str]| AdapterConfig {
+        target_modules: Some(Names::List(names.iter().map(|name| (*name).to_owned()).collect())),
+        ..AdapterConfig::new(2, 4.0)
+    };
+    let all = || AdapterConfig {
+        target_modules: Some(Names::Pattern("all-linear".into())),
+        ..AdapterConfig::new(2, 4.0)
+    };
+    for (config, module) in [
+        (all(), "model.language_model.layers.*.mlp.down_proj"),
+        (modules(&["down_proj"]), "model.language_model.layers.*.mlp.shared_experts.down_proj"),
+        (modules(&["model.visual.merger.gate_proj"]), "adapters on model.visual.merger.gate_proj;"),
+    ] {
+        let error = attached("glm4v_moe", config).unwrap_err().to_string();
+        assert!(error.contains(module) && error.contains("target_parameters = ["), "{error}");
+    }
+    assert!(attached("glm4v_moe", modules(&["q_proj", "qkv"])).unwrap() > 0);
+    assert!(attached("glm4v", all()).unwrap() > 0);
+    let both = AdapterConfig { modules_to_save: Some(vec!["_proj".into()]), ..modules(&["q_proj"]) };
+    let error = attached("glm4v", both).unwrap_err().to_string();
+    assert!(error.contains("q_proj has an adapter and belongs to modules_to_save"), "{error}");
+}
+
+/// A head that is tied to the embeddings learns with them, here and in PEFT, where `ensure_weight_tying` says so.
+#[test]
+fn tied_embeddings_are_kept_whole_under_both_names_or_not_at_all() {
+    let device = backend().open().unwrap().autodiff();
+    let tied = || {
+        let mut config = trainable("glm4v").config.clone();
+        config.tie_word_embeddings = true;
+        glm4v_model::initialize(config.init(&device), 7, Precision::F32.dtype())
+    };
+    let config = AdapterConfig {
+        target_modules: Some(Names::List(vec!["q_proj".into()])),
+        modules_to_save: Some(vec!["embed_tokens".into()]),
+        ..AdapterConfig::new(2, 4.0)
+    };
+    let error = attach(tied(), &config, 0, Precision::F32).unwrap_err().to_string();
+    assert!(error.contains("ensure_weight_tying"), "{error}");
+
+    let config = AdapterConfig { ensure_weight_tying: true, ..config };
+    let (model, _) = attach(tied(), &config, 0, Precision::F32).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    save_adapter(&model, &config, folder.path()).unwrap();
+
+    let file = TensorFile::open(&folder.path().join("adapter_model.safetensors")).unwrap();
+    let table = |name: &str| {
+        values_of(&file.float(&format!("base_model.model.{name}"), Precision::F32.dtype()).unwrap())
+    };
+    assert_eq!(table("lm_head.weight"), table("model.language_model.embed_tokens.weight"));
+    let again = AdapterFolder::open(folder.path()).unwrap().apply(tied(), Precision::F32).unwrap();
+    assert_eq!(parameters(&again), parameters(&model));
+}
+
+/// In torch each parameter counts its own steps: the first step of any moves by the rate, whenever it comes.
+#[test]
+fn adamw_moves_a_parameter_by_the_rate_when_its_first_gradient_comes_late() {
+    let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+    let (mut model, mut optimizer) = (trainable("glm4v"), AdamW::new(settings));
+    let vision = |name: &str| name.starts_with("model.visual.");
+    for _ in 0..3 {
+        let of_text = gradients(&model, 0.5, |name| !vision(name));
+        model = optimizer.step(model, of_text, 1e-3, 1.0);
+    }
+    let before = parameters(&model);
+    // The state comes back from a file with every count.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("optimizer.safetensors");
+    optimizer.save(&path).unwrap();
+    let mut optimizer = AdamW::load(settings, &path, &model).unwrap();
+
+    let of_all = gradients(&model, 0.5, |_| true);
+    let model = optimizer.step(model, of_all, 1e-3, 1.0);
+
+    for (name, after) in parameters(&model) {
+        let moved = before[&name].iter().zip(&after).map(|(before, after)| before - after);
+        let (least, most) = moved.fold((f32::MAX, f32::MIN), |(a, b), x| (a.min(x), b.max(x)));
+        // Equal gradients: the first moment over the root of the second is 1 at every step.
+        assert!(least > 0.99e-3 && most < 1.01e-3, "{name} moved by {least} to {most}");
+    }
+}
+
+/// transformers keeps the experts of a layer in one tensor, whose gradient is zero for those that no token chose.
+#[test]
+fn an_expert_without_tokens_moves_as_if_its_gradient_were_zero() {
+    let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.1 };
+    let second = |name: &str| name.contains(".mlp.experts.1.");
+    let stepped = |explicit: bool| {
+        let (mut model, mut optimizer) = (trainable("glm4v_moe"), AdamW::new(settings));
+        let all = gradients(&model, 0.5, |_| true);
+        model = optimizer.step(model, all, 1e-3, 1.0);
+        let mut names = gradients(&model, 0.25, |name| !second(name));
+        if explicit {
+            let zero = gradients(&model, 0.0, second);
+            names = names.into_iter().chain(zero).collect();
+        }
+        optimizer.step(model, names, 1e-3, 1.0)
+    };
+    let (idle, zero) = (parameters(&stepped(false)), parameters(&stepped(true)));
+    assert_eq!(idle, zero);
+    assert!(idle.keys().any(|name| second(name)));
+
+    // Where no expert of the layer has a gradient, as when text is frozen, none moves.
+    let model = trainable("glm4v_moe");
+    let before = parameters(&model);
+    let of_vision = gradients(&model, 0.5, |name| name.starts_with("model.visual."));
+    let after = parameters(&AdamW::new(settings).step(model, of_vision, 1e-3, 1.0));
+    assert!(before.iter().filter(|(name, _)| second(name)).all(|(name, values)| after[name] == *values));
+}
+
 #[test]
 fn five_steps_of_adamw_are_those_of_torch_with_and_without_clipping() {
     let batch = Case::open("train/glm4v/loss_and_grads").batch();
@@ -565,7 +691,7 @@ fn an_adapter_is_the_same_after_it_was_saved() {
         (
             "glm4v_moe",
             AdapterConfig {
-                target_modules: Some(Names::List(vec!["q_proj".into(), "shared_experts.up_proj".into()])),
+                target_modules: Some(Names::List(vec!["q_proj".into(), "attn.qkv".into()])),
                 target_parameters: Some(vec![
                     "mlp.experts.gate_up_proj".into(),
                     "mlp.experts.down_proj".into(),

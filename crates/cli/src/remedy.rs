@@ -599,7 +599,7 @@ mod tests {
             let source = Box::new(TrainError::from(WeightsError::NotOptimizer { path: "o".into() }));
             shown("train", TrainError::DamagedCheckpoint { checkpoint: run(), older, source })
         };
-        let said = "runs/a cannot be resumed from, as it is damaged or of another version: o: not an optimizer's state";
+        let said = "runs/a cannot be resumed from, as it is damaged or of another version: o: not an optimizer's state with a step for each parameter";
         assert_eq!(damaged(Some("b".into())), format!("{said}; remove it, and --resume goes on from b"));
         assert_eq!(
             damaged(None),

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
 use glm4v_model::Glm4vConfig;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
+use crate::rules::Rules;
 use crate::sampling::Sampling;
 
 /// Why a `generation_config.json` cannot be used, or a setting makes no sense.
@@ -22,6 +24,21 @@ pub enum GenerationConfigError {
         path: PathBuf,
         /// What is wrong, with line and column.
         source: serde_json::Error,
+    },
+    /// A key whose meaning is not obeyed.
+    #[error(
+        "{}: \"{key}\" is {found}, and this version does not do what it asks for; needed: no such key, or {needed}",
+        path.display()
+    )]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: Value,
+        /// A value that asks for nothing.
+        needed: Value,
     },
     /// A number out of its range.
     #[error("{name} is {found}; needed: {needed}")]
@@ -46,6 +63,8 @@ pub struct GenerationConfig {
     pub seed: u64,
     /// Tokens that end an answer.
     pub stop_ids: Vec<u32>,
+    /// Tokens that are forbidden or forced.
+    pub rules: Rules,
 }
 
 #[derive(Deserialize, Default)]
@@ -57,6 +76,15 @@ struct RawGenerationConfig {
     min_p: Option<f64>,
     repetition_penalty: Option<f64>,
     eos_token_id: Option<OneOrMany>,
+    no_repeat_ngram_size: Option<usize>,
+    bad_words_ids: Option<Vec<Vec<u32>>>,
+    min_length: Option<usize>,
+    min_new_tokens: Option<usize>,
+    forced_eos_token_id: Option<OneOrMany>,
+    suppress_tokens: Option<Vec<u32>>,
+    begin_suppress_tokens: Option<Vec<u32>>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -64,6 +92,57 @@ struct RawGenerationConfig {
 enum OneOrMany {
     One(u32),
     Many(Vec<u32>),
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Many(ids) => ids,
+        }
+    }
+}
+
+/// Keys that change what transformers generates and are not obeyed here, with the number that asks for nothing, where one does.
+/// Null and false ask for nothing in any case.
+const UNSUPPORTED: [(&str, Option<f64>); 23] = [
+    ("constraints", None),
+    ("diversity_penalty", Some(0.0)),
+    ("dola_layers", None),
+    ("encoder_no_repeat_ngram_size", Some(0.0)),
+    ("encoder_repetition_penalty", Some(1.0)),
+    ("epsilon_cutoff", Some(0.0)),
+    ("eta_cutoff", Some(0.0)),
+    ("exponential_decay_length_penalty", None),
+    ("force_words_ids", None),
+    ("forced_bos_token_id", None),
+    ("forced_decoder_ids", None),
+    ("guidance_scale", Some(1.0)),
+    ("max_time", None),
+    ("num_beam_groups", Some(1.0)),
+    ("num_beams", Some(1.0)),
+    ("num_return_sequences", Some(1.0)),
+    ("penalty_alpha", Some(0.0)),
+    ("remove_invalid_values", None),
+    ("sequence_bias", None),
+    ("stop_strings", None),
+    ("top_h", None),
+    ("typical_p", Some(1.0)),
+    ("watermarking_config", None),
+];
+
+/// Refuses what would be ignored otherwise.
+fn check_unsupported(rest: &Map<String, Value>, path: &Path) -> Result<(), GenerationConfigError> {
+    for (key, neutral) in UNSUPPORTED {
+        let Some(found) = rest.get(key) else { continue };
+        let off = matches!(found, Value::Null | Value::Bool(false))
+            || (neutral.is_some() && found.as_f64() == neutral);
+        if !off {
+            let (path, found) = (path.to_owned(), found.clone());
+            return Err(GenerationConfigError::Unsupported { path, key, found, needed: neutral.into() });
+        }
+    }
+    Ok(())
 }
 
 impl GenerationConfig {
@@ -74,14 +153,16 @@ impl GenerationConfig {
             sampling: Sampling::greedy(),
             seed: 0,
             stop_ids: config.text.eos_token_id.clone(),
+            rules: Rules::default(),
         }
     }
 
-    /// The settings of a checkpoint: `generation_config.json` if the folder has one, else greedy.
+    /// The settings of a checkpoint: `generation_config.json` if the folder has one, else greedy. Its `max_length` and
+    /// `max_new_tokens` give way to `max_new_tokens`.
     ///
     /// # Errors
     ///
-    /// When the file is there but cannot be read.
+    /// When the file is there but cannot be read, or asks for what is not supported.
     pub fn of_folder(
         folder: &Path,
         config: &Glm4vConfig,
@@ -93,8 +174,9 @@ impl GenerationConfig {
             return Ok(settings);
         }
         let json = read_text(&path, LONGEST_CONFIG)?;
-        let raw: RawGenerationConfig =
-            serde_json::from_str(&json).map_err(|source| GenerationConfigError::Json { path, source })?;
+        let problem = |source| GenerationConfigError::Json { path: path.clone(), source };
+        let raw: RawGenerationConfig = serde_json::from_str(&json).map_err(problem)?;
+        check_unsupported(&raw.rest, &path)?;
         settings.sampling.repetition_penalty = raw.repetition_penalty.unwrap_or(1.0);
         if raw.do_sample.unwrap_or(false) {
             settings.sampling.temperature = raw.temperature.unwrap_or(1.0);
@@ -102,11 +184,18 @@ impl GenerationConfig {
             settings.sampling.top_k = raw.top_k.unwrap_or(50); // transformers' own default
             settings.sampling.min_p = raw.min_p.unwrap_or(0.0);
         }
-        match raw.eos_token_id {
-            Some(OneOrMany::One(id)) => settings.stop_ids = vec![id],
-            Some(OneOrMany::Many(ids)) => settings.stop_ids = ids,
-            None => {}
+        if let Some(ids) = raw.eos_token_id {
+            settings.stop_ids = ids.into_vec();
         }
+        settings.rules = Rules {
+            no_repeat_ngram_size: raw.no_repeat_ngram_size.unwrap_or(0),
+            bad_words_ids: raw.bad_words_ids.unwrap_or_default(),
+            min_length: raw.min_length.unwrap_or(0),
+            min_new_tokens: raw.min_new_tokens.unwrap_or(0),
+            forced_eos_token_id: raw.forced_eos_token_id.map(OneOrMany::into_vec).unwrap_or_default(),
+            suppress_tokens: raw.suppress_tokens.unwrap_or_default(),
+            begin_suppress_tokens: raw.begin_suppress_tokens.unwrap_or_default(),
+        };
         settings.check()?;
         Ok(settings)
     }

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Tensor};
 use glm4v_model::{Batch, ComputeError, FusionError, Glm4v, Probe};
 
 use crate::config::GenerationConfig;
+use crate::rules::Place;
 use crate::sampling::Sampler;
 
 /// Why no text could be generated.
@@ -114,12 +115,15 @@ pub fn generate(
         (0..rows).map(|row| Sampler::new(config.sampling, config.seed, row)).collect();
     let mut ended: Vec<Option<Finish>> = vec![None; rows];
     for token in 0..max_new_tokens {
-        let values = read(scores)?;
+        let mut values = read(scores)?;
         let vocabulary = values.len() / rows;
         for row in (0..rows).filter(|row| ended[*row].is_none()).collect::<Vec<_>>() {
-            let id = samplers[row]
-                .next(&values[row * vocabulary..(row + 1) * vocabulary], &history[row])
-                .ok_or(GenerateError::NotANumber { row, token })?;
+            let scores = &mut values[row * vocabulary..(row + 1) * vocabulary];
+            let (history_of_row, prompt) = (&history[row], prompts[row]);
+            let place = Place { history: history_of_row, prompt, max_new_tokens, stop_ids: &config.stop_ids };
+            config.rules.apply(scores, place);
+            let id =
+                samplers[row].next(scores, history_of_row).ok_or(GenerateError::NotANumber { row, token })?;
             history[row].push(id);
             if on_token(row, id).is_break() {
                 ended[row] = Some(Finish::Caller);

@@ -8,12 +8,14 @@
 mod config;
 mod generate;
 mod pipeline;
+mod rules;
 mod sampling;
 mod stream;
 
 pub use config::{GenerationConfig, GenerationConfigError};
 pub use generate::{Finish, GenerateError, Generated, generate};
 pub use pipeline::{Embedded, Pipeline, PipelineError};
+pub use rules::Rules;
 pub use sampling::{Sampler, Sampling};
 pub use stream::TextStream;
 

@@ -9,7 +9,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use crate::batch::Grid;
-use crate::config::{RotaryPairs, TextRopeConfig, VISION_ROPE_THETA};
+use crate::config::{RotaryPairs, TextRopeConfig};
 use crate::positions::Positions;
 
 /// Cosines and sines by which a sequence is rotated, one value for each dimension of a head.
@@ -72,8 +72,8 @@ impl RotaryTable<3> {
     /// # Shapes
     ///
     /// - output: `[P, 1, Dh]`, patches in block order, the frames of a grid one after another
-    pub fn vision(head_dim: usize, merge: usize, grids: &[Grid], device: &Device) -> Self {
-        let frequencies = inverse_frequencies(VISION_ROPE_THETA, head_dim / 2);
+    pub fn vision(head_dim: usize, theta: f64, merge: usize, grids: &[Grid], device: &Device) -> Self {
+        let frequencies = inverse_frequencies(theta, head_dim / 2);
         let patches: usize = grids.iter().map(Grid::patches).sum();
         let mut cos = Vec::with_capacity(patches * head_dim);
         let mut sin = Vec::with_capacity(patches * head_dim);

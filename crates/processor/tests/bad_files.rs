@@ -57,6 +57,18 @@ fn a_cut_file_is_called_cut() {
 }
 
 #[test]
+fn a_jpeg_of_12_bits_is_refused_as_pillow_refuses_it() {
+    let mut bytes = file("jpeg_150x100.jpg");
+    let start_of_frame = bytes.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    bytes[start_of_frame + 4] = 12;
+
+    let error = load(&bytes).unwrap_err();
+
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("12 bits a sample, needed 8"), "{error}: {cause}");
+}
+
+#[test]
 fn a_damaged_png_is_called_damaged() {
     let mut bytes = file("shapes_56x56.png");
     let middle = bytes.len() / 2;

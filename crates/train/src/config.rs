@@ -3,11 +3,12 @@
 //! Sections in order: model, lora, data, optim, schedule, run. Every key has its default here and nowhere else. Paths are
 //! relative to the current directory. An unknown key is an error that suggests the nearest known one.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
+use glm4v_model::Architecture;
 use glm4v_weights::{AdapterConfig, Names};
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -86,8 +87,8 @@ pub struct LoraSection {
     /// An adapter folder to go on from; its config stands for all keys below. Fresh adapters if empty.
     pub adapter: PathBuf,
     /// Linear maps: a list of names or their ends, as `["q_proj", "v_proj"]`; one regular expression for whole names; or
-    /// `"all-linear"`, every one but the head. Those of the text decoder, experts left out, if neither this nor
-    /// `target_parameters` is given.
+    /// `"all-linear"`, every one but the head. Those of the text decoder, or with experts those of its attention, if neither
+    /// this nor `target_parameters` is given.
     pub target_modules: Names,
     /// Experts, as `["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`.
     pub target_parameters: Vec<String>,
@@ -103,10 +104,10 @@ pub struct LoraSection {
     pub dropout: f64,
     /// Whether the scale is `alpha / √r` instead.
     pub rslora: bool,
-    /// Other ranks for modules by the end of their names, a regular expression.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Other alphas for modules by the end of their names, a regular expression.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Other ranks for modules by the end of their names, a regular expression; of several that fit the first counts.
+    pub rank_pattern: IndexMap<String, usize>,
+    /// Other alphas for modules by the end of their names, a regular expression; of several that fit the first counts.
+    pub alpha_pattern: IndexMap<String, f64>,
 }
 
 impl Default for LoraSection {
@@ -121,22 +122,25 @@ impl Default for LoraSection {
             alpha: 32.0,
             dropout: 0.0,
             rslora: false,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
         }
     }
 }
 
-/// The linear maps of the text decoder as a regular expression that PEFT reads alike: it must match no other modules.
-const TEXT_DECODER: &str =
-    r"model\.language_model\.layers\.\d+\.(self_attn|mlp|mlp\.shared_experts)\.[a-z_]+_proj";
+/// The linear maps of the text decoder as a regular expression.
+const TEXT_DECODER: &str = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.[a-z_]+_proj";
+
+/// The same for a text decoder with experts: PEFT takes every other linear map for an expert's.
+const TEXT_ATTENTION: &str = r"model\.language_model\.layers\.\d+\.self_attn\.[a-z_]+_proj";
 
 impl LoraSection {
-    /// The same as PEFT says it.
-    pub fn to_peft(&self) -> AdapterConfig {
+    /// The same as PEFT says it, for a model of an architecture.
+    pub fn to_peft(&self, architecture: Architecture) -> AdapterConfig {
         let some = |names: &Vec<String>| (!names.is_empty()).then(|| names.clone());
         let given = |names: &Names| (!names.is_empty()).then(|| names.clone());
-        let by_default = || self.target_parameters.is_empty().then(|| Names::Pattern(TEXT_DECODER.into()));
+        let text = if architecture == Architecture::Glm4vMoe { TEXT_ATTENTION } else { TEXT_DECODER };
+        let by_default = || self.target_parameters.is_empty().then(|| Names::Pattern(text.into()));
         AdapterConfig {
             lora_dropout: self.dropout,
             use_rslora: self.rslora,
@@ -553,7 +557,7 @@ mod tests {
             read(TEXT, &["optm.lr=1"]).unwrap_err(),
             "x.toml: unknown key \"optm\"; did you mean \"optim\"?"
         );
-        assert!(read(TEXT, &["run.something_else=1"]).unwrap_err().contains("known here: eval_batch_size, "));
+        assert!(read(TEXT, &["run.something_else=1"]).unwrap_err().contains("known here: folder, seed, "));
     }
 
     #[test]
@@ -622,14 +626,14 @@ mod tests {
             let written = read(&config.to_toml(), &[]).unwrap();
             let lora = config.lora.clone().unwrap_or_else(|| panic!("{section}{settings:?} has adapters"));
             assert_eq!(written, config);
-            let targets = lora.to_peft().target_modules;
+            let targets = lora.to_peft(Architecture::Glm4v).target_modules;
             assert!(
                 matches!(&targets, Some(Names::Pattern(all)) if all.contains("language_model")),
                 "{targets:?}"
             );
         }
         let experts = read(TEXT, &["lora.target_parameters=[\"mlp.experts.down_proj\"]"]).unwrap();
-        assert_eq!(experts.lora.unwrap().to_peft().target_modules, None);
+        assert_eq!(experts.lora.unwrap().to_peft(Architecture::Glm4vMoe).target_modules, None);
     }
 
     #[test]

@@ -13,6 +13,22 @@ pub struct NamedGradients {
     by_name: BTreeMap<String, Tensor<1>>,
 }
 
+impl FromIterator<(String, Tensor<1>)> for NamedGradients {
+    /// Gradients made in another way, flattened, by the names of their parameters.
+    fn from_iter<I: IntoIterator<Item = (String, Tensor<1>)>>(gradients: I) -> Self {
+        Self { by_name: gradients.into_iter().collect() }
+    }
+}
+
+impl IntoIterator for NamedGradients {
+    type Item = (String, Tensor<1>);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Tensor<1>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.by_name.into_iter()
+    }
+}
+
 impl NamedGradients {
     /// Takes the gradients of `model` out of a backward pass.
     pub fn take(model: &Glm4v, gradients: Gradients) -> Self {

@@ -15,7 +15,9 @@ use glm4v_data::{
 use glm4v_files::read_text;
 use glm4v_model::{ComputeError, Glm4v, Precision, Site, initialize};
 use glm4v_processor::Processor;
-use glm4v_weights::{AdapterFolder, ModelFolder, StagedFolder, Watch, WeightsError, attach, write_file};
+use glm4v_weights::{
+    AdapterConfig, AdapterFolder, ModelFolder, StagedFolder, Watch, WeightsError, attach, write_file,
+};
 
 use crate::TrainError;
 use crate::adamw::{AdamW, AdamWConfig};
@@ -572,7 +574,11 @@ impl Start<'_> {
             (!lora.adapter.as_os_str().is_empty()).then(|| AdapterFolder::open(&lora.adapter)).transpose()?;
         let config = match &given {
             Some(folder) => folder.config().clone(),
-            None => lora.to_peft(),
+            None => {
+                let model = self.origin.config();
+                let ensure_weight_tying = model.tie_word_embeddings;
+                AdapterConfig { ensure_weight_tying, ..lora.to_peft(model.architecture) }
+            }
         };
         let config = config.with_base(self.origin);
         // Looked at first: a damaged checkpoint need not wait for the model.

@@ -220,7 +220,7 @@ pub enum WeightsError {
         found: String,
     },
     /// A file that should hold an optimizer's state.
-    #[error("{}: not an optimizer's state", path.display())]
+    #[error("{}: not an optimizer's state with a step for each parameter", path.display())]
     NotOptimizer {
         /// The file.
         path: PathBuf,

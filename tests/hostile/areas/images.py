@@ -75,7 +75,7 @@ add_file("png-transparency-too-long", forge.png(before=forge.chunk(b"tRNS", byte
 add_file("png-interlace-7", forge.png(interlace=7))
 add_file("png-two-headers", forge.png(before=forge.png_header(4, 4)), codes=(0, 1))
 add_file("png-bomb-16384", lambda: forge.png(16384, 16384, depth=1, color=0), codes=(0, 1))
-add_file("png-bomb-8192-16-bit", lambda: forge.png(8192, 8192, depth=16, color=2), codes=(0, 1))
+add_file("png-bomb-8192-16-bit", lambda: forge.png(8192, 8192, depth=16, color=2), "tokens", codes=(0, 1))
 add_file("png-bomb-30000", lambda: forge.png(30000, 30000, depth=1, color=0), "30000")
 add_file(
     "png-profile-bombs-many",

@@ -1,6 +1,7 @@
 """Signals at all times, and several programs at once."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ SIGNALS = {"int": signal.SIGINT, "term": signal.SIGTERM, "hup": signal.SIGHUP}
 
 
 def wide_model(desk):
-    """A model that takes a while to write and to read: some 300 MB."""
+    """A model that takes a while to write and to read: some 300 MB. The first case that needs it makes it; others wait."""
     model = desk.world.base / "wide"
-    if not model.exists():
-        desk.run("init", "--config", desk.world.wide_config, "--out", model).accepted()
+    with open(desk.world.base / "wide.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not model.exists():
+            desk.run("init", "--config", desk.world.wide_config, "--out", model).accepted()
     return model
 
 

@@ -15,9 +15,17 @@ use std::fmt;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// Not json, or a value of the wrong type.
+    /// Not json.
     #[error("config.json: {0}")]
     Json(#[from] serde_json::Error),
+    /// A value of the wrong type.
+    #[error("config.json: key \"{key}\": {source}")]
+    Type {
+        /// Path of the key, with dots.
+        key: String,
+        /// What was found, and what was needed.
+        source: serde_json::Error,
+    },
     /// A key that the network cannot do without.
     #[error("config.json: key \"{key}\" is missing; needed: {needed}")]
     Missing {
@@ -198,6 +206,8 @@ pub struct VisionConfig {
     pub qk_norm: bool,
     /// Whether patches are normalised after their embedding, and get a learned position.
     pub learned_positions: bool,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f64,
     /// Standard deviation of fresh weights.
@@ -220,5 +230,3 @@ impl VisionConfig {
         self.spatial_merge_size * self.spatial_merge_size
     }
 }
-
-pub(crate) use read::VISION_ROPE_THETA;

@@ -1,13 +1,27 @@
 //! From the text of `config.json` to checked values.
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::{
     Architecture, ConfigError, Glm4vConfig, MoeConfig, RotaryPairs, TextConfig, TextRopeConfig, VisionConfig,
 };
 
-/// Theta of the vision tower's rotary positions: fixed in the published code, never in a checkpoint of this family.
-pub(crate) const VISION_ROPE_THETA: f64 = 10000.0;
+/// What transformers puts where a key is missing, by family and section; made by `tests/fixtures/oracle/config_defaults.py`.
+const DEFAULTS: &str = include_str!("defaults.json");
+
+/// Base of rotary positions where a config has none.
+const ROPE_THETA: f64 = 10000.0;
+
+/// Frequencies of time, row and column where a config does not say.
+const MROPE_SECTION: [usize; 3] = [8, 12, 12];
+
+/// Second spellings that transformers knows (`attribute_map`), by section.
+const SPELLINGS: [(&str, &str, &str); 3] = [
+    ("text_config", "num_local_experts", "n_routed_experts"),
+    ("vision_config", "num_attention_heads", "num_heads"),
+    ("vision_config", "num_hidden_layers", "depth"),
+];
 
 #[derive(Deserialize)]
 struct RawConfig {
@@ -31,7 +45,6 @@ struct RawText {
     attention_bias: Option<bool>,
     use_qk_norm: Option<bool>,
     first_k_dense_replace: Option<usize>,
-    #[serde(alias = "num_local_experts")]
     n_routed_experts: Option<usize>,
     num_experts_per_tok: Option<usize>,
     n_shared_experts: Option<usize>,
@@ -55,8 +68,9 @@ struct RawText {
 
 #[derive(Deserialize, Default)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The spelling of transformers 4, which may stand beside the other.
+    r#type: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
     mrope_section: Option<Vec<usize>>,
@@ -68,8 +82,8 @@ struct RawVision {
     hidden_size: Option<usize>,
     num_heads: Option<usize>,
     in_channels: Option<usize>,
-    image_size: Option<usize>,
-    patch_size: Option<usize>,
+    image_size: Option<Side>,
+    patch_size: Option<Side>,
     temporal_patch_size: Option<usize>,
     spatial_merge_size: Option<usize>,
     out_hidden_size: Option<usize>,
@@ -78,6 +92,27 @@ struct RawVision {
     hidden_act: Option<String>,
     attention_bias: Option<bool>,
     initializer_range: Option<f64>,
+    head_dim: Option<usize>,
+    rope_parameters: Option<RawRope>,
+    rope_theta: Option<f64>,
+}
+
+/// The side of a square, or height and width.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Side {
+    One(usize),
+    Two([usize; 2]),
+}
+
+impl Side {
+    fn of_square(self, key: &'static str) -> Result<usize, ConfigError> {
+        match self {
+            Self::One(side) => Ok(side),
+            Self::Two([height, width]) if height == width => Ok(width),
+            Self::Two(sides) => invalid(key, format!("{sides:?}"), "one number, or the same one twice"),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -127,7 +162,11 @@ impl Glm4vConfig {
     ///
     /// [`ConfigError`] names the key, its value and what was needed.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let raw: RawConfig = serde_json::from_str(json)?;
+        let mut whole: Value = serde_json::from_str(json)?;
+        complete(&mut whole)?;
+        let raw: RawConfig = serde_path_to_error::deserialize(whole).map_err(|error| {
+            ConfigError::Type { key: error.path().to_string(), source: error.into_inner() }
+        })?;
         let model_type = need(raw.model_type, "model_type", KNOWN)?;
         let architecture = match model_type.as_str() {
             // glm46v is the same network: its own processor is what differs.
@@ -185,6 +224,39 @@ impl Glm4vConfig {
     }
 }
 
+/// Brings second spellings to the first, and adds what is missing as transformers does.
+fn complete(config: &mut Value) -> Result<(), ConfigError> {
+    let family = match config["model_type"].as_str() {
+        Some("glm46v") => "glm4v".to_owned(),
+        Some(family) => family.to_owned(),
+        None => return Ok(()),
+    };
+    for (section, second, first) in SPELLINGS {
+        let Some(keys) = config.get_mut(section).and_then(Value::as_object_mut) else { continue };
+        let Some(value) = keys.shift_remove(second) else { continue };
+        let known = keys.entry(first).or_insert_with(|| value.clone());
+        if *known != value {
+            let found = format!("{known}, and \"{second}\" beside it is {value}");
+            return invalid(first, found, "the same value under both names");
+        }
+    }
+    let defaults: Value = serde_json::from_str(DEFAULTS).expect("the table is json");
+    let Some(defaults) = defaults.get(family).and_then(Value::as_object) else { return Ok(()) };
+    for (section, values) in defaults {
+        let keys = if section.is_empty() { Some(&mut *config) } else { config.get_mut(section) };
+        if let (Some(keys), Some(values)) = (keys.and_then(Value::as_object_mut), values.as_object()) {
+            add_missing(keys, values);
+        }
+    }
+    Ok(())
+}
+
+fn add_missing(keys: &mut Map<String, Value>, defaults: &Map<String, Value>) {
+    for (key, value) in defaults {
+        keys.entry(key).or_insert_with(|| value.clone());
+    }
+}
+
 impl RawText {
     fn check(self, architecture: Architecture) -> Result<TextConfig, ConfigError> {
         let hidden_size = size(self.hidden_size, "text_config.hidden_size", MAX_WIDTH)?;
@@ -231,7 +303,11 @@ impl RawText {
                 Architecture::GlmOcr => false,
             },
             sandwich_norms: architecture != Architecture::Glm4vMoe,
-            max_position_embeddings: self.max_position_embeddings.unwrap_or(65536),
+            max_position_embeddings: need(
+                self.max_position_embeddings,
+                "text_config.max_position_embeddings",
+                "an integer",
+            )?,
             rms_norm_eps,
             rope: rope(
                 self.rope_parameters.or(self.rope_scaling).unwrap_or_default(),
@@ -329,6 +405,23 @@ impl RawText {
     }
 }
 
+impl RawRope {
+    /// The kind of rotary positions, under either name.
+    fn kind(&self, key: &'static str) -> Result<String, ConfigError> {
+        if let (Some(new), Some(old)) = (&self.rope_type, &self.r#type)
+            && new != old
+        {
+            let found = format!("\"{new}\", and \"type\" beside it is \"{old}\"");
+            return invalid(key, found, "the same kind under both names");
+        }
+        Ok(self.rope_type.clone().or(self.r#type.clone()).unwrap_or_else(|| "default".into()))
+    }
+}
+
+fn check_theta(theta: f64, key: &'static str) -> Result<(), ConfigError> {
+    check(theta.is_finite() && theta > 0.0, key, theta, "a positive number")
+}
+
 /// Joins the two styles: what `rope_parameters` does not say is looked up beside it.
 fn rope(
     raw: RawRope,
@@ -337,24 +430,15 @@ fn rope(
     head_dim: usize,
     architecture: Architecture,
 ) -> Result<TextRopeConfig, ConfigError> {
-    let kind = raw.rope_type.unwrap_or_else(|| "default".into());
+    let kind = raw.kind("text_config.rope_parameters.rope_type")?;
     check(
         matches!(kind.as_str(), "default" | "mrope"),
         "text_config.rope_parameters.rope_type",
         format!("\"{kind}\""),
         "\"default\"",
     )?;
-    let rope_theta = need(
-        raw.rope_theta.or(theta),
-        "text_config.rope_parameters.rope_theta",
-        "a number, 10000 in GLM-4.1V",
-    )?;
-    check(
-        rope_theta.is_finite() && rope_theta > 0.0,
-        "text_config.rope_parameters.rope_theta",
-        rope_theta,
-        "a positive number",
-    )?;
+    let rope_theta = raw.rope_theta.or(theta).unwrap_or(ROPE_THETA);
+    check_theta(rope_theta, "text_config.rope_parameters.rope_theta")?;
     // Defaults of the reference (transformers 5); published files say 0.5, and 1.0 for glm_ocr.
     let default = if architecture == Architecture::Glm4vMoe { 0.5 } else { 1.0 };
     let partial = raw.partial_rotary_factor.or(partial).unwrap_or(default);
@@ -365,11 +449,7 @@ fn rope(
         partial,
         format!("a factor that leaves an even number of the head's {head_dim} dimensions"),
     )?;
-    let section = need(
-        raw.mrope_section,
-        "text_config.rope_parameters.mrope_section",
-        "three integers, [8, 12, 12] in GLM-4.1V",
-    )?;
+    let section = raw.mrope_section.unwrap_or(MROPE_SECTION.to_vec());
     let half = rotary_dim / 2;
     let found = format!("{section:?}");
     let mrope_section: [usize; 3] = section.try_into().unwrap_or([0; 3]);
@@ -390,6 +470,19 @@ impl RawVision {
     fn check(self, architecture: Architecture) -> Result<VisionConfig, ConfigError> {
         check_activation(self.hidden_act.as_deref(), "vision_config.hidden_act")?;
         let ocr = architecture == Architecture::GlmOcr;
+        let rope = self.rope_parameters.unwrap_or_default();
+        let kind = rope.kind("vision_config.rope_parameters.rope_type")?;
+        check(
+            matches!(kind.as_str(), "default" | "axial"),
+            "vision_config.rope_parameters.rope_type",
+            format!("\"{kind}\""),
+            "\"axial\"",
+        )?;
+        let rope_theta = rope.rope_theta.or(self.rope_theta).unwrap_or(ROPE_THETA);
+        check_theta(rope_theta, "vision_config.rope_parameters.rope_theta")?;
+        let side = |found: Option<Side>, key| found.map(|side| side.of_square(key)).transpose();
+        let image_size = side(self.image_size, "vision_config.image_size")?;
+        let patch_size = side(self.patch_size, "vision_config.patch_size")?;
         let bias = self.attention_bias.unwrap_or(ocr);
         let in_channels = size(self.in_channels.or(Some(3)), "vision_config.in_channels", 16)?;
         let out = size(self.out_hidden_size, "vision_config.out_hidden_size", MAX_WIDTH)?;
@@ -403,8 +496,8 @@ impl RawVision {
             hidden_size: size(self.hidden_size, "vision_config.hidden_size", MAX_WIDTH)?,
             num_heads: size(self.num_heads, "vision_config.num_heads", MAX_COUNT)?,
             in_channels,
-            image_size: size(self.image_size, "vision_config.image_size", MAX_WIDTH)?,
-            patch_size: size(self.patch_size, "vision_config.patch_size", 1024)?,
+            image_size: size(image_size, "vision_config.image_size", MAX_WIDTH)?,
+            patch_size: size(patch_size, "vision_config.patch_size", 1024)?,
             temporal_patch_size: size(self.temporal_patch_size, "vision_config.temporal_patch_size", 64)?,
             spatial_merge_size: size(self.spatial_merge_size, "vision_config.spatial_merge_size", 64)?,
             out_hidden_size: out,
@@ -417,6 +510,7 @@ impl RawVision {
             block_bias: ocr && bias,
             qk_norm: ocr,
             learned_positions: !ocr,
+            rope_theta,
             rms_norm_eps,
             initializer_range,
         };
@@ -430,6 +524,15 @@ impl RawVision {
                 config.hidden_size
             ),
         )?;
+        if let Some(found) = self.head_dim {
+            let key = "vision_config.head_dim";
+            check(
+                found == head_dim,
+                key,
+                found,
+                format!("hidden_size / num_heads, {head_dim}, or no such key"),
+            )?;
+        }
         check(
             config.position_side() >= 1,
             "vision_config.image_size",
@@ -487,12 +590,104 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_key_has_the_value_of_the_reference() {
+        let table: Value = serde_json::from_str(DEFAULTS).unwrap();
+        for (family, sections) in table.as_object().unwrap() {
+            // Sizes of the classes alone: a family's text may be wider than what its vision tower puts out.
+            let mut whole = json!({"model_type": family, "text_config": {}, "vision_config": {}});
+            complete(&mut whole).unwrap();
+            whole["vision_config"]["out_hidden_size"] = whole["text_config"]["hidden_size"].clone();
+            let rotary = if family == "glm4v_moe" { 0.5 } else { 1.0 };
+            let head = &whole["text_config"];
+            let dims = head["hidden_size"].as_f64().unwrap() / head["num_attention_heads"].as_f64().unwrap();
+            let heads = if family == "glm4v_moe" { json!(128) } else { json!(dims) };
+            whole["text_config"]["head_dim"] = json!(heads.as_f64().unwrap() as usize);
+            let half = (heads.as_f64().unwrap() * rotary) as usize / 2;
+            whole["text_config"]["rope_parameters"] = json!({"mrope_section": [half - 4, 2, 2]});
+            let read = |whole: &Value| Glm4vConfig::from_json(&whole.to_string()).unwrap();
+            let expected = read(&whole);
+            for (section, keys) in sections.as_object().unwrap() {
+                for key in keys.as_object().unwrap().keys().filter(|key| *key != "out_hidden_size") {
+                    let mut without = whole.clone();
+                    let place = if section.is_empty() { &mut without } else { &mut without[section] };
+                    assert!(place.as_object_mut().unwrap().shift_remove(key).is_some());
+                    assert_eq!(read(&without), expected, "{family} without {section}.{key}");
+                }
+            }
+            let text = expected.text;
+            assert_eq!((text.rope.rope_theta, expected.vision.rope_theta), (10000.0, 10000.0));
+            assert_eq!(text.attention_bias, family != "glm_ocr", "{family}");
+        }
+    }
+
+    #[test]
+    fn two_spellings_may_stand_side_by_side_where_they_agree() {
+        let mut whole: Value = serde_json::from_str(include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../configs/models/digits/config.json"
+        )))
+        .unwrap();
+        let expected = Glm4vConfig::from_json(&whole.to_string()).unwrap();
+        whole["text_config"]["rope_parameters"]["rope_type"] = json!("default");
+        whole["text_config"]["rope_parameters"]["type"] = json!("default");
+        whole["vision_config"]["num_attention_heads"] = whole["vision_config"]["num_heads"].clone();
+        let layers = whole["vision_config"].as_object_mut().unwrap().shift_remove("depth").unwrap();
+        whole["vision_config"]["num_hidden_layers"] = layers;
+        let side = whole["vision_config"]["image_size"].clone();
+        whole["vision_config"]["image_size"] = json!([side, side]);
+        assert_eq!(Glm4vConfig::from_json(&whole.to_string()).unwrap(), expected);
+
+        let both = |c: &mut Value| {
+            c["text_config"]["rope_parameters"]["rope_type"] = json!("default");
+            c["text_config"]["rope_parameters"]["type"] = json!("mrope");
+        };
+        assert_eq!(
+            broken(both),
+            "config.json: key \"text_config.rope_parameters.rope_type\" is \"default\", and \"type\" beside it is \"mrope\"; \
+             needed: the same kind under both names"
+        );
+        assert_eq!(
+            broken(|c| c["vision_config"]["num_hidden_layers"] = json!(77)),
+            "config.json: key \"depth\" is 2, and \"num_hidden_layers\" beside it is 77; needed: the same value under both names"
+        );
+        assert!(
+            broken(|c| c["vision_config"]["patch_size"] = json!([7, 14]))
+                .contains("[7, 14]; needed: one number")
+        );
+    }
+
+    #[test]
+    fn rotary_positions_of_the_vision_tower_are_read() {
+        let theta = |edit: &dyn Fn(&mut Value)| {
+            let mut whole: Value = serde_json::from_str(include_str!(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../../configs/models/digits/config.json"
+            )))
+            .unwrap();
+            edit(&mut whole["vision_config"]);
+            Glm4vConfig::from_json(&whole.to_string()).unwrap().vision.rope_theta
+        };
+        assert_eq!(theta(&|_| ()), 10000.0);
+        assert_eq!(
+            theta(&|c| c["rope_parameters"] = json!({"rope_type": "axial", "rope_theta": 500.0})),
+            500.0
+        );
+        let of_its_own = |c: &mut Value| {
+            c.as_object_mut().unwrap().shift_remove("rope_parameters");
+            c["rope_theta"] = json!(700.0);
+        };
+        assert_eq!(theta(&of_its_own), 700.0);
+        let yarn = broken(|c| c["vision_config"]["rope_parameters"] = json!({"rope_type": "yarn"}));
+        assert!(yarn.contains("vision_config.rope_parameters.rope_type\" is \"yarn\""), "{yarn}");
+    }
+
+    #[test]
     fn a_missing_key_is_named() {
         assert_eq!(
             broken(|c| {
-                c.as_object_mut().unwrap().remove("image_token_id");
+                c.as_object_mut().unwrap().remove("text_config");
             }),
-            "config.json: key \"image_token_id\" is missing; needed: a token id"
+            "config.json: key \"text_config\" is missing; needed: an object"
         );
     }
 

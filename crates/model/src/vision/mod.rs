@@ -44,6 +44,8 @@ pub struct VisionTower {
     pub merger: PatchMerger,
     /// Side of a block of patches.
     pub spatial_merge_size: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
 }
 
 impl VisionTower {
@@ -60,6 +62,7 @@ impl VisionTower {
             downsample: Downsample::init(config, site),
             merger: PatchMerger::init(config, site),
             spatial_merge_size: config.spatial_merge_size,
+            rope_theta: config.rope_theta,
         }
     }
 
@@ -84,7 +87,8 @@ impl VisionTower {
         }
         let [_, hidden] = x.dims();
         let head_dim = self.blocks.first().map_or(4, |block| hidden / block.attn.num_heads);
-        let rotary = RotaryTable::vision(head_dim, self.spatial_merge_size, &patches.grids, &device);
+        let rotary =
+            RotaryTable::vision(head_dim, self.rope_theta, self.spatial_merge_size, &patches.grids, &device);
         if probe.is_on() {
             probe.keep("rotary.cos", &rotary.cos.clone().squeeze_dim::<2>(1));
             probe.keep("rotary.sin", &unsigned_sines(&rotary.sin));

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// What fetching a file may cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Seconds for everything: name, connection, redirects, body; 60.
+    /// Seconds for everything: name, connection, redirects, body; 30.
     pub max_seconds: u64,
     /// Redirects that are followed; 5.
     pub max_redirects: u32,
@@ -13,7 +13,7 @@ pub struct HttpLimits {
 
 impl Default for HttpLimits {
     fn default() -> Self {
-        Self { max_seconds: 60, max_redirects: 5 }
+        Self { max_seconds: 30, max_redirects: 5 }
     }
 }
 

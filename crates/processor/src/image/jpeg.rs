@@ -9,7 +9,10 @@
 //! segments are walked to the end-of-image marker first, and a damaged scan is an error.
 
 use image::ImageFormat;
-use image::error::{DecodingError, ImageError, ImageFormatHint, LimitError, LimitErrorKind};
+use image::error::{
+    DecodingError, ImageError, ImageFormatHint, LimitError, LimitErrorKind, UnsupportedError,
+    UnsupportedErrorKind,
+};
 use image::metadata::Orientation;
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
 use memchr::memchr;
@@ -27,6 +30,13 @@ impl<'a> Jpeg<'a> {
         let limits =
             DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(max_memory), ..DecodeLimits::default() };
         let decoder = Decoder::new_with_limits(bytes, limits).map_err(damaged)?;
+        // Neither does Pillow, and the decoder would hand out the upper bits as if they were all.
+        let precision = decoder.header().precision;
+        if precision != 8 {
+            let kind = UnsupportedErrorKind::GenericFeature(format!("{precision} bits a sample, needed 8"));
+            let format = ImageFormatHint::Exact(ImageFormat::Jpeg);
+            return Err(ImageError::Unsupported(UnsupportedError::from_format_and_kind(format, kind)));
+        }
         // Smoothing, on by default in libjpeg, acts where a progressive file leaves its finer scans out.
         Ok(Self(decoder.with_output_format(PixelFormat::Rgb).with_block_smoothing(true)))
     }

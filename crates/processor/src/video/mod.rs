@@ -345,10 +345,17 @@ impl VideoProcessor {
             held: Vec::new(),
             out: Vec::new(),
         };
-        clip.read(&distinct, &mut |frame| cutter.push(frame))?;
-        let (pixel_values, [rows, columns]) = cutter.finish(distinct.len())?;
+        // A frame that is shown twice is read once.
+        let mut times = indices.chunk_by(|a, b| a == b).map(<[usize]>::len);
+        clip.read(&distinct, &mut |frame| {
+            for _ in 1..times.next().unwrap_or(1) {
+                cutter.push(frame.clone())?;
+            }
+            cutter.push(frame)
+        })?;
+        let (pixel_values, [rows, columns]) = cutter.finish(shown)?;
         let pairs = shown.div_ceil(temporal);
-        let timestamps = sampling::timestamps(&indices, frame_rate, temporal);
+        let timestamps = sampling::timestamps(&indices, frame_rate, pairs);
         Ok(PatchedVideo { pixel_values, grid: [pairs, rows, columns], timestamps })
     }
 

@@ -145,7 +145,11 @@ fn linspace(from: f64, to: f64, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// The times that are written between the frames of a clip, one for each temporal patch.
-pub(super) fn timestamps(indices: &[usize], frame_rate: f64, temporal: usize) -> Vec<f64> {
-    indices.iter().step_by(temporal).map(|&index| index as f64 / frame_rate).collect()
+/// The times that are written between the frames of a clip, one for each of its `patches` in time.
+///
+/// transformers takes every second frame's, however many frames a patch has, and repeats the last where patches have one.
+pub(super) fn timestamps(indices: &[usize], frame_rate: f64, patches: usize) -> Vec<f64> {
+    let seconds = indices.iter().step_by(2).map(|&index| index as f64 / frame_rate);
+    let last = seconds.clone().next_back().unwrap_or(0.0);
+    seconds.chain(std::iter::repeat(last)).take(patches).collect()
 }

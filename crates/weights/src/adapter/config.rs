@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -38,12 +39,16 @@ pub struct AdapterConfig {
     /// Modules that learn whole, and are kept whole in the adapter.
     #[serde(default)]
     pub modules_to_save: Option<Vec<String>>,
-    /// Ranks of single modules.
+    /// Ranks of single modules: the first key that fits counts, as in PEFT, so the order is kept.
     #[serde(default)]
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Alphas of single modules.
+    pub rank_pattern: IndexMap<String, usize>,
+    /// Alphas of single modules, in the same way.
     #[serde(default)]
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: IndexMap<String, f64>,
+    /// Whether a head that is tied to the embeddings stays tied where `modules_to_save` names one of the two. Without it PEFT
+    /// trains a copy of its own for each.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ensure_weight_tying: bool,
     /// "none": biases do not learn.
     #[serde(default = "none")]
     pub bias: String,
@@ -138,8 +143,9 @@ impl AdapterConfig {
             target_parameters: None,
             exclude_modules: None,
             modules_to_save: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
+            ensure_weight_tying: false,
             bias: none(),
             rest: BTreeMap::new(),
         }

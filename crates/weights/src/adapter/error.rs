@@ -84,6 +84,36 @@ pub enum AdapterError {
         /// Linear maps of the network, their numbers as `*`.
         kinds: Vec<String>,
     },
+    /// A linear map with an adapter that is to be kept whole too.
+    #[error(
+        "{module} has an adapter and belongs to modules_to_save, whose names are compared with the end of a module's; needed: one of the two"
+    )]
+    Both {
+        /// The module.
+        module: String,
+    },
+    /// Modules that PEFT takes for experts.
+    #[error(
+        "PEFT takes the names gate_proj, up_proj and down_proj of a glm4v_moe model for its experts and would compute something \
+         else with adapters on {}; needed: target_modules without them, as [\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\"], and \
+         for experts target_parameters = [\"mlp.experts.gate_up_proj\", \"mlp.experts.down_proj\"]",
+        list_names(modules, 8)
+    )]
+    TakenForExperts {
+        /// The modules, their numbers as `*`.
+        modules: Vec<String>,
+    },
+    /// Embeddings that would be trained apart from the head that is tied to them.
+    #[error(
+        "modules_to_save names the embeddings, to which this model's head is tied, and without \"ensure_weight_tying\": true PEFT \
+         trains a copy of each; a network with two tables is not supported"
+    )]
+    Untied,
+    /// A tied head that is not the table it is tied to.
+    #[error(
+        "lm_head.weight and the embeddings, which this model ties, differ in the adapter; needed: the same table twice"
+    )]
+    TwoTables,
     /// A module that is to be kept whole and is not in the network.
     #[error(
         "modules_to_save: \"{module}\" is no module of this model; modules are named as lm_head, embed_tokens or \

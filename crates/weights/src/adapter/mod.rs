@@ -25,8 +25,8 @@ use burn::prelude::*;
 use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::{Glm4v, NamedVisitor, Precision, initialize_lora, visit_named};
 
-use crate::WeightsError;
-use targets::{is_saved, pick, spoken_name};
+use crate::{WeightsError, names};
+use targets::{check_published, is_saved, pick, spoken_name};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -55,6 +55,8 @@ pub fn attach(
     config.check()?;
     check_saved(config, &model)?;
     let picked = pick(config, &mut model)?;
+    // Now, and not when it is written after days.
+    check_published(&picked, model.config.architecture)?;
     let device = model.device();
     model.for_each_linear(|name, linear| {
         if let Some(size) = picked.adapters.get(&spoken_name(name)) {
@@ -69,13 +71,16 @@ pub fn learns_with(config: &AdapterConfig, parameter: &str) -> bool {
     parameter.ends_with(".lora.a") || parameter.ends_with(".lora.b") || is_saved(config, parameter)
 }
 
-/// Makes sure that everything in `modules_to_save` is there.
+/// Makes sure that everything in `modules_to_save` is there, and that a tied head follows its table.
 fn check_saved(config: &AdapterConfig, model: &Glm4v) -> Result<(), AdapterError> {
     struct Names(Vec<String>);
     impl NamedVisitor for Names {
         fn visit<const D: usize>(&mut self, name: &str, _param: &Param<Tensor<D>>) {
             self.0.push(name.to_owned());
         }
+    }
+    if model.lm_head.is_none() && is_saved(config, names::EMBEDDING) && !config.ensure_weight_tying {
+        return Err(AdapterError::Untied);
     }
     let mut names = Names(Vec::new());
     visit_named(model, &mut names);

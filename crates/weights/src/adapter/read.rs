@@ -127,6 +127,13 @@ impl AdapterFolder {
         if let Some(error) = whole.failed {
             return Err(error);
         }
+        if model.lm_head.is_none() && self.keeps(names::HEAD) {
+            // PEFT writes a tied table under both names.
+            if self.whole(names::HEAD, DType::F32)? != self.whole(names::EMBEDDING, DType::F32)? {
+                return Err(self.problem(AdapterError::TwoTables));
+            }
+            used.insert(names::HEAD.to_owned());
+        }
         let left: Vec<String> = self.names.keys().filter(|name| !used.contains(*name)).cloned().collect();
         if !left.is_empty() {
             return Err(self.problem(AdapterError::NoPlace { names: left }));

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fancy_regex::Regex;
-use glm4v_model::{Glm4v, LoraConfig};
+use glm4v_model::{Architecture, Glm4v, LoraConfig};
+use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -64,16 +65,35 @@ pub(crate) fn pick(config: &AdapterConfig, model: &mut Glm4v) -> Result<Picked, 
     let parameters = config.target_parameters.as_deref().unwrap_or_default();
     for (key, names) in [("target_modules", modules), ("target_parameters", parameters)] {
         for wanted in names {
-            if !candidates.iter().any(|name| ends_with(name, wanted)) {
+            let allowed = |name: &String| key == "target_modules" || name.contains(EXPERTS);
+            if !candidates.iter().any(|name| allowed(name) && ends_with(name, wanted)) {
                 return Err(no_match(key, wanted, &candidates));
             }
         }
     }
     let mut adapters = BTreeMap::new();
     for name in candidates.iter().filter(|name| targets.module(name) || targets.parameter(name)) {
+        if is_saved(config, &format!("{name}.weight")) {
+            return Err(AdapterError::Both { module: name.clone() });
+        }
         adapters.insert(name.clone(), size(config, name)?);
     }
     Ok(Picked { adapters, candidates })
+}
+
+/// Refuses what PEFT would take for something else.
+///
+/// The experts of a `glm4v_moe` model were linear maps in transformers 4. PEFT 0.21 reads targets of those names, long or
+/// short, for the experts of transformers 5 (`utils/transformers_weight_conversion.py`), and with them those of dense layers,
+/// shared experts, the vision tower and the merger: what it loads computes something else, mostly without an error.
+pub(crate) fn check_published(picked: &Picked, architecture: Architecture) -> Result<(), AdapterError> {
+    const TAKEN: [&str; 3] = [".gate_proj", ".up_proj", ".down_proj"];
+    if architecture != Architecture::Glm4vMoe {
+        return Ok(());
+    }
+    let taken = |name: &&String| !name.contains(EXPERTS) && TAKEN.iter().any(|end| name.ends_with(end));
+    let modules = kinds(picked.adapters.keys().filter(taken));
+    if modules.is_empty() { Ok(()) } else { Err(AdapterError::TakenForExperts { modules }) }
 }
 
 /// The targets of a config, its expressions read.
@@ -112,7 +132,8 @@ impl<'a> Targets<'a> {
     /// Whether `target_parameters` does, for experts by the name that they share.
     pub(crate) fn parameter(&self, name: &str) -> bool {
         let mut names = self.config.target_parameters.iter().flatten();
-        names.any(|wanted| ends_with(name, wanted)) && !self.left_out(name)
+        // Of the network's weights only stacked experts are parameters without a module of their own: `down_proj` is theirs alone.
+        name.contains(EXPERTS) && names.any(|wanted| ends_with(name, wanted)) && !self.left_out(name)
     }
 
     /// Whether the config allows tensors for a module of an adapter's file, experts in whichever form.
@@ -147,7 +168,7 @@ impl<'a> Targets<'a> {
             (Some(Names::List(names)), None) => names.iter().any(|wanted| ends_with(name, wanted)),
             _ => false,
         };
-        excluded || is_saved(self.config, name)
+        excluded || is_replaced(self.config, name)
     }
 }
 
@@ -212,28 +233,36 @@ fn list<T: for<'de> Deserialize<'de>>(
 
 /// Rank, scale and dropout of one module's adapter.
 pub(crate) fn size(config: &AdapterConfig, name: &str) -> Result<LoraConfig, AdapterError> {
-    let mut rank = config.r;
-    for (pattern, r) in &config.rank_pattern {
-        if Expression::end("rank_pattern", pattern)?.matches(name) {
-            rank = *r;
-        }
-    }
-    let mut alpha = config.lora_alpha;
-    for (pattern, a) in &config.alpha_pattern {
-        if Expression::end("alpha_pattern", pattern)?.matches(name) {
-            alpha = *a;
-        }
-    }
+    let rank = first("rank_pattern", &config.rank_pattern, name)?.unwrap_or(config.r);
+    let alpha = first("alpha_pattern", &config.alpha_pattern, name)?.unwrap_or(config.lora_alpha);
     if rank == 0 || !alpha.is_finite() {
         return Err(AdapterError::ModuleSize { module: name.to_owned(), rank, alpha });
     }
     Ok(LoraConfig { rank, alpha, rslora: config.use_rslora, dropout: config.lora_dropout })
 }
 
-/// Whether a parameter or a module belongs to what learns whole.
-pub(crate) fn is_saved(config: &AdapterConfig, name: &str) -> bool {
-    let dotted = format!(".{name}.");
-    config.modules_to_save.iter().flatten().any(|module| dotted.contains(&format!(".{module}.")))
+/// What the first key that fits a module says (PEFT, `get_pattern_key`).
+fn first<T: Copy>(key: &str, patterns: &IndexMap<String, T>, name: &str) -> Result<Option<T>, AdapterError> {
+    for (pattern, value) in patterns {
+        if Expression::end(key, pattern)?.matches(name) {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a parameter belongs to a module that learns whole: one whose name ends with what `modules_to_save` says (PEFT,
+/// `_set_trainable`), so that `norm` means every norm.
+pub(crate) fn is_saved(config: &AdapterConfig, parameter: &str) -> bool {
+    let modules = || parameter.match_indices('.').map(|(end, _)| &parameter[..end]);
+    config.modules_to_save.iter().flatten().any(|wanted| modules().any(|module| module.ends_with(wanted)))
+}
+
+/// Whether `modules_to_save` keeps a linear map from getting an adapter: where the name of one is part of it (PEFT,
+/// `check_target_module_exists`).
+pub(crate) fn is_replaced(config: &AdapterConfig, module: &str) -> bool {
+    let dotted = format!(".{module}.");
+    config.modules_to_save.iter().flatten().any(|wanted| dotted.contains(&format!(".{wanted}.")))
 }
 
 fn ends_with(name: &str, wanted: &str) -> bool {
@@ -334,6 +363,52 @@ mod tests {
         }
         let odd = config(json!({"layers_to_transform": "first"}));
         assert!(Targets::of(&odd).err().unwrap().to_string().starts_with("layers_to_transform is \"first\""));
+    }
+
+    #[test]
+    fn of_two_patterns_that_fit_the_first_counts_as_in_peft() {
+        let sized = |keys: &str| {
+            let config =
+                serde_json::from_str(&format!(r#"{{"peft_type": "LORA", "r": 4, "lora_alpha": 8, {keys}}}"#));
+            let size = size(&config.unwrap(), Q3).unwrap();
+            (size.rank, size.alpha)
+        };
+        let keys = |first: &str, second: &str| {
+            let pattern = format!(r#"{{{first}, {second}}}"#);
+            sized(&format!(r#""rank_pattern": {pattern}, "alpha_pattern": {pattern}"#))
+        };
+        let [one, every] = [r#""layers.3.self_attn.q_proj": 2"#, r#""q_proj": 32"#];
+        assert_eq!(keys(one, every), (2, 2.0));
+        assert_eq!(keys(every, one), (32, 32.0));
+        assert_eq!(sized(r#""rank_pattern": {"o_proj": 2}"#), (4, 8.0));
+    }
+
+    #[test]
+    fn parameters_are_those_of_experts_and_no_maps_of_the_same_name() {
+        let config = config(json!({"target_parameters": ["down_proj"]}));
+        let targets = Targets::of(&config).unwrap();
+
+        assert!(targets.parameter("model.language_model.layers.1.mlp.experts.down_proj"));
+        for name in ["layers.0.mlp.down_proj", "layers.1.mlp.shared_experts.down_proj"] {
+            assert!(!targets.parameter(&format!("model.language_model.{name}")), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_named_by_the_end_of_a_module() {
+        let config = config(json!({"modules_to_save": ["norm", "visual.merger"]}));
+        for name in [
+            "model.language_model.norm.weight",
+            "model.language_model.layers.0.input_layernorm.weight",
+            "model.visual.blocks.0.attn.q_norm.weight",
+            "model.visual.merger.post_projection_norm.bias",
+            "model.visual.merger.proj.weight",
+        ] {
+            assert!(is_saved(&config, name), "{name}");
+        }
+        for name in ["model.language_model.norms.weight", "model.visual.mergers.weight", "norm"] {
+            assert!(!is_saved(&config, name), "{name}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use glm4v_model::{Glm4v, NamedVisitor, visit_named};
 use serde_json::json;
 
 use super::config::{AdapterConfig, Names};
-use super::targets::{is_saved, pick, spoken_name};
+use super::targets::{check_published, is_replaced, pick, spoken_name};
 use super::{CONFIG, PREFIX, TENSORS};
 use crate::{WeightsError, floats, names, write_file, write_tensors};
 
@@ -24,7 +24,12 @@ use crate::{WeightsError, floats, names, write_file, write_tensors};
 pub fn save_adapter(model: &Glm4v, config: &AdapterConfig, folder: &Path) -> Result<(), WeightsError> {
     let mut collector = Collector { config, tensors: BTreeMap::new() };
     visit_named(model, &mut collector);
-    let tensors = published(collector.tensors);
+    let mut tensors = collector.tensors;
+    // As PEFT writes a table that the head is tied to.
+    if let (None, Some(table)) = (&model.lm_head, tensors.get(names::EMBEDDING)) {
+        tensors.insert(names::HEAD.to_owned(), table.clone());
+    }
+    let tensors = published(tensors);
     let said = published_config(config, model)?;
     let json = serde_json::to_string_pretty(&said).expect("a config has no keys or values that json lacks");
     write_tensors(&folder.join(TENSORS), tensors, &[])?;
@@ -125,13 +130,14 @@ fn stack_columns(experts: BTreeMap<usize, TensorData>) -> TensorData {
 fn published_config(config: &AdapterConfig, model: &Glm4v) -> Result<AdapterConfig, WeightsError> {
     let mut model = model.clone(); // handles alone
     let picked = pick(config, &mut model)?;
+    check_published(&picked, model.config.architecture)?;
     let (experts, maps): (Vec<&String>, Vec<&String>) =
         picked.adapters.keys().partition(|name| name.contains(".mlp.experts."));
     let short: BTreeSet<&str> = maps.iter().filter_map(|name| name.rsplit('.').next()).collect();
     let meant = picked.candidates.iter().filter(|name| {
         !name.contains(".mlp.experts.")
             && short.iter().any(|short| name.rsplit('.').next() == Some(short))
-            && !is_saved(config, name)
+            && !is_replaced(config, name)
     });
     // `proj` is also the name of the patch convolution, which PEFT would adapt too.
     let same = !short.contains("proj") && meant.collect::<Vec<_>>() == maps;
@@ -158,8 +164,13 @@ fn published_config(config: &AdapterConfig, model: &Glm4v) -> Result<AdapterConf
             let rank = lora.a.dims()[0];
             if rank != size.rank {
                 let root = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-                said.rank_pattern.insert(fancy_regex::escape(&spoken).into_owned(), rank);
-                said.alpha_pattern.insert(fancy_regex::escape(&spoken).into_owned(), lora.scale * root);
+                // Before all others: the first that fits counts.
+                said.rank_pattern.shift_insert(0, fancy_regex::escape(&spoken).into_owned(), rank);
+                said.alpha_pattern.shift_insert(
+                    0,
+                    fancy_regex::escape(&spoken).into_owned(),
+                    lora.scale * root,
+                );
             }
         }
     });
