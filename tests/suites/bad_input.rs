@@ -416,7 +416,11 @@ fn a_config_json_that_describes_no_network_says_which_key() {
             "\"mrope_sections\"",
             "\"text_config.rope_parameters.mrope_section\" is [8, 12, 12]; needed: three integers that add up",
         ),
-        ("\"vocab_size\": 1200", "\"vocab_size\": -1", "config.json: key \"text_config.vocab_size\": invalid value: integer `-1`"),
+        (
+            "\"vocab_size\": 1200",
+            "\"vocab_size\": -1",
+            "config.json: key \"text_config.vocab_size\": invalid value: integer `-1`",
+        ),
     ] {
         let model = spoiled("config.json", |bytes| {
             let text = String::from_utf8(bytes).unwrap();

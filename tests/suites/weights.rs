@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use glm4v_model::{Glm4v, NamedVisitor, Precision, Site, initialize, visit_named};
+use glm4v_model::{Glm4v, NamedMapper, NamedVisitor, Precision, Site, initialize, map_named, visit_named};
 use glm4v_tests::{Said, walk};
 use glm4v_tests::{backend, glm4v, golden, holds_nothing_half_written, repository, train};
-use glm4v_weights::{ModelFolder, ShardSize, TensorFile, floats, save_model, save_model_in, write_tensors};
+use glm4v_weights::{
+    AdapterConfig, ModelFolder, Names, ShardSize, TensorFile, attach, floats, save_adapter, save_model,
+    save_model_in, write_tensors,
+};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
@@ -344,37 +347,41 @@ fn a_tied_head_is_the_embedding_table_unless_the_weights_hold_another() {
     }
 }
 
+/// Stacks the experts of every layer as transformers 5 does; returns how many layers have some.
+fn stack_experts(tensors: &mut BTreeMap<String, TensorData>) -> usize {
+    let mut layers = 0;
+    for layer in 0..8 {
+        let experts = format!("model.language_model.layers.{layer}.mlp.experts");
+        let mut take =
+            |number: usize, kind: &str| tensors.remove(&format!("{experts}.{number}.{kind}.weight"));
+        let (mut both, mut down) = (Vec::new(), Vec::new());
+        let mut shapes = (Vec::new(), Vec::new());
+        let mut count = 0;
+        while let Some(gate) = take(count, "gate_proj") {
+            let [up, last] = ["up_proj", "down_proj"].map(|kind| take(count, kind).unwrap());
+            shapes = (gate.shape().to_vec(), last.shape().to_vec());
+            both.extend_from_slice(gate.as_slice::<f32>().unwrap());
+            both.extend_from_slice(up.as_slice::<f32>().unwrap());
+            down.extend_from_slice(last.as_slice::<f32>().unwrap());
+            count += 1;
+        }
+        if count == 0 {
+            continue;
+        }
+        layers += 1;
+        let (one, two) = shapes;
+        let both = TensorData::new(both, [count, 2 * one[0], one[1]]);
+        tensors.insert(format!("{experts}.gate_up_proj"), both);
+        tensors.insert(format!("{experts}.down_proj"), TensorData::new(down, [count, two[0], two[1]]));
+    }
+    layers
+}
+
 #[test]
 fn experts_stacked_by_transformers_5_are_understood() {
     for model in checkpoints() {
         let mut layers = 0;
-        let stacked = changed(&model, |tensors| {
-            for layer in 0..8 {
-                let experts = format!("model.language_model.layers.{layer}.mlp.experts");
-                let mut take =
-                    |number: usize, kind: &str| tensors.remove(&format!("{experts}.{number}.{kind}.weight"));
-                let (mut both, mut down) = (Vec::new(), Vec::new());
-                let mut shapes = (Vec::new(), Vec::new());
-                let mut count = 0;
-                while let Some(gate) = take(count, "gate_proj") {
-                    let [up, last] = ["up_proj", "down_proj"].map(|kind| take(count, kind).unwrap());
-                    shapes = (gate.shape().to_vec(), last.shape().to_vec());
-                    both.extend_from_slice(gate.as_slice::<f32>().unwrap());
-                    both.extend_from_slice(up.as_slice::<f32>().unwrap());
-                    down.extend_from_slice(last.as_slice::<f32>().unwrap());
-                    count += 1;
-                }
-                if count == 0 {
-                    continue;
-                }
-                layers += 1;
-                let (one, two) = shapes;
-                let both = TensorData::new(both, [count, 2 * one[0], one[1]]);
-                tensors.insert(format!("{experts}.gate_up_proj"), both);
-                tensors
-                    .insert(format!("{experts}.down_proj"), TensorData::new(down, [count, two[0], two[1]]));
-            }
-        });
+        let stacked = changed(&model, |tensors| layers = stack_experts(tensors));
         if layers == 0 {
             continue; // a family without experts
         }
@@ -389,6 +396,47 @@ fn experts_stacked_by_transformers_5_are_understood() {
         assert_eq!(tensors(&saved), tensors(&model), "experts are written apart, as published");
         assert_eq!(tensors(&converted), tensors(&model));
     }
+}
+
+/// Gives the second factors of adapters values that differ between modules.
+struct Filled;
+
+impl NamedMapper for Filled {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let share = name.bytes().map(u32::from).sum::<u32>() % 7 + 1;
+        if name.ends_with(".lora.b") { param.map(|values| values + 0.004 * share as f32) } else { param }
+    }
+}
+
+#[test]
+fn an_adapter_is_merged_into_a_stack_as_into_experts_apart() {
+    let model = golden().join("checkpoints/glm4v_moe");
+    let stacked = changed(&model, |tensors| assert!(stack_experts(tensors) > 0));
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let config = AdapterConfig {
+        target_modules: Some(Names::List(vec!["q_proj".into()])),
+        target_parameters: Some(vec!["mlp.experts.gate_up_proj".into(), "mlp.experts.down_proj".into()]),
+        ..AdapterConfig::new(2, 4.0)
+    };
+    let (adapted, _) = attach(load(&model, Precision::F32), &config, 1, Precision::F32).unwrap();
+    fs::create_dir(path("adapter")).unwrap();
+    save_adapter(&map_named(adapted, &mut Filled), &config, path("adapter").as_ref()).unwrap();
+    let merge = |model: &Path, out: &str| {
+        let model = model.to_str().unwrap();
+        glm4v(["merge", "--model", model, "--adapter", &path("adapter"), "--out", &path(out)]).success();
+        load(path(out).as_ref(), Precision::F32)
+    };
+
+    let apart = parameters(&merge(&model, "apart"));
+
+    assert_eq!(parameters(&merge(stacked.path(), "whole")), apart);
+    let before = parameters(&load(&model, Precision::F32));
+    let changed = |kind: &str| {
+        apart.iter().filter(|(name, data)| name.contains(kind) && before[*name] != **data).count()
+    };
+    assert!(changed(".experts.0.gate_up_proj") > 0 && changed(".experts.1.down_proj") > 0);
+    assert!(tensors(path("whole").as_ref()).keys().any(|name| name.ends_with("mlp.experts.down_proj")));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! An adapter folded into plain weights, from folder to folder, without a network in between.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn::prelude::*;
@@ -53,14 +53,22 @@ impl ModelFolder {
         let mut network = adapter.apply(config.init(device), Precision::F32)?;
         let layout = Layout::of(&network);
         self.locate(&layout, &checkpoint, config.tie_word_embeddings)?;
-        let mut changes = HashMap::new();
+        let mut changes: HashMap<String, BTreeMap<usize, Change>> = HashMap::new();
         network.for_each_linear(|name, linear| {
             let Some(lora) = &linear.lora else { return };
             let [left, right] = lora.factors();
-            let whole = layout.find(&format!("{name}.weight")).map(|(whole, _)| whole);
-            for part in whole.into_iter().flat_map(|whole| whole.published()) {
+            let Some((whole, _)) = layout.find(&format!("{name}.weight")) else { return };
+            // Experts lie in a stack, one below the other, or in tensors of their own.
+            if let Some((stack, number)) =
+                names::stack(&whole.name).filter(|(stack, _)| checkpoint.info(stack).is_some())
+            {
+                let first = number * left.dims()[0];
+                changes.entry(stack).or_default().insert(first, Change { left, right });
+                return;
+            }
+            for part in whole.published() {
                 let left = left.clone().narrow(0, part.rows.start, part.rows.len());
-                changes.insert(part.name, Change { left, right: right.clone() });
+                changes.entry(part.name).or_default().insert(0, Change { left, right: right.clone() });
             }
         });
         let mut changed = 0;
@@ -81,11 +89,6 @@ impl ModelFolder {
             };
             tensors.extend(tensor);
         }
-        // Experts that the checkpoint stacks have no tensor of their own to be changed.
-        if let Some(name) = changes.into_keys().min() {
-            let path = self.path().to_owned();
-            return Err(WeightsError::AdapterAt { path, source: AdapterError::StackedExperts { name } });
-        }
         copy_side_files(self.path(), out)?;
         write_config(self.path(), out, precision)?;
         write_shards(out, tensors, size, watch)?;
@@ -93,32 +96,41 @@ impl ModelFolder {
     }
 }
 
-/// A matrix with what an adapter adds to it.
+/// A matrix, or a stack of them, with what adapters add to it, by the first row of each.
 fn summed<'a>(
     checkpoint: &'a Checkpoint,
     name: &str,
-    change: Change,
+    changes: BTreeMap<usize, Change>,
     device: &Device,
     precision: Option<Precision>,
 ) -> Result<Outgoing<'a>, WeightsError> {
     let (file, stored) = checkpoint.find(name).expect("the name is one of the checkpoint's");
     let info = file.info(stored)?;
     let dtype = convert::target(name, info.dtype, precision);
-    let &[rows, columns] = info.shape.as_slice() else {
+    let (&[rows, columns] | &[_, rows, columns]) = info.shape.as_slice() else {
         return Err(AdapterError::NotAMatrix { name: name.to_owned(), found: info.shape.clone() }.into());
     };
+    let matrices = info.shape.iter().product::<usize>() / (rows * columns).max(1);
     let run = (RUN / columns.max(1)).max(1);
     let device = device.clone();
     let own = name.to_owned();
     let bytes = move |sink: &mut Sink<'_>| {
-        for first in (0..rows).step_by(run) {
+        for (matrix, first) in
+            (0..matrices).flat_map(|matrix| (0..rows).step_by(run).map(move |row| (matrix, row)))
+        {
             let count = run.min(rows - first);
             let mut values = vec![0; count * columns * DType::F32.size()];
-            file.float_into(stored, first * columns, DType::F32, &mut values)?;
+            file.float_into(stored, (matrix * rows + first) * columns, DType::F32, &mut values)?;
             let values = TensorData::from_bytes_vec(values, [count, columns], DType::F32);
-            let weight = Tensor::<2>::from_data(values, (&device, DType::F32));
-            let sum = weight + change.left.clone().narrow(0, first, count).matmul(change.right.clone());
-            sink(finite(sum.into_data(), dtype, &own)?.as_bytes())?;
+            let values = match changes.get(&(matrix * rows)) {
+                Some(change) => {
+                    let weight = Tensor::<2>::from_data(values, (&device, DType::F32));
+                    let left = change.left.clone().narrow(0, first, count);
+                    (weight + left.matmul(change.right.clone())).into_data()
+                }
+                None => values,
+            };
+            sink(finite(values, dtype, &own)?.as_bytes())?;
         }
         Ok(())
     };

@@ -164,8 +164,9 @@ impl Glm4vConfig {
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
         let mut whole: Value = serde_json::from_str(json)?;
         complete(&mut whole)?;
-        let raw: RawConfig = serde_path_to_error::deserialize(whole).map_err(|error| {
-            ConfigError::Type { key: error.path().to_string(), source: error.into_inner() }
+        let raw: RawConfig = serde_path_to_error::deserialize(whole).map_err(|error| ConfigError::Type {
+            key: error.path().to_string(),
+            source: error.into_inner(),
         })?;
         let model_type = need(raw.model_type, "model_type", KNOWN)?;
         let architecture = match model_type.as_str() {

@@ -92,6 +92,16 @@ pub enum AdapterError {
         /// The module.
         module: String,
     },
+    /// Adapters on what is no linear map.
+    #[error(
+        "has adapters on {}; needed: adapters on linear maps and experts, others (routers, the patch convolution, embeddings) are \
+         not supported",
+        list_names(modules, 8)
+    )]
+    NotLinear {
+        /// The modules, their numbers as `*`.
+        modules: Vec<String>,
+    },
     /// Modules that PEFT takes for experts.
     #[error(
         "PEFT takes the names gate_proj, up_proj and down_proj of a glm4v_moe model for its experts and would compute something \
@@ -252,14 +262,5 @@ pub enum AdapterError {
         rank: usize,
         /// Experts of a layer.
         experts: usize,
-    },
-    /// A checkpoint whose experts cannot be changed one by one.
-    #[error(
-        "the adapter changes {name}, which the checkpoint keeps in a stack of experts; needed: experts apart, as \
-         published checkpoints and save_pretrained have them"
-    )]
-    StackedExperts {
-        /// An expert that the adapter changes.
-        name: String,
     },
 }

@@ -152,6 +152,17 @@ impl AdapterFolder {
         if self.names.is_empty() {
             return Err(self.problem(AdapterError::Empty));
         }
+        // Parts of the network that PEFT can put an adapter on, and that are no linear maps.
+        const OTHERS: [&str; 3] = [".mlp.gate", ".patch_embed.proj", ".embed_tokens"];
+        let adapted = |name: &str| {
+            let (module, factor) = name.rsplit_once('.')?;
+            (factor.starts_with("lora_") && OTHERS.iter().any(|end| module.ends_with(end)))
+                .then(|| module.to_owned())
+        };
+        let others: BTreeSet<String> = self.names.keys().filter_map(|name| adapted(name)).collect();
+        if !others.is_empty() {
+            return Err(self.problem(AdapterError::NotLinear { modules: kinds(&others) }));
+        }
         let modules = self.names.keys().filter_map(|name| name.strip_suffix(".lora_A"));
         let stray: BTreeSet<String> =
             modules.filter(|module| !targets.allows(module)).map(str::to_owned).collect();

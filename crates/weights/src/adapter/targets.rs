@@ -139,8 +139,9 @@ impl<'a> Targets<'a> {
     /// Whether the config allows tensors for a module of an adapter's file, experts in whichever form.
     pub(crate) fn allows(&self, module: &str) -> bool {
         let stack = EXPERTS.trim_end_matches('.');
-        if module.ends_with(stack) || module.ends_with(&format!("{stack}.base_layer")) {
-            return self.config.target_parameters.iter().flatten().any(|name| name.contains("experts"));
+        if let Some(layer) = module.strip_suffix(".base_layer").unwrap_or(module).strip_suffix(stack) {
+            let named = |kind: &str| self.parameter(&format!("{layer}{EXPERTS}{kind}"));
+            return named("gate_up_proj") || named("down_proj");
         }
         let mut names = vec![module.to_owned(), spoken_name(module)];
         if let Some((before, _)) = module.split_once(EXPERTS) {
@@ -415,6 +416,8 @@ mod tests {
     fn experts_are_allowed_in_whichever_form_an_adapter_has_them() {
         let apart = config(json!({"target_modules": ["gate_proj", "down_proj"]}));
         let stacked = config(json!({"target_parameters": ["mlp.experts.gate_up_proj"]}));
+        let short = config(json!({"target_parameters": ["down_proj"]}));
+        assert!(Targets::of(&short).unwrap().allows("model.layers.1.mlp.experts"));
         let [apart, stacked] = [&apart, &stacked].map(|config| Targets::of(config).unwrap());
 
         assert!(apart.allows("model.layers.1.mlp.experts.7.gate_proj"));
