@@ -36,9 +36,9 @@ pub enum GenerationConfigError {
         /// The key.
         key: &'static str,
         /// Its value.
-        found: Value,
+        found: String,
         /// A value that asks for nothing.
-        needed: Value,
+        needed: String,
     },
     /// A number out of its range.
     #[error("{name} is {found}; needed: {needed}")]
@@ -138,8 +138,9 @@ fn check_unsupported(rest: &Map<String, Value>, path: &Path) -> Result<(), Gener
         let off = matches!(found, Value::Null | Value::Bool(false))
             || (neutral.is_some() && found.as_f64() == neutral);
         if !off {
-            let (path, found) = (path.to_owned(), found.clone());
-            return Err(GenerationConfigError::Unsupported { path, key, found, needed: neutral.into() });
+            let (path, found) = (path.to_owned(), found.to_string());
+            let needed = neutral.map_or_else(|| "null".to_owned(), |number| number.to_string());
+            return Err(GenerationConfigError::Unsupported { path, key, found, needed });
         }
     }
     Ok(())

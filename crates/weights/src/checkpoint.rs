@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::folder::missing;
 use crate::foreign::other_weights;
+use crate::scales::{self, Scales};
 use crate::{LISTED, TensorFile, WeightsError, list_names, names, numbers};
 
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -23,6 +24,8 @@ pub(crate) struct Checkpoint {
     stored: HashMap<String, Stored>,
     /// Published names, as the tensors follow each other in the files.
     order: Vec<String>,
+    /// Of eight-bit weights, by the weight's published name.
+    scales: HashMap<String, Scales>,
 }
 
 /// Where a tensor is.
@@ -69,16 +72,64 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { files, stored, order })
+        let mut checkpoint = Self { files, stored, order, scales: HashMap::new() };
+        checkpoint.take_scales(folder)?;
+        Ok(checkpoint)
+    }
+
+    /// Reads the scales of eight-bit weights; they are no tensors of their own from then on.
+    fn take_scales(&mut self, folder: &Path) -> Result<(), WeightsError> {
+        let eight_bit = |name: &&String| self.info(name).is_some_and(|info| scales::is_eight_bit(info.dtype));
+        let weights: Vec<String> = self.order.iter().filter(eight_bit).cloned().collect();
+        if weights.is_empty() {
+            return Ok(());
+        }
+        let block = scales::block_size(folder);
+        let mut taken = BTreeSet::new();
+        for weight in weights {
+            let shape = self.info(&weight).map(|info| info.shape.clone()).unwrap_or_default();
+            for name in scales::names_of_scales(&weight) {
+                let Some((file, stored)) = self.find(&name) else { continue };
+                let scales = Scales::read(file, stored, &shape, block)?;
+                self.scales.insert(weight.clone(), scales);
+                taken.insert(name);
+                break;
+            }
+            taken.insert(scales::name_of_input_scale(&weight));
+        }
+        self.order.retain(|name| !taken.contains(name));
+        Ok(())
+    }
+
+    /// Whether a tensor holds codes whose scales are known.
+    pub(crate) fn is_scaled(&self, published: &str) -> bool {
+        self.scales.contains_key(published)
+    }
+
+    /// Fills `out` with a tensor's values of `dtype`, from value `first` on; eight-bit weights are multiplied with their scales.
+    pub(crate) fn float_into(
+        &self,
+        published: &str,
+        first: usize,
+        dtype: DType,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let (file, stored) = self.find(published).expect("the name is one of the checkpoint's");
+        match self.scales.get(published) {
+            Some(scales) => scales.float_into(file, stored, first, dtype, out),
+            None => file.float_into(stored, first, dtype, out),
+        }
     }
 
     /// The type of tensors whose numbers are packed or scaled; none if there are none.
     ///
-    /// Eight-bit floating-point weights are scaled by tensors beside them always, integers only where the config says so:
+    /// Eight-bit floating-point weights are scaled by tensors beside them always, which are read where they have a known form;
+    /// integers only where the config says so:
     /// other tensors that no network knows may be anything.
     pub(crate) fn packed(&self, quantized: bool) -> Option<Dtype> {
         let types = self.order.iter().filter_map(|name| Some((name, self.info(name)?.dtype)));
         let packed = |(name, dtype): &(&String, Dtype)| match dtype {
+            _ if self.is_scaled(name) => false,
             Dtype::F8_E4M3 | Dtype::F8_E5M2 => quantized || name.ends_with(".weight"),
             other => quantized && !numbers::is_float(*other),
         };
@@ -104,20 +155,18 @@ impl Checkpoint {
 
     /// Whether two tensors hold the same numbers; not so if one of them is not there.
     pub(crate) fn same(&self, one: &str, other: &str) -> Result<bool, WeightsError> {
-        let (Some(info), Some((one, one_name)), Some((other, other_name))) =
-            (self.info(one), self.find(one), self.find(other))
-        else {
+        let (Some(info), Some(other_info)) = (self.info(one), self.info(other)) else {
             return Ok(false);
         };
-        if other.shape(other_name) != Some(&info.shape) {
+        if info.shape != other_info.shape {
             return Ok(false);
         }
         let count: usize = info.shape.iter().product();
         const RUN: usize = 1 << 22;
         for first in (0..count).step_by(RUN) {
             let mut values = [0; 2].map(|_: u8| vec![0; RUN.min(count - first) * 4]);
-            one.float_into(one_name, first, DType::F32, &mut values[0])?;
-            other.float_into(other_name, first, DType::F32, &mut values[1])?;
+            self.float_into(one, first, DType::F32, &mut values[0])?;
+            self.float_into(other, first, DType::F32, &mut values[1])?;
             if values[0] != values[1] {
                 return Ok(false);
             }

@@ -11,7 +11,6 @@ use crate::checkpoint::Checkpoint;
 use crate::folder::layout;
 use crate::layout::{Published, Whole};
 use crate::load::{Source, read};
-use crate::save::carried;
 use crate::shards::{ShardSize, write_shards};
 use crate::sides::{copy_side_files, write_config};
 use crate::write::{Outgoing, Sink};
@@ -99,10 +98,26 @@ pub(crate) fn target(name: &str, stored: Dtype, precision: Option<Precision>) ->
     }
     match (precision, stored) {
         (Some(precision), _) => precision.dtype(),
-        (None, Dtype::BF16) => DType::BF16,
+        // What eight bits and a scale say fits into it.
+        (None, Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2) => DType::BF16,
         (None, Dtype::F16) => DType::F16,
         (None, _) => DType::F32,
     }
+}
+
+/// A tensor of a checkpoint as it is, under its published name; eight-bit weights as what they say, for their scales stay behind.
+pub(crate) fn carried<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<Outgoing<'a>> {
+    let info = checkpoint.info(name)?;
+    let (file, stored) = checkpoint.find(name)?;
+    if checkpoint.is_scaled(name) {
+        return converted(checkpoint, name, Precision::Bf16).ok();
+    }
+    Some(Outgoing {
+        name: name.to_owned(),
+        dtype: info.dtype,
+        shape: info.shape.clone(),
+        bytes: Box::new(move |sink| file.bytes(stored, sink)),
+    })
 }
 
 /// A tensor of a checkpoint in another type.
@@ -113,16 +128,17 @@ pub(crate) fn converted<'a>(
 ) -> Result<Outgoing<'a>, WeightsError> {
     let (file, stored) = checkpoint.find(name).expect("the name is one of the checkpoint's");
     let info = file.info(stored)?;
-    if !numbers::is_float(info.dtype) {
+    if !numbers::is_float(info.dtype) && !checkpoint.is_scaled(name) {
         return Err(file.wrong_dtype(stored, info));
     }
     let dtype = if names::stays_f32(name) { DType::F32 } else { precision.dtype() };
     let count: usize = info.shape.iter().product();
+    let own = name.to_owned();
     let bytes = move |sink: &mut Sink<'_>| {
         let mut values = vec![0; RUN.min(count) * dtype.size()];
         for first in (0..count).step_by(RUN) {
             let values = &mut values[..RUN.min(count - first) * dtype.size()];
-            file.float_into(stored, first, dtype, values)?;
+            checkpoint.float_into(&own, first, dtype, values)?;
             sink(values)?;
         }
         Ok(())

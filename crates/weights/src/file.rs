@@ -177,6 +177,12 @@ impl TensorFile {
         read.map_err(WeightsError::read(&self.path))
     }
 
+    /// Fills `out` with a tensor's bytes, from byte `first` on.
+    pub(crate) fn bytes_into(&self, name: &str, first: usize, out: &mut [u8]) -> Result<(), WeightsError> {
+        let start = self.start + (self.info(name)?.data_offsets.0 + first) as u64;
+        read_exact_at(&self.file, out, start).map_err(WeightsError::read(&self.path))
+    }
+
     /// Hands a tensor's bytes to `sink`, a chunk at a time.
     pub(crate) fn bytes(
         &self,

@@ -21,6 +21,7 @@ mod names;
 mod numbers;
 mod publish;
 mod save;
+mod scales;
 mod shards;
 mod sides;
 mod write;
@@ -103,6 +104,21 @@ pub enum WeightsError {
         folder: PathBuf,
         /// A file of weights in it.
         file: String,
+    },
+    /// Scales of eight-bit weights that do not fit them.
+    #[error(
+        "{}: {name} has shape {found:?} for a weight of {shape:?}; needed: one scale for the tensor, for each row, or for each \
+         block of the size that weight_block_size or block_structure of quantization_config says", path.display()
+    )]
+    Scales {
+        /// The file.
+        path: PathBuf,
+        /// Name of the scales.
+        name: String,
+        /// Their shape.
+        found: Vec<usize>,
+        /// The weight's shape.
+        shape: Vec<usize>,
     },
     /// Weights that are not numbers of their own.
     #[error(

@@ -214,13 +214,13 @@ pub(crate) fn read(
 ) -> Result<(), WeightsError> {
     for source in sources {
         let wanted = shared(&source.rows, rows);
-        let Some((file, name)) = checkpoint.find(&source.tensor).filter(|_| !wanted.is_empty()) else {
+        if wanted.is_empty() {
             continue;
-        };
+        }
         let row = source.width * dtype.size();
         let place = &mut out[(wanted.start - rows.start) * row..][..wanted.len() * row];
-        file.float_into(
-            name,
+        checkpoint.float_into(
+            &source.tensor,
             (source.first + wanted.start - source.rows.start) * source.width,
             dtype,
             place,

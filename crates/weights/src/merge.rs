@@ -9,8 +9,8 @@ use glm4v_model::Precision;
 
 use crate::adapter::AdapterFolder;
 use crate::checkpoint::Checkpoint;
+use crate::convert::carried;
 use crate::layout::Layout;
-use crate::save::carried;
 use crate::shards::{ShardSize, write_shards};
 use crate::sides::{copy_side_files, write_config};
 use crate::write::{Outgoing, Sink};
@@ -120,7 +120,7 @@ fn summed<'a>(
         {
             let count = run.min(rows - first);
             let mut values = vec![0; count * columns * DType::F32.size()];
-            file.float_into(stored, (matrix * rows + first) * columns, DType::F32, &mut values)?;
+            checkpoint.float_into(&own, (matrix * rows + first) * columns, DType::F32, &mut values)?;
             let values = TensorData::from_bytes_vec(values, [count, columns], DType::F32);
             let values = match changes.get(&(matrix * rows)) {
                 Some(change) => {
@@ -146,7 +146,7 @@ fn summed<'a>(
 fn finite(sums: TensorData, dtype: DType, name: &str) -> Result<TensorData, WeightsError> {
     let largest = dtype.finfo().map_or(f64::from(f32::MAX), |range| range.max);
     let values = sums.as_slice::<f32>().expect("sums are formed in f32");
-    match values.iter().find(|value| !(f64::from(value.abs()) <= largest)) {
+    match values.iter().find(|value| value.is_nan() || f64::from(value.abs()) > largest) {
         Some(&found) => Err(AdapterError::Overflow { name: name.to_owned(), found, largest }.into()),
         None => Ok(floats(sums, dtype)),
     }

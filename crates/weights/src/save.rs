@@ -10,6 +10,7 @@ use burn::tensor::{DType, TensorData};
 use glm4v_model::{Glm4v, NamedVisitor, Precision, visit_named};
 
 use crate::checkpoint::Checkpoint;
+use crate::convert::carried;
 use crate::layout::{Layout, Published, Whole, shared};
 use crate::load::unknown;
 use crate::shards::{ShardSize, write_shards};
@@ -82,18 +83,6 @@ fn opened(origin: &Path) -> Option<Checkpoint> {
             tracing::warn!("tensors that the network does not know cannot be carried along: {error}");
         })
         .ok()
-}
-
-/// A tensor of a checkpoint as it is, under its published name.
-pub(crate) fn carried<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<Outgoing<'a>> {
-    let info = checkpoint.info(name)?;
-    let (file, stored) = checkpoint.find(name)?;
-    Some(Outgoing {
-        name: name.to_owned(),
-        dtype: info.dtype,
-        shape: info.shape.clone(),
-        bytes: Box::new(move |sink| file.bytes(stored, sink)),
-    })
 }
 
 /// A tensor of the network; it leaves the device when the writer comes to it.

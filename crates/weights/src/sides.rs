@@ -30,7 +30,8 @@ pub(crate) fn copy_side_files(origin: &Path, folder: &Path) -> Result<(), Weight
     Ok(())
 }
 
-/// Writes a folder's `config.json` with the type of the weights put right; as it is if the types are kept.
+/// Writes a folder's `config.json` with the type of the weights put right, or as it is if the types are kept; what it says of
+/// quantized weights is left out, since those that can be read are written as plain numbers.
 pub(crate) fn write_config(
     origin: &Path,
     folder: &Path,
@@ -38,12 +39,15 @@ pub(crate) fn write_config(
 ) -> Result<(), WeightsError> {
     let path = origin.join("config.json");
     let mut json = read_text(&path, LONGEST_CONFIG)?;
+    let broken =
+        |error: serde_json::Error| WeightsError::Config { folder: origin.to_owned(), source: error.into() };
+    let mut config: Value = serde_json::from_str(&json).map_err(broken)?;
+    let sections = ["", "/text_config"].map(|place| {
+        let section = config.pointer_mut(place).and_then(Value::as_object_mut);
+        section.and_then(|section| section.shift_remove("quantization_config")).is_some()
+    });
+    let precision = precision.or(sections.contains(&true).then_some(Precision::Bf16));
     if let Some(precision) = precision {
-        let broken = |error: serde_json::Error| WeightsError::Config {
-            folder: origin.to_owned(),
-            source: error.into(),
-        };
-        let mut config: Value = serde_json::from_str(&json).map_err(broken)?;
         set_dtype(&mut config, precision);
         json = serde_json::to_string_pretty(&config).map_err(broken)? + "\n";
     }

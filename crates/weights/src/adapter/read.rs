@@ -11,7 +11,7 @@ use glm4v_model::{Glm4v, Linear, LoraConfig, NamedMapper, Precision, map_named};
 
 use super::AdapterError;
 use super::config::AdapterConfig;
-use super::targets::{Targets, is_saved, kinds, size, spoken_name};
+use super::targets::{Targets, contested, is_saved, kinds, size, spoken_name};
 use super::{CONFIG, PREFIX, TENSORS, check_saved};
 use crate::folder::{find, missing};
 use crate::foreign::other_weights;
@@ -114,6 +114,7 @@ impl AdapterFolder {
             return Err(error);
         }
         check_saved(&self.config, &model).map_err(|source| self.problem(source))?;
+        self.mention_contested()?;
         let mut whole = Whole {
             folder: self,
             used: &mut used,
@@ -145,6 +146,24 @@ impl AdapterFolder {
             return Err(self.problem(AdapterError::NotSaved { names: unsaved.into_iter().collect() }));
         }
         Ok(model)
+    }
+
+    /// Says where two keys of a config disagree: PEFT sorts them when it saves, so that the first is not always the one that an
+    /// adapter was trained with.
+    fn mention_contested(&self) -> Result<(), WeightsError> {
+        for module in self.names.keys().filter_map(|name| name.strip_suffix(".lora_A")) {
+            if let Some([first, second]) =
+                contested(&self.config, module).map_err(|source| self.problem(source))?
+            {
+                tracing::warn!(
+                    "{}: the keys \"{first}\" and \"{second}\" of alpha_pattern both fit {module}; the first in the file counts, as \
+                     where PEFT loads it, but PEFT sorts them when it saves: make sure that it is the one that was trained with",
+                    self.place.path.display()
+                );
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Makes sure that there are tensors, and none for modules that the config does not target.

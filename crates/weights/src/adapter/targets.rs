@@ -252,6 +252,25 @@ fn first<T: Copy>(key: &str, patterns: &IndexMap<String, T>, name: &str) -> Resu
     Ok(None)
 }
 
+/// Two keys of `alpha_pattern` that fit a module and disagree, the one that counts first. A rank would show in the tensors.
+pub(crate) fn contested<'a>(
+    config: &'a AdapterConfig,
+    module: &str,
+) -> Result<Option<[&'a str; 2]>, AdapterError> {
+    let mut counts: Option<(&str, f64)> = None;
+    for (pattern, alpha) in &config.alpha_pattern {
+        if !Expression::end("alpha_pattern", pattern)?.matches(module) {
+            continue;
+        }
+        match counts {
+            Some((first, of_first)) if of_first != *alpha => return Ok(Some([first, pattern])),
+            Some(_) => {}
+            None => counts = Some((pattern, *alpha)),
+        }
+    }
+    Ok(None)
+}
+
 /// Whether a parameter belongs to a module that learns whole: one whose name ends with what `modules_to_save` says (PEFT,
 /// `_set_trainable`), so that `norm` means every norm.
 pub(crate) fn is_saved(config: &AdapterConfig, parameter: &str) -> bool {
@@ -382,6 +401,18 @@ mod tests {
         assert_eq!(keys(one, every), (2, 2.0));
         assert_eq!(keys(every, one), (32, 32.0));
         assert_eq!(sized(r#""rank_pattern": {"o_proj": 2}"#), (4, 8.0));
+
+        for (alphas, found) in [
+            (
+                json!({"layers.3.self_attn.q_proj": 2, "q_proj": 32}),
+                Some(["layers.3.self_attn.q_proj", "q_proj"]),
+            ),
+            (json!({"layers.3.self_attn.q_proj": 2, "q_proj": 2}), None),
+            (json!({"layers.4.self_attn.q_proj": 2, "q_proj": 32}), None),
+        ] {
+            let config = config(json!({"alpha_pattern": alphas}));
+            assert_eq!(contested(&config, Q3).unwrap(), found);
+        }
     }
 
     #[test]
