@@ -13,6 +13,7 @@ Needs the packages of tests/fixtures/oracle/requirements.txt.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import warnings
@@ -23,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from PIL import Image
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
@@ -33,10 +34,27 @@ TOLERANCE = 5e-4
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 # Targets as PEFT's users write them, and the same for [lora]. Beside experts PEFT takes no gate_proj, up_proj or
 # down_proj of other parts: it rewrites these names for transformers 5.
+TWO_KEYS = {"layers.0.self_attn.q_proj": 2, "q_proj": 6}  # in the order that PEFT saves them in
 CASES = {
-    "glm4v": [dict(target_modules=["q_proj", "v_proj", "gate_up_proj", "qkv"]), dict(target_modules=r"model\.visual\.merger\..*_proj", use_rslora=True)],
-    "glm4v_moe": [dict(target_modules=["q_proj", "o_proj"], target_parameters=EXPERTS), dict(target_modules=["qkv"], target_parameters=EXPERTS[:1]), dict(target_modules=["qkv"], target_parameters=EXPERTS[1:])],
-    "glm_ocr": [dict(target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"])],
+    "glm4v": [
+        dict(target_modules=["q_proj", "v_proj", "gate_up_proj", "qkv"]),
+        dict(target_modules=r"model\.visual\.merger\..*_proj", use_rslora=True),
+        dict(target_modules="all-linear"),
+        dict(target_modules=["q_proj", "o_proj"], rank_pattern=TWO_KEYS, alpha_pattern=TWO_KEYS),
+        dict(target_modules=["v_proj"], modules_to_save=["norm"]),
+        dict(target_modules=["v_proj"], modules_to_save=["visual.merger"]),
+    ],
+    "glm4v, tied": [dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True)],
+    "glm4v_moe": [
+        dict(target_modules=["q_proj", "o_proj"], target_parameters=EXPERTS),
+        dict(target_modules=["qkv"], target_parameters=EXPERTS[:1]),
+        dict(target_modules=["qkv"], target_parameters=EXPERTS[1:]),
+        dict(target_modules=["k_proj"], modules_to_save=["lm_head", "norm"]),
+    ],
+    "glm_ocr": [
+        dict(target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"]),
+        dict(target_modules="all-linear", use_rslora=True),
+    ],
 }
 
 
@@ -80,12 +98,26 @@ class Bench:
         assert apart < TOLERANCE and folded < TOLERANCE and plain > 1e-2, name
 
 
+def tied(base, folder):
+    """The same model with its head tied to the embeddings."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if name != "lm_head.weight"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def train(bench, case, index, data):
     """A few steps of `glm4v train` with the same targets."""
     target = case.get("target_modules")
     lora = [f"target_modules = {json.dumps(target)}", "r = 4", "alpha = 8.0", "dropout = 0.0"]
     lora += [f"rslora = {str(case.get('use_rslora', False)).lower()}"]
     lora += [f"{key} = {json.dumps(case[key])}" for key in ("target_parameters", "modules_to_save") if key in case]
+    for key in ("rank_pattern", "alpha_pattern"):
+        if key in case:
+            lora.append(f"{key} = {{ {', '.join(f'{json.dumps(name)} = {size}' for name, size in case[key].items())} }}")
     config = bench.folder / "run.toml"
     run_folder = bench.folder / f"run-{index}"
     config.write_text("\n".join([
@@ -105,7 +137,9 @@ def main():
         for index, case in enumerate(cases):
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                bench = Bench(args.glm4v, (args.golden / "checkpoints" / family).resolve(), args.golden / "images/shapes_56x56.png", folder)
+                base = (args.golden / "checkpoints" / family.split(",")[0]).resolve()
+                base = tied(base, Path(folder) / "tied") if "tied" in family else base
+                bench = Bench(args.glm4v, base, args.golden / "images/shapes_56x56.png", folder)
                 data = bench.folder / "data.jsonl"
                 picture = {"type": "image", "path": str((args.golden / "images/shapes_56x56.png").resolve())}
                 question = {"role": "user", "content": [picture, {"type": "text", "text": "Say a word."}]}
