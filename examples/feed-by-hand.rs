@@ -25,11 +25,11 @@ fn main() -> anyhow::Result<()> {
     let processor = Processor::load(&folder)?;
     let model = ModelFolder::open(&folder)?.load(&Backend::Cpu.open()?, Precision::F32)?;
     let pipeline = Pipeline::new(&processor, &model);
-    let picture = Part::Image(ImageSource::Path(golden.join("images/chelsea_113x75.png")));
-    let conversation = vec![Message::new("user", Content::Parts(vec![picture, Part::text("Who is this?")]))];
+    let image = Part::Image(ImageSource::Path(golden.join("images/chelsea_113x75.png")));
+    let conversation = vec![Message::new("user", Content::Parts(vec![image, Part::text("Who is this?")]))];
     let options = RenderOptions::prompt();
 
-    // Step by step: text and patches on the host, features of the picture, both in one sequence.
+    // Step by step: text and patches on the host, features of the image, both in one sequence.
     let batch = pipeline.process(std::slice::from_ref(&conversation), &options)?;
     let features = pipeline.features(&batch)?;
     let embedded = pipeline.embed(batch.clone(), features.clone())?;
@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<()> {
     println!("largest difference from the logits of the whole model: {apart}");
     ensure!(apart == 0.0, "the parts give other logits than the whole");
 
-    // Features made earlier, by this tower or another: of the picture only its grid is needed then.
+    // Features made earlier, by this tower or another: of the image only its grid is needed then.
     let grids = batch.images.grids.iter().map(|grid| [grid.t, grid.h, grid.w]).collect();
     let ready = ReadyMedia { images: grids, videos: Vec::new() };
     let early = pipeline.embed(pipeline.process_ready(&conversation, &options, &ready)?, features)?;

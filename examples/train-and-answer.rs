@@ -1,4 +1,4 @@
-//! A training loop by hand, then a question about a picture that was not learned.
+//! A training loop by hand, then a question about an image that was not learned.
 //!
 //!     cargo run --release --example train-and-answer
 #![expect(clippy::print_stdout, reason = "an example talks to people")]
@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let folder = root.join("configs/models/digits");
 
-    // A network with fresh weights, on a device that records what gradients need.
+    // A network with random weights, on a device that records what gradients need.
     let config = Glm4vConfig::from_json(&std::fs::read_to_string(folder.join("config.json"))?)?;
     let device = Backend::Cpu.open()?.autodiff();
     let mut model = initialize(config.init(&device), 0, DType::F32);
@@ -39,9 +39,9 @@ fn main() -> anyhow::Result<()> {
         let loss = loss(&model, &batch, &Targets::of(&batch))?;
         let gradients = NamedGradients::take(&model, loss.backward());
         let norm = gradients.norm().map_or(0.0, |norm| f64::from(norm.into_scalar::<f32>()));
-        let clip = (1.0 / (norm + 1e-6)).min(1.0);
+        let video = (1.0 / (norm + 1e-6)).min(1.0);
         let warmup = (step as f64 / 50.0).min(1.0);
-        model = optimizer.step(model, gradients, 2e-3 * warmup, clip);
+        model = optimizer.step(model, gradients, 2e-3 * warmup, video);
         if step % 25 == 0 || step + 1 == STEPS {
             println!("step {step:3}  loss {:.3}", loss.into_scalar::<f32>());
         }

@@ -33,9 +33,9 @@ fn walk(folder: &Path) -> anyhow::Result<()> {
 
     walk.parts();
     walk.text_only()?;
-    walk.one_picture()?;
-    walk.three_pictures()?;
-    walk.clip()?;
+    walk.one_image()?;
+    walk.three_images()?;
+    walk.video()?;
     walk.long_text()?;
     walk.generation()
 }
@@ -77,16 +77,16 @@ impl Walk<'_> {
         self.decode(embedded)
     }
 
-    fn one_picture(&self) -> anyhow::Result<()> {
-        title("One picture");
-        let picture = picture(90, 130, 0);
+    fn one_image(&self) -> anyhow::Result<()> {
+        title("One image");
+        let image = image(90, 130, 0);
         line(
-            "picture",
+            "image",
             "90 x 130 pixels",
             "made up here; files go through crates/processor/src/image/decode.rs",
         );
-        let embedded = self.embed(vec![ask(vec![picture, Part::text("What is this?")])])?;
-        let [grid] = embedded.batch.images.grids[..] else { anyhow::bail!("one picture has one grid") };
+        let embedded = self.embed(vec![ask(vec![image, Part::text("What is this?")])])?;
+        let [grid] = embedded.batch.images.grids[..] else { anyhow::bail!("one image has one grid") };
         let patch = self.model.config.vision.patch_size;
         let resized = format!("{} x {} pixels", grid.h * patch, grid.w * patch);
         line(
@@ -108,8 +108,8 @@ impl Walk<'_> {
         let seen = probe.into_kept();
         for (name, from) in [
             ("vision.patch_embed", "each patch times one matrix: crates/model/src/vision/embed.rs"),
-            ("vision.embeddings", "and where it lies in the picture, from a table of learned places"),
-            ("vision.blocks.0.attn.qkv", "queries, keys, values: patches of one picture look at each other"),
+            ("vision.embeddings", "and where it lies in the image, from a table of learned places"),
+            ("vision.blocks.0.attn.qkv", "queries, keys, values: patches of one image look at each other"),
             ("vision.blocks.0.mlp.gate_proj", "inside the feed-forward, which every patch passes alone"),
             ("vision.blocks.0", "after the first block; the shape stays to the last"),
             ("vision.downsample", "four neighbours become one: a convolution"),
@@ -123,33 +123,33 @@ impl Walk<'_> {
         self.decode(embedded)
     }
 
-    fn three_pictures(&self) -> anyhow::Result<()> {
-        title("Three pictures of three sizes");
+    fn three_images(&self) -> anyhow::Result<()> {
+        title("Three images of three sizes");
         let sizes = [(56, 56), (60, 140), (150, 80)];
-        let pictures = sizes.iter().enumerate().map(|(hue, &(height, width))| picture(height, width, hue));
-        let embedded = self.embed(vec![ask(pictures.chain([Part::text("Compare.")]).collect())])?;
+        let images = sizes.iter().enumerate().map(|(hue, &(height, width))| image(height, width, hue));
+        let embedded = self.embed(vec![ask(images.chain([Part::text("Compare.")]).collect())])?;
         let merge = self.model.config.vision.spatial_merge_size;
         for (grid, (height, width)) in embedded.batch.images.grids.iter().zip(sizes) {
             let became = format!("{} patches, {} tokens", grid.patches(), grid.tokens(merge));
             line(&format!("{height} x {width} pixels"), became, "each keeps its shape; nothing is padded");
         }
-        let features = embedded.features.images.as_ref().context("three pictures have features")?.dims();
+        let features = embedded.features.images.as_ref().context("three images have features")?.dims();
         line("image_embeds", shape(features), "all in one matrix, in the order of the prompt");
         self.positions(&embedded);
         self.decode(embedded)
     }
 
-    fn clip(&self) -> anyhow::Result<()> {
-        title("A clip");
+    fn video(&self) -> anyhow::Result<()> {
+        title("A video");
         let frames = (0..8).map(|hue| ImageSource::Pixels(pixels(56, 84, hue))).collect();
         let source = VideoSource { data: VideoData::Frames(frames), frame_rate: Some(2.0) };
         line(
-            "clip",
+            "video",
             "8 frames of 56 x 84 pixels, 4 seconds",
             "made up here; files go through crates/processor/src/video/",
         );
         let embedded = self.embed(vec![ask(vec![Part::Video(source), Part::text("What happens?")])])?;
-        let [grid] = embedded.batch.videos.grids[..] else { anyhow::bail!("one clip has one grid") };
+        let [grid] = embedded.batch.videos.grids[..] else { anyhow::bail!("one video has one grid") };
         line(
             "video_grid_thw",
             shape([grid.t, grid.h, grid.w]),
@@ -186,7 +186,7 @@ impl Walk<'_> {
     fn generation(&self) -> anyhow::Result<()> {
         title("Generation");
         let pipeline = Pipeline::new(self.processor, self.model);
-        let question = ask(vec![picture(56, 84, 1), Part::text("What is this?")]);
+        let question = ask(vec![image(56, 84, 1), Part::text("What is this?")]);
         let batch = pipeline.process(&[vec![question]], &RenderOptions::prompt())?;
         line("prefill", shape(batch.shape), "the prompt once, all tokens together");
         let settings = GenerationConfig::greedy(&self.model.config, 6);
@@ -220,7 +220,7 @@ impl Walk<'_> {
         for (axis, name) in positions.axes.iter().zip(["  time", "  row", "  column"]) {
             line(name, abridged(axis), "");
         }
-        line("rope_deltas", format!("{:?}", positions.deltas), "pictures take more tokens than positions");
+        line("rope_deltas", format!("{:?}", positions.deltas), "images take more tokens than positions");
     }
 
     /// The text decoder, fed by hand.
@@ -256,7 +256,7 @@ fn ask(parts: Vec<Part>) -> Message {
     Message::new("user", Content::Parts(parts))
 }
 
-fn picture(height: usize, width: usize, hue: usize) -> Part {
+fn image(height: usize, width: usize, hue: usize) -> Part {
     Part::Image(ImageSource::Pixels(pixels(height, width, hue)))
 }
 

@@ -2,7 +2,7 @@
 
     python benches/digits/compare.py --glm4v target/release/glm4v --threads 1 --rounds 3
 
-Prints seconds of the 600 steps alone (examination, loading and saving left out on both sides), the ratio round by
+Prints seconds of the 600 steps alone (evaluation, loading and saving left out on both sides), the ratio round by
 round, peak memory of both processes, and how far the losses of the first 20 steps are apart.
 
 Needs the packages of tests/fixtures/oracle/requirements.txt, and a machine that does nothing else.
@@ -54,8 +54,8 @@ def stage(out):
 
 def our_run(program, out, model, order, threads, steps):
     run = out / "run"
-    settings = {"model.folder": model, "model.init": "weights", "data.order": order, "schedule.steps": steps,
-                "run.folder": run, "run.eval_every": 0, "run.save_every": 0}
+    settings = {"model.path": model, "model.init": "weights", "data.batch_order": order, "schedule.max_steps": steps,
+                "run.output_dir": run, "eval.steps": 0, "run.save_steps": 0}
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     peak = measured([program, "train", "configs/finetune/digits-full-cpu.toml", "--backend", "cpu", "--threads", threads, "-q", *flags], cwd=ROOT)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -76,14 +76,14 @@ def main():
             out = Path(folder)
             theirs, their_peak, report = torch_run(out, args.threads, args.steps)
             model, order = stage(out)
-            ours, our_peak, losses, examination = our_run(args.glm4v.resolve(), out, model, order, args.threads, args.steps)
+            ours, our_peak, losses, evaluation = our_run(args.glm4v.resolve(), out, model, order, args.threads, args.steps)
         apart = max(abs(a - b) for a, b in zip(losses[:20], report["losses"][:20]))
         ratios.append(ours / theirs)
         print(json.dumps({
             "round": number + 1, "threads": args.threads, "steps": args.steps,
             "torch_s": round(theirs, 2), "glm4v_s": round(ours, 2), "ratio": round(ours / theirs, 3),
             "torch_peak_mb": round(their_peak), "glm4v_peak_mb": round(our_peak),
-            "loss_apart_first_20": apart, "torch_exact": report["final_test_exact"], "glm4v_exact": examination["exact_match"],
+            "loss_apart_first_20": apart, "torch_exact": report["final_test_exact"], "glm4v_exact": evaluation["exact_match"],
         }), flush=True)
     print(f"ratio glm4v / torch: median {statistics.median(ratios):.3f} of {args.rounds}")
 

@@ -2,7 +2,7 @@
 //!
 //!     cargo bench --workspace --bench experts -- [TOKENS] [ROUNDS]
 //!
-//! A dense layer and two layers with experts, fresh weights, one row of text. Prints the best of some rounds as a table.
+//! A dense layer and two layers with experts, random weights, one row of text. Prints the best of some rounds as a table.
 #![expect(clippy::print_stdout, reason = "it is what the program is for")]
 
 use std::time::Instant;
@@ -59,8 +59,8 @@ fn config(experts: usize, chosen: usize) -> anyhow::Result<Glm4vConfig> {
 /// Milliseconds of a forward pass, of one with its gradients, of the optimizer's step, and of a decoded token.
 fn measure(config: &Glm4vConfig, tokens: usize, rounds: usize, device: &Device) -> anyhow::Result<[f64; 4]> {
     let ids: Vec<u32> = (0..tokens as u32).map(|at| 10 + at * 37 % 1900).collect();
-    let taught = vec![true; tokens];
-    let sample = Sample::from_parts(ids, &vec![0; tokens], taught, (vec![], &[]), (vec![], &[]));
+    let loss_mask = vec![true; tokens];
+    let sample = Sample::from_parts(ids, &vec![0; tokens], loss_mask, (vec![], &[]), (vec![], &[]));
     let batch = Batch::collate(&[sample], 0, PaddingSide::Right);
     let mut best = [f64::INFINITY; 4];
     let mut note =

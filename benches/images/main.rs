@@ -1,4 +1,4 @@
-//! Pictures a second: decoding, resizing, and all of preprocessing, each alone.
+//! Images a second: decoding, resizing, and all of preprocessing, each alone.
 //!
 //!     cargo bench --workspace --bench images -- --threads 2 FILE...
 //!
@@ -18,15 +18,15 @@ use serde_json::json;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Pictures a second.
+/// Images a second.
 #[derive(Parser)]
 struct Args {
-    /// Threads; a picture is worked on by one.
+    /// Threads; a image is worked on by one.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Pictures in the air at a time: the same file again and again.
+    /// Images in the air at a time: the same file again and again.
     #[arg(long, default_value_t = 8)]
-    pictures: usize,
+    images: usize,
     /// Rounds, of which the best counts.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -52,32 +52,32 @@ fn main() -> anyhow::Result<()> {
 
 fn measure(args: &Args, source: &ImageSource) -> anyhow::Result<serde_json::Value> {
     let processor = ImageProcessor::from_json("{}")?;
-    let picture = ImageProcessor::load_image(source)?;
-    let [_, rows, columns] = processor.grid(picture.height(), picture.width())?;
+    let image = ImageProcessor::load_image(source)?;
+    let [_, rows, columns] = processor.grid(image.height(), image.width())?;
     let (height, width) = (rows * 14, columns * 14);
 
     let decode = best(args, || ImageProcessor::load_image(source).map(drop))?;
     let resize = best(args, || {
-        resize_bicubic(&picture, height, width);
+        resize_bicubic(&image, height, width);
         anyhow::Ok(())
     })?;
     let cut = {
-        let resized = resize_bicubic(&picture, height, width);
+        let resized = resize_bicubic(&image, height, width);
         best(args, || processor.process(&resized).map(drop))?
     };
     let whole = best(args, || processor.process(&ImageProcessor::load_image(source)?).map(drop))?;
-    Ok(json!({"file": source.to_string(), "height": picture.height(), "width": picture.width(),
+    Ok(json!({"file": source.to_string(), "height": image.height(), "width": image.width(),
         "to": [height, width], "threads": args.threads,
         "decode": decode, "resize": resize, "patches": cut, "whole": whole}))
 }
 
-/// Pictures a second in the best round.
+/// Images a second in the best round.
 fn best<E: Send>(args: &Args, work: impl Fn() -> Result<(), E> + Sync) -> Result<f64, E> {
     let mut best = f64::INFINITY;
     for _ in 0..=args.rounds {
         let start = Instant::now();
-        (0..args.pictures).into_par_iter().map(|_| work()).collect::<Result<(), E>>()?;
+        (0..args.images).into_par_iter().map(|_| work()).collect::<Result<(), E>>()?;
         best = best.min(start.elapsed().as_secs_f64());
     }
-    Ok(args.pictures as f64 / best)
+    Ok(args.images as f64 / best)
 }

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LORA = ["lora.target_modules=model.language_model.*", "lora.r=16", "lora.alpha=32"]
+LORA = ["lora.target_modules=model.language_model.*", "lora.r=16", "lora.lora_alpha=32"]
 
 
 def run(program, *args):
@@ -54,8 +54,8 @@ def data_file(words, answer, rows, folder):
 
 
 def estimate(args, model, batch, length, answer):
-    out, _ = run(args.glm4v, "info", "--json", "--model", model, "--batch", batch, "--length", length, "--answer", answer,
-                 "--image", "1000x1000", "--dtype", args.dtype)
+    out, _ = run(args.glm4v, "info", "--json", "--model", model, "--batch-size", batch, "--seq-len", length, "--max-new-tokens", answer,
+                 "--image-size", "1000x1000", "--dtype", args.dtype)
     return json.loads(out)["estimate"]
 
 
@@ -70,8 +70,8 @@ def measure(args, side, words, answer, batch):
         model = model_folder(args, side, folder)
         data = data_file(words, answer, 4 * batch, folder)
         for name, extra in (("all weights", []), ("adapters", LORA)):
-            settings = [f"model.folder={model}", "model.init=weights", f"data.train={data}", "data.eval=", f"data.batch_size={batch}",
-                        f"run.folder={folder / name}", "schedule.steps=3", "run.save_every=0", *extra]
+            settings = [f"model.path={model}", "model.init=pretrained", f"data.train={data}", "eval.data=", f"data.batch_size={batch}",
+                        f"run.output_dir={folder / name}", "schedule.max_steps=3", "run.save_steps=0", *extra]
             flags = [part for setting in settings for part in ("--set", setting)]
             _, peak = run(args.glm4v, "train", "configs/finetune/digits-full-cpu.toml", "-q", "--dtype", args.dtype, *flags)
             steps = [json.loads(step) for step in (folder / name / "metrics.jsonl").read_text().splitlines()]

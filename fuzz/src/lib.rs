@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use glm4v_processor::{
-    ClipInfo, DecodeLimits, ImageConfig, ImageProcessor, ImageSource, Message, Processor, RenderOptions,
+    VideoMetadata, DecodeLimits, ImageConfig, ImageProcessor, ImageSource, Message, Processor, RenderOptions,
     VideoConfig, VideoData, VideoLimits, VideoProcessor, parse_messages,
 };
 
@@ -13,17 +13,17 @@ fn limits() -> DecodeLimits {
     DecodeLimits { max_side: 2000, max_pixels: 1_000_000, max_memory: 64 << 20, ..DecodeLimits::default() }
 }
 
-/// A picture: decoded, resized, cut.
+/// A image: decoded, resized, cut.
 pub fn image(data: &[u8]) {
     let processor = ImageProcessor::new(&config("{}")).with_max_pixels(40_000).with_min_pixels(1);
-    if let Ok(picture) = limits().load(&ImageSource::Bytes(data.to_vec()))
-        && let Ok(patched) = processor.process(&picture)
+    if let Ok(image) = limits().load(&ImageSource::Bytes(data.to_vec()))
+        && let Ok(patched) = processor.process(&image)
     {
         assert_eq!(patched.pixel_values.len(), patched.grid.iter().product::<usize>() * processor.row_len());
     }
 }
 
-/// An animation as a clip. Films are left to ffmpeg.
+/// An animation as a video. Video files are left to ffmpeg.
 pub fn animation(data: &[u8]) {
     let is = |at: usize, word: &[u8]| data.get(at..).is_some_and(|rest| rest.starts_with(word));
     if !(is(0, b"GIF87a")
@@ -84,7 +84,7 @@ fn config(json: &str) -> ImageConfig {
     ImageConfig::from_json(json).expect("the defaults are good")
 }
 
-/// The configuration of pictures and clips, and what follows from it: sizes and frames.
+/// The configuration of images and videos, and what follows from it: sizes and frames.
 pub fn preprocessor(data: &[u8]) {
     let (sizes, json) = data.split_at(data.len().min(8));
     let Ok(json) = std::str::from_utf8(json) else { return };
@@ -93,14 +93,14 @@ pub fn preprocessor(data: &[u8]) {
         let _ = ImageProcessor::new(&config).grid(number(0) + 1, number(1) * number(2) + 1);
     }
     if let Ok(config) = VideoConfig::from_json(json) {
-        let clip = ClipInfo {
+        let video = VideoMetadata {
             frames: number(3) * number(4),
             frame_rate: (number(5) + 1) as f64 / (number(6) + 1) as f64,
             duration: Some(number(7) as f64),
         };
-        let taken = config.sampling.indices(&clip);
+        let taken = config.sampling.indices(&video);
         assert!(taken.len().is_multiple_of(2) && taken.is_sorted());
-        assert!(taken.iter().all(|&frame| frame < clip.frames));
+        assert!(taken.iter().all(|&frame| frame < video.frames));
     }
 }
 

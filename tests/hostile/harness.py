@@ -444,16 +444,16 @@ class Desk:
     def training(self, *settings, config=None, extra=(), run="run"):
         """Arguments of a short training of the small model; later settings win."""
         usual = {
-            "model.folder": self.world.model,
+            "model.path": self.world.model,
             "model.init": "weights",
             "data.train": self.world.data,
-            "data.eval": "",
+            "eval.data": "",
             "data.batch_size": 4,
-            "schedule.steps": 2,
+            "schedule.max_steps": 2,
             "schedule.warmup_steps": 0,
-            "run.folder": self.folder / run,
-            "run.save_every": 0,
-            "run.eval_tokens": 4,
+            "run.output_dir": self.folder / run,
+            "run.save_steps": 0,
+            "eval.max_new_tokens": 4,
         }
         named = [f"{key}={value}" for key, value in usual.items()]
         flags = [part for setting in [*named, *settings] for part in ("--set", setting)]

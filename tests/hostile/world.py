@@ -44,22 +44,22 @@ class World:
         self.write_data()
         self.glm4v("init", "--config", SMALL, "--out", self.fresh)
         self.train(
-            "model.folder",
+            "model.path",
             SMALL,
-            "model.init=fresh",
+            "model.init=random",
             "optim.lr=2e-3",
-            "schedule.steps=60",
-            "run.save_every=20",
-            "run.keep=9",
-            f"run.folder={self.run}",
+            "schedule.max_steps=60",
+            "run.save_steps=20",
+            "run.save_total_limit=9",
+            f"run.output_dir={self.run}",
         )
         self.train(
-            "model.folder",
+            "model.path",
             self.model,
             "lora.target_modules=all-linear",
             "lora.r=4",
-            "schedule.steps=2",
-            f"run.folder={self.base / 'lora'}",
+            "schedule.max_steps=2",
+            f"run.output_dir={self.base / 'lora'}",
         )
         shutil.copytree(SMALL, self.wide_config)
         config = self.wide_config / "config.json"

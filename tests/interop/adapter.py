@@ -112,8 +112,8 @@ def tied(base, folder):
 def train(bench, case, index, data):
     """A few steps of `glm4v train` with the same targets."""
     target = case.get("target_modules")
-    lora = [f"target_modules = {json.dumps(target)}", "r = 4", "alpha = 8.0", "dropout = 0.0"]
-    lora += [f"rslora = {str(case.get('use_rslora', False)).lower()}"]
+    lora = [f"target_modules = {json.dumps(target)}", "r = 4", "lora_alpha = 8.0", "lora_dropout = 0.0"]
+    lora += [f"use_rslora = {str(case.get('use_rslora', False)).lower()}"]
     lora += [f"{key} = {json.dumps(case[key])}" for key in ("target_parameters", "modules_to_save") if key in case]
     for key in ("rank_pattern", "alpha_pattern"):
         if key in case:
@@ -121,8 +121,8 @@ def train(bench, case, index, data):
     config = bench.folder / "run.toml"
     run_folder = bench.folder / f"run-{index}"
     config.write_text("\n".join([
-        "[model]", f'folder = "{bench.base}"', "[lora]", *lora, "[data]", f'folder = "{bench.folder}"', f'train = "{data}"', "batch_size = 2",
-        "[optim]", "lr = 0.02", "[schedule]", "steps = 6", "[run]", f'folder = "{run_folder}"',
+        "[model]", f'path = "{bench.base}"', "[lora]", *lora, "[data]", f'dir = "{bench.folder}"', f'train = "{data}"', "batch_size = 2",
+        "[optim]", "lr = 0.02", "[schedule]", "max_steps = 6", "[run]", f'output_dir = "{run_folder}"',
     ]))
     run(bench.program, "train", config, "--backend", "cpu")
     return run_folder / "final"

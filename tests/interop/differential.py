@@ -376,10 +376,10 @@ class Case:
         batches.write_text(json.dumps(order))
         config = self.folder / "run.toml"
         config.write_text("\n".join([
-            "[model]", f'folder = "{self.base}"', *([] if whole else ["[lora]", f'adapter = "{self.folder / "peft"}"']),
-            "[data]", f'folder = "{self.folder}"', f'train = "{data}"', "batch_size = 2", f'order = "{batches}"',
-            "[optim]", f"lr = {optim['lr']}", f"betas = {optim['betas']}", "eps = 1e-8", f"weight_decay = {optim['weight_decay']}", f"clip_norm = {clip}",
-            "[schedule]", 'kind = "constant"', f"steps = {STEPS}", "warmup_steps = 0", "[run]", f'folder = "{out}"', "save_every = 0",
+            "[model]", f'path = "{self.base}"', *([] if whole else ["[lora]", f'adapter_path = "{self.folder / "peft"}"']),
+            "[data]", f'dir = "{self.folder}"', f'train = "{data}"', "batch_size = 2", f'batch_order = "{batches}"',
+            "[optim]", f"lr = {optim['lr']}", f"betas = {optim['betas']}", "eps = 1e-8", f"weight_decay = {optim['weight_decay']}", f"max_grad_norm = {clip}",
+            "[schedule]", 'type = "constant"', f"max_steps = {STEPS}", "warmup_steps = 0", "[run]", f'output_dir = "{out}"', "save_steps = 0",
         ]))
         self.run("train", config, "--backend", "cpu", "-q")
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

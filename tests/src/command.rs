@@ -26,15 +26,15 @@ pub fn glm4v<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Said {
 pub fn train(folder: &Path, settings: &[&str]) -> Command {
     let mut command = command();
     command.args(["train", "configs/finetune/digits-full-cpu.toml"]);
-    let folder = format!("run.folder={}", folder.display());
-    let short = ["data.eval=", "data.batch_size=8", "schedule.warmup_steps=0", "run.save_every=0", &folder];
+    let folder = format!("run.output_dir={}", folder.display());
+    let short = ["eval.data=", "data.batch_size=8", "schedule.warmup_steps=0", "run.save_steps=0", &folder];
     for setting in short.iter().chain(settings) {
         command.args(["--set", setting]);
     }
     command
 }
 
-/// Fresh weights for the network of the digits.
+/// Random weights for the network of the digits.
 pub fn fresh_model(folder: &Path) -> PathBuf {
     let model = folder.join("model");
     let args = ["init", "--config", "configs/models/digits", "--out"];
@@ -96,7 +96,7 @@ impl Said {
         for word in words {
             assert!(self.stderr.contains(word), "needed {word:?}: {}", self.stderr);
         }
-        for word in ["panicked", "fault of its own", "RUST_BACKTRACE"] {
+        for word in ["panicked", "internal error", "RUST_BACKTRACE"] {
             assert!(!self.stderr.contains(word), "{self:?}");
         }
     }
@@ -125,7 +125,7 @@ pub fn walk(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The objects of a run's `metrics.jsonl`: steps and examinations; none before it is written.
+/// The objects of a run's `metrics.jsonl`: steps and evaluations; none before it is written.
 pub fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).expect("lines are written whole")).collect()

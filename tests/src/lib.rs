@@ -96,7 +96,8 @@ impl Case {
         let (ids, shape) = self.integers("in.input_ids").expect("a case has ids");
         let (mask, _) = self.integers("in.attention_mask").expect("a case has a mask");
         let (kinds, _) = self.integers("in.mm_token_type_ids").expect("a case has kinds");
-        let taught = self.integers("in.labels").map(|(labels, _)| labels.iter().map(|l| *l >= 0).collect());
+        let loss_mask =
+            self.integers("in.labels").map(|(labels, _)| labels.iter().map(|l| *l >= 0).collect());
         let patches = |values: &str, grids: &str| Patches {
             values: match self.names(values).contains(&values.to_owned()) {
                 true => values_of(&self.float(values)),
@@ -108,7 +109,7 @@ impl Case {
         };
         Batch {
             shape: [shape[0], shape[1]],
-            taught: taught.unwrap_or_else(|| vec![false; ids.len()]),
+            loss_mask: loss_mask.unwrap_or_else(|| vec![false; ids.len()]),
             input_ids: ids.iter().map(|id| *id as u32).collect(),
             kinds: kinds
                 .iter()

@@ -65,7 +65,7 @@ fn digit() -> PathBuf {
     repository().join("datasets/digits/images/0000.png").canonicalize().unwrap()
 }
 
-/// A conversation about a picture, with an answer.
+/// A conversation about an image, with an answer.
 fn record(image: &str, answer: &str) -> Value {
     json!({"messages": [
         {"role": "user", "content": [{"type": "image", "path": image}, {"type": "text", "text": "What?"}]},
@@ -87,7 +87,7 @@ fn train_on(folder: &Path, data: &Path, settings: &[&str]) -> Said {
 
 fn training_on(folder: &Path, data: &Path, settings: &[&str]) -> Command {
     let data = format!("data.train={}", data.display());
-    let all = [&[data.as_str(), "data.batch_size=17", "schedule.steps=1"], settings].concat();
+    let all = [&[data.as_str(), "data.batch_size=17", "schedule.max_steps=1"], settings].concat();
     train(&folder.join("run"), &all)
 }
 
@@ -96,7 +96,7 @@ fn aloud(command: &mut Command) -> Said {
     Said::by(command.env("GLM4V_LOG", "warn"))
 }
 
-/// A picture file of 24-bit pixels with an honest or a lying header.
+/// An image file of 24-bit pixels with an honest or a lying header.
 fn bmp(width: u32, height: u32, bytes: usize) -> Vec<u8> {
     let mut file = b"BM".to_vec();
     for word in [bytes as u32, 0, 54, 40, width, height, 0x18_0001, 0, 0, 0, 0, 0, 0] {
@@ -106,10 +106,10 @@ fn bmp(width: u32, height: u32, bytes: usize) -> Vec<u8> {
     file
 }
 
-/// A picture that cannot be used: file name, bytes (none: no such file), and what is said of it.
+/// An image that cannot be used: file name, bytes (none: no such file), and what is said of it.
 type BadPicture = (&'static str, Option<Vec<u8>>, &'static [&'static str]);
 
-fn bad_pictures() -> Vec<BadPicture> {
+fn bad_images() -> Vec<BadPicture> {
     let whole = fs::read(digit()).unwrap();
     let middle = whole.len() / 2;
     let mut damaged = whole.clone();
@@ -122,7 +122,7 @@ fn bad_pictures() -> Vec<BadPicture> {
             &["truncated.png: ends early, the file is cut off"],
         ),
         ("empty.png", Some(vec![]), &["empty.png: is empty"]),
-        ("text.png", Some(b"not a picture".to_vec()), &["text.png: not a picture; png, jpeg"]),
+        ("text.png", Some(b"not an image".to_vec()), &["text.png: not an image; png, jpeg"]),
         (
             "bomb.bmp",
             Some(bmp(20_000, 20_000, 1024)),
@@ -139,7 +139,7 @@ fn a_command_line_is_parsed_without_being_followed() {
     let config = "configs/finetune/digits-full-cpu.toml";
 
     assert_eq!(parsed(&["generate", "--model", "/nowhere", "--prompt", "hi"]).success().stdout, "");
-    assert_eq!(parsed(&["train", config, "--set", "run.folder=/nowhere/a"]).success().stdout, "");
+    assert_eq!(parsed(&["train", config, "--set", "run.output_dir=/nowhere/a"]).success().stdout, "");
 
     parsed(&["generate", "--modle", "/nowhere", "--prompt", "hi"]).misused(&["--modle"]);
     parsed(&["train", config, "--set", "optim.rl=1"]).refused(&["unknown key \"optim.rl\"; did you mean"]);
@@ -147,8 +147,8 @@ fn a_command_line_is_parsed_without_being_followed() {
 }
 
 #[test]
-fn a_picture_that_cannot_be_used_is_named_by_generate() {
-    for (name, bytes, words) in bad_pictures() {
+fn a_image_that_cannot_be_used_is_named_by_generate() {
+    for (name, bytes, words) in bad_images() {
         let folder = tempdir().unwrap();
         let path = folder.path().join(name);
         bytes.iter().for_each(|bytes| fs::write(&path, bytes).unwrap());
@@ -160,8 +160,8 @@ fn a_picture_that_cannot_be_used_is_named_by_generate() {
 }
 
 #[test]
-fn a_picture_that_cannot_be_used_is_named_by_training_with_the_line_of_its_record() {
-    for (name, bytes, words) in bad_pictures() {
+fn a_image_that_cannot_be_used_is_named_by_training_with_the_line_of_its_record() {
+    for (name, bytes, words) in bad_images() {
         let folder = tempdir().unwrap();
         bytes.iter().for_each(|bytes| fs::write(folder.path().join(name), bytes).unwrap());
         let data = sixteen_good_and(folder.path(), &record(name, "x").to_string());
@@ -174,7 +174,7 @@ fn a_picture_that_cannot_be_used_is_named_by_training_with_the_line_of_its_recor
 }
 
 #[test]
-fn a_picture_is_not_a_folder_and_comes_from_no_network() {
+fn a_image_is_not_a_folder_and_comes_from_no_network() {
     for (image, words) in [
         ("datasets", "datasets: is a directory; needed: a regular file"),
         (
@@ -237,10 +237,10 @@ fn a_data_set_that_makes_no_batches_is_refused() {
 
     train_on(folder.path(), &empty, &[]).refused(&["empty.jsonl: holds no records"]);
     train_on(folder.path(), &data, &["data.batch_size=18"])
-        .refused(&["data set has 17 records", "lower the batch size to 17"]);
+        .refused(&["dataset has 17 records", "lower the batch size to 17"]);
     train_on(folder.path(), &data, &["data.max_length=5"])
         .refused(&["data.jsonl: line ", "takes more than 5 tokens, the most that max_length"]);
-    train_on(folder.path(), &data, &["data.max_length=5", "data.overlong=drop"])
+    train_on(folder.path(), &data, &["data.max_length=5", "data.on_long=drop"])
         .refused(&["records in a row as longer than max_length"]);
     holds_nothing_half_written(folder.path());
 }
@@ -249,7 +249,7 @@ fn a_data_set_that_makes_no_batches_is_refused() {
 fn a_data_set_that_is_not_known_is_answered_with_the_nearest() {
     let folder = tempdir().unwrap();
     for (name, words) in [
-        ("digit:train", &["no data set \"digit\"", "did you mean \"digits\"?"][..]),
+        ("digit:train", &["no dataset \"digit\"", "did you mean \"digits\"?"][..]),
         ("digits:tran", &["no split \"tran\"", "did you mean \"train\"?"]),
         ("digits", &["has the splits train, test; name one, as in \"digits:train\""]),
     ] {
@@ -267,7 +267,7 @@ fn a_data_set_that_is_not_known_is_answered_with_the_nearest() {
 fn a_config_that_makes_no_run_is_refused_with_its_key() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("x.toml");
-    let good = "[model]\nfolder = \"configs/models/digits\"\n[data]\ntrain = \"digits:train\"\n[optim]\n";
+    let good = "[model]\npath = \"configs/models/digits\"\n[data]\ntrain = \"digits:train\"\n[optim]\n";
     for (more, setting, words) in [
         (
             "wieght_decay = 1",
@@ -279,9 +279,10 @@ fn a_config_that_makes_no_run_is_refused_with_its_key() {
         ("", "optim.lr=fast", "expected f64 in `optim.lr`"),
         (
             "",
-            "model.learn.text=ful",
-            "unknown variant `ful`, expected `full` or `frozen` in `model.learn.text`",
+            "model.freeze=['txt']",
+            "unknown variant `txt`, expected one of `vision`, `merger`, `text`, `embeddings`, `head` in `model.freeze`",
         ),
+        ("", "run.folder=x", "x.toml: unknown key \"run.folder\"; its name is \"run.output_dir\" now"),
         ("", "optim", "setting \"optim\": needed: section.key=value; as in --set "),
         ("", "schedule.epochs=1e300", "schedule.epochs is"),
         ("= 3", "run.seed=0", "x.toml: TOML parse error at line 6"),
@@ -300,11 +301,10 @@ fn a_config_that_makes_no_run_is_refused_with_its_key() {
 #[test]
 fn a_run_in_which_nothing_learns_is_refused() {
     let folder = tempdir().unwrap();
-    let frozen = ["vision", "merger", "text"].map(|part| format!("model.learn.{part}=frozen"));
 
-    let said = Said::by(&mut train(folder.path(), &frozen.each_ref().map(String::as_str)));
+    let said = Said::by(&mut train(folder.path(), &["model.freeze=['vision', 'merger', 'text']"]));
 
-    said.refused(&["model.learn freezes every part", "\"full\""]);
+    said.refused(&["model.freeze leaves no trainable parameters", "at least one of vision, merger, text"]);
 }
 
 #[test]
@@ -312,16 +312,19 @@ fn a_batch_order_that_cannot_be_drawn_is_refused_before_the_first_step() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("order.json");
     let run = folder.path().join("run");
-    let order = format!("data.order={}", path.display());
+    let order = format!("data.batch_order={}", path.display());
     for (text, words) in [
         ("[[1, 2], [3, -4]]", "order.json: invalid value: integer `-4`"),
-        ("[[1, 2], [3, 5000]]", "order.json: batch 1: record 5000 does not exist, the data set has 1437"),
+        ("[[1, 2], [3, 5000]]", "order.json: batch 1: record 5000 does not exist, the dataset has 1437"),
         ("[[1, 2], []]", "order.json: batch size is 0"),
-        ("[[1, 2], [3, 5]]", "order.json: data.order has 2 batches; needed: one for each of the 3 steps"),
+        (
+            "[[1, 2], [3, 5]]",
+            "order.json: data.batch_order has 2 batches; needed: one for each of the 3 steps",
+        ),
     ] {
         fs::write(&path, text).unwrap();
 
-        Said::by(&mut train(&run, &[&order, "schedule.steps=3"])).refused(&[words]);
+        Said::by(&mut train(&run, &[&order, "schedule.max_steps=3"])).refused(&[words]);
 
         assert!(!run.exists(), "{text}");
     }
@@ -433,7 +436,7 @@ fn a_config_json_that_describes_no_network_says_which_key() {
 }
 
 #[test]
-fn pictures_cut_for_another_network_are_refused() {
+fn images_cut_for_another_network_are_refused() {
     let model = spoiled("preprocessor_config.json", |bytes| {
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.contains("\"patch_size\": 14"));
@@ -588,12 +591,12 @@ fn weights_that_are_not_numbers_are_noticed_by_every_command() {
     });
     let folder = tempdir().unwrap();
     let place = model.path().to_str().unwrap();
-    let from = format!("model.folder={place}");
+    let from = format!("model.path={place}");
 
     generate(model.path(), &["--prompt", "hi"]).refused(&["scores are not numbers", "--dtype f32"]);
     glm4v(["eval", "--model", place, "--data", "digits:test"])
         .refused(&["cannot generate answers", "scores are not numbers"]);
-    Said::by(&mut train(&folder.path().join("run"), &[&from, "model.init=weights"])).refused(&[
+    Said::by(&mut train(&folder.path().join("run"), &[&from, "model.init=pretrained"])).refused(&[
         "step 1: loss is NaN",
         "needed: a lower optim.lr",
         "no checkpoint yet",
@@ -605,16 +608,16 @@ fn weights_that_are_not_numbers_are_noticed_by_every_command() {
 fn a_loss_that_is_not_a_number_ends_the_run_at_its_step_and_points_to_the_checkpoint() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    let astray = ["optim.lr=1e30", "optim.clip_norm=0", "schedule.steps=9"];
+    let astray = ["optim.lr=1e30", "optim.max_grad_norm=0", "schedule.max_steps=9"];
 
     let without = Said::by(&mut train(&run, &astray));
     let again = Said::by(&mut train(&run, &astray));
     let resumed = Said::by(train(&run, &astray).arg("--resume"));
     let other = folder.path().join("other");
-    let with = Said::by(&mut train(&other, &[&astray[..], &["run.save_every=1"]].concat()));
+    let with = Said::by(&mut train(&other, &[&astray[..], &["run.save_steps=1"]].concat()));
 
-    without.refused(&["step 2: loss is NaN", "lr", "start again with --set run.folder=PATH"]);
-    again.refused(&["ended before its first checkpoint; remove the folder, or --set run.folder=PATH"]);
+    without.refused(&["step 2: loss is NaN", "lr", "start again with --set run.output_dir=PATH"]);
+    again.refused(&["ended before its first checkpoint; remove the folder, or --set run.output_dir=PATH"]);
     resumed.refused(&[
         "the run ended before its first checkpoint",
         "remove the folder and start without --resume",
@@ -644,7 +647,7 @@ fn a_run_folder_that_cannot_be_written_is_refused_before_the_first_step() {
     // Below a file, since a test that runs as root may write into any folder.
     let said = Said::by(&mut train(&file.join("run"), &[]));
 
-    said.refused(&["file/run: cannot write the run folder", "--set run.folder=PATH"]);
+    said.refused(&["file/run: cannot write the run folder", "--set run.output_dir=PATH"]);
     assert_eq!(fs::read_to_string(file).unwrap(), "");
 }
 
@@ -652,15 +655,16 @@ fn a_run_folder_that_cannot_be_written_is_refused_before_the_first_step() {
 fn a_run_folder_that_holds_a_run_is_not_overwritten() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    let short = ["schedule.steps=2", "run.save_every=1"];
-    Said::by(&mut train(&run, &["schedule.steps=2"])).success();
+    let short = ["schedule.max_steps=2", "run.save_steps=1"];
+    Said::by(&mut train(&run, &["schedule.max_steps=2"])).success();
     let before = fs::read(run.join("metrics.jsonl")).unwrap();
 
-    Said::by(&mut train(&run, &short))
-        .refused(&["holds a finished run, its weights are in final; --set run.folder=PATH starts another"]);
+    Said::by(&mut train(&run, &short)).refused(&[
+        "holds a finished run, its weights are in final; --set run.output_dir=PATH starts another",
+    ]);
     Said::by(train(&run, &short).arg("--resume")).refused(&[
         "the run is finished and has no checkpoint",
-        "start a run in another run.folder with model.folder = \"",
+        "start a run in another run.output_dir with model.path = \"",
         "run/final\"",
     ]);
     let other = folder.path().join("other");
@@ -685,9 +689,9 @@ fn there_is_nothing_to_resume_in_an_empty_folder() {
 #[test]
 fn a_resumed_run_must_have_the_data_and_seed_of_the_first() {
     let folder = tempdir().unwrap();
-    Said::by(&mut train(folder.path(), &["schedule.steps=2", "run.save_every=1"])).success();
+    Said::by(&mut train(folder.path(), &["schedule.max_steps=2", "run.save_steps=1"])).success();
 
-    let resume = |setting| Said::by(train(folder.path(), &["schedule.steps=3", setting]).arg("--resume"));
+    let resume = |setting| Said::by(train(folder.path(), &["schedule.max_steps=3", setting]).arg("--resume"));
 
     resume("run.seed=1").refused(&["step-2: was made with run.seed 0, this run has 1; needed: 0, as"]);
     resume("data.train=digits:test").refused(&["data.train, digits:test, holds other records"]);
@@ -700,7 +704,7 @@ fn what_a_killed_run_left_half_written_is_removed_by_the_next() {
     fs::create_dir_all(&half).unwrap();
     fs::write(half.join("model.safetensors"), "half").unwrap();
 
-    Said::by(&mut train(folder.path(), &["schedule.steps=1"])).success();
+    Said::by(&mut train(folder.path(), &["schedule.max_steps=1"])).success();
 
     assert!(!half.exists());
 }
@@ -779,7 +783,7 @@ fn a_prompt_that_spells_a_special_token_is_refused_unless_it_is_allowed() {
 }
 
 #[test]
-fn a_clip_that_cannot_be_used_is_named() {
+fn a_video_that_cannot_be_used_is_named() {
     let folder = tempdir().unwrap();
     let cut = folder.path().join("cut.mp4");
     fs::write(&cut, b"\0\0\0\x18ftypmp42").unwrap();
@@ -787,25 +791,26 @@ fn a_clip_that_cannot_be_used_is_named() {
 
     // Of a machine with ffmpeg, which need not be this one.
     #[cfg(unix)]
-    clip_with_path(cut, &no_reader_of_films(folder.path())).refused(&[
+    video_with_path(cut, &no_reader_of_videos(folder.path())).refused(&[
         "video 0 of the conversation",
         cut,
         "not a video that ffprobe can read: moov atom not found",
     ]);
     generate(&checkpoint(), &["--prompt", "what?", "--video", folder.path().to_str().unwrap()])
         .refused(&["has no frames"]);
-    clip_with_path(cut, Path::new("")).refused(&["needs ffprobe, which is not installed", "apt-get install"]);
+    video_with_path(cut, Path::new(""))
+        .refused(&["needs ffprobe, which is not installed", "apt-get install"]);
 }
 
-/// Asks about a clip with another `PATH`, in which programs are looked for.
-fn clip_with_path(clip: &str, path: &Path) -> Said {
-    let args = ["generate", "--prompt", "what?", "--video", clip, "--model"];
+/// Asks about a video with another `PATH`, in which programs are looked for.
+fn video_with_path(video: &str, path: &Path) -> Said {
+    let args = ["generate", "--prompt", "what?", "--video", video, "--model"];
     Said::by(command().args(args).arg(checkpoint()).env("PATH", path))
 }
 
-/// A folder with an `ffprobe` that reads no film, and says so as the real one does.
+/// A folder with an `ffprobe` that reads no video file, and says so as the real one does.
 #[cfg(unix)]
-fn no_reader_of_films(folder: &Path) -> PathBuf {
+fn no_reader_of_videos(folder: &Path) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
 
     let path = folder.join("bin");
@@ -894,8 +899,8 @@ fn wrong_usage_is_told_apart_by_its_exit_code() {
     glm4v(["trian"]).misused(&["'trian'", "train"]);
     glm4v(["--threads", "0", "info"]).misused(&["0 is not in 1..=1024"]);
     let info = ["info", "--model", "configs/models/digits"];
-    glm4v([&info[..], &["--image", "1024"]].concat()).misused(&["WIDTHxHEIGHT"]);
-    glm4v([&info[..], &["--length", "1000"]].concat()).refused(&["--length 1000", "1369 tokens", "256"]);
+    glm4v([&info[..], &["--image-size", "1024"]].concat()).misused(&["WIDTHxHEIGHT"]);
+    glm4v([&info[..], &["--seq-len", "1000"]].concat()).refused(&["--seq-len 1000", "1369 tokens", "256"]);
 }
 
 /// What needs signals, pipes and odd paths as Unix has them.
@@ -964,7 +969,7 @@ mod unix {
             refused(&["train", &at("run.toml")]);
             at("dataset_info.json");
             let model = model.to_str().unwrap();
-            refused(&["eval", "--model", model, "--data", "x", "--data-folder", adapter]);
+            refused(&["eval", "--model", model, "--data", "x", "--data-dir", adapter]);
             generate(&["--messages", &at("messages.json")]);
             generate(&["--prompt", "hi", "--tools", &at("tools.json")]);
             at("adapter_config.json");
@@ -993,7 +998,7 @@ mod unix {
     fn ctrl_c_leaves_a_whole_checkpoint_that_resume_goes_on_from() {
         let folder = tempdir().unwrap();
 
-        let said = interrupt(&mut train(folder.path(), &["schedule.steps=5000"]), folder.path(), 3);
+        let said = interrupt(&mut train(folder.path(), &["schedule.max_steps=5000"]), folder.path(), 3);
 
         // The word that Ctrl-C was heard comes first, whatever --quiet says.
         let told = said.stderr.trim_start().strip_prefix("stopping after this step and writing a checkpoint");
@@ -1009,7 +1014,7 @@ mod unix {
         }
         holds_nothing_half_written(folder.path());
 
-        let end = format!("schedule.steps={}", steps + 2);
+        let end = format!("schedule.max_steps={}", steps + 2);
         Said::by(train(folder.path(), &[&end]).arg("--resume")).success();
 
         assert_eq!(losses(folder.path()).len(), steps + 2);
@@ -1017,19 +1022,19 @@ mod unix {
     }
 
     #[test]
-    fn an_examination_that_ctrl_c_cuts_short_is_not_reported() {
+    fn an_evaluation_that_ctrl_c_cuts_short_is_not_reported() {
         let folder = tempdir().unwrap();
-        let long = ["data.eval=digits:train", "schedule.steps=2", "run.eval_batch_size=4"];
+        let long = ["eval.data=digits:train", "schedule.max_steps=2", "eval.batch_size=4"];
 
         let said = interrupt(&mut train(folder.path(), &long), folder.path(), 2);
 
         assert_eq!((said.code, said.stdout.as_str()), (Some(130), ""));
         assert!(said.stderr.contains("stopped after step 2"), "{said:?}");
-        assert_eq!(metrics(folder.path()).len(), 2, "two steps and no examination");
+        assert_eq!(metrics(folder.path()).len(), 2, "two steps and no evaluation");
         let weights = || fs::read(folder.path().join("final/model.safetensors")).unwrap();
         let before = weights();
 
-        let short = ["data.eval=digits:test", "schedule.steps=2"];
+        let short = ["eval.data=digits:test", "schedule.max_steps=2"];
         Said::by(train(folder.path(), &short).arg("--resume")).success();
 
         assert_eq!(metrics(folder.path())[2]["samples"], 360);
@@ -1038,7 +1043,7 @@ mod unix {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn signals_end_an_answer_and_an_examination_with_their_own_exit_codes() {
+    fn signals_end_an_answer_and_an_evaluation_with_their_own_exit_codes() {
         let folder = tempdir().unwrap();
         let model = fresh_model(folder.path());
         // With room for an answer that takes minutes: a signal may come late on a machine with other work.
@@ -1233,8 +1238,8 @@ mod unix {
             Said::by(&mut limited)
         };
 
-        let saved = limited(&train(&run, &["schedule.steps=2", "run.save_every=1"]));
-        let finished = limited(&train(&folder.path().join("other"), &["schedule.steps=1"]));
+        let saved = limited(&train(&run, &["schedule.max_steps=2", "run.save_steps=1"]));
+        let finished = limited(&train(&folder.path().join("other"), &["schedule.max_steps=1"]));
         let mut trace = command();
         trace
             .arg("trace")
@@ -1259,7 +1264,7 @@ mod unix {
         let mut info = command().arg("info").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(info.stdout.take());
         let run = folder.path().join("run");
-        let mut loud = train(&run, &["schedule.steps=3", "data.max_length=99"]);
+        let mut loud = train(&run, &["schedule.max_steps=3", "data.max_length=99"]);
         let mut training = loud.arg("-v").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(training.stderr.take());
 
@@ -1332,8 +1337,8 @@ fn a_bad_record_met_late_costs_nothing_of_what_was_learned() {
     let run = folder.path().join("run");
     let settings = [
         format!("data.train={}", data.display()),
-        format!("data.order={}", order.display()),
-        "schedule.steps=3".to_owned(),
+        format!("data.batch_order={}", order.display()),
+        "schedule.max_steps=3".to_owned(),
     ];
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
 
@@ -1349,7 +1354,7 @@ fn a_bad_record_met_late_costs_nothing_of_what_was_learned() {
 fn a_finished_run_is_not_trained_again_but_may_go_on() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    let saving = ["schedule.steps=3", "run.save_every=2"];
+    let saving = ["schedule.max_steps=3", "run.save_steps=2"];
     Said::by(&mut train(&run, &saving)).success();
 
     Said::by(train(&run, &saving).arg("--resume")).refused(&[
@@ -1359,23 +1364,23 @@ fn a_finished_run_is_not_trained_again_but_may_go_on() {
         "step-3",
     ]);
     Said::by(&mut train(&run, &saving))
-        .refused(&["weights in final and a checkpoint after step 3", "run.folder"]);
-    Said::by(train(&run, &["schedule.steps=2", "run.save_every=2"]).arg("--resume"))
+        .refused(&["weights in final and a checkpoint after step 3", "run.output_dir"]);
+    Said::by(train(&run, &["schedule.max_steps=2", "run.save_steps=2"]).arg("--resume"))
         .refused(&["3 steps are done, and the schedule has 2"]);
-    Said::by(train(&run, &["schedule.steps=4", "run.save_every=2"]).arg("--resume")).success();
+    Said::by(train(&run, &["schedule.max_steps=4", "run.save_steps=2"]).arg("--resume")).success();
 }
 
 #[test]
 fn a_run_is_resumed_with_its_own_model_and_a_whole_optimizer() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    let steps = ["schedule.steps=2", "run.save_every=1"];
+    let steps = ["schedule.max_steps=2", "run.save_steps=1"];
     Said::by(&mut train(&run, &steps)).success();
     fs::remove_dir_all(run.join("final")).unwrap();
     let resume = |settings: &[&str]| Said::by(train(&run, &[&steps, settings].concat()).arg("--resume"));
 
-    let other = format!("model.folder={}", checkpoint().display());
-    resume(&[&other]).refused(&["holds another network than model.folder"]);
+    let other = format!("model.path={}", checkpoint().display());
+    resume(&[&other]).refused(&["holds another network than model.path"]);
 
     let optimizer = run.join("checkpoints/step-2/optimizer.safetensors");
     let whole = fs::read(&optimizer).unwrap();
@@ -1397,11 +1402,11 @@ fn a_run_is_resumed_with_its_own_model_and_a_whole_optimizer() {
 }
 
 #[test]
-fn records_left_out_of_an_examination_are_counted() {
+fn records_left_out_of_an_evaluation_are_counted() {
     let folder = tempdir().unwrap();
     let long = record(digit().to_str().unwrap(), &"zero ".repeat(40)).to_string();
-    let data = format!("data.eval={}", sixteen_good_and(folder.path(), &long).display());
-    let settings = ["schedule.steps=1", "data.max_length=40", "data.overlong=drop", &data];
+    let data = format!("eval.data={}", sixteen_good_and(folder.path(), &long).display());
+    let settings = ["schedule.max_steps=1", "data.max_length=40", "data.on_long=drop", &data];
 
     let said = Said::by(&mut train(&folder.path().join("run"), &settings)).success();
 
@@ -1420,9 +1425,9 @@ fn an_evaluation_batch_of_which_nothing_is_left_is_counted_and_not_computed() {
         (all_long, ["exact match: none, as no record was evaluated", "; 2 records left out as too long"]),
     ] {
         let run = folder.path().join(data.file_stem().unwrap());
-        let data = format!("data.eval={}", data.display());
-        let small = ["schedule.steps=2", "data.max_length=40", "data.overlong=drop", "run.eval_batch_size=1"];
-        let settings = [&small[..], &["run.eval_every=1", &data]].concat();
+        let data = format!("eval.data={}", data.display());
+        let small = ["schedule.max_steps=2", "data.max_length=40", "data.on_long=drop", "eval.batch_size=1"];
+        let settings = [&small[..], &["eval.steps=1", &data]].concat();
 
         let said = Said::by(&mut train(&run, &settings)).success();
 
@@ -1438,20 +1443,20 @@ fn weights_that_broke_in_the_last_step_are_never_saved() {
     let folder = tempdir().unwrap();
     for (name, setting) in [("rate", "optim.lr=1e300"), ("decay", "optim.weight_decay=1e300")] {
         let run = folder.path().join(name);
-        let settings = ["schedule.steps=1", "run.save_every=1", setting];
+        let settings = ["schedule.max_steps=1", "run.save_steps=1", setting];
 
         Said::by(&mut train(&run, &settings)).refused(&[
             "step 1: ",
             "no longer finite",
             "optim.lr",
-            "start again with --set run.folder=PATH, as there is no checkpoint yet",
+            "start again with --set run.output_dir=PATH, as there is no checkpoint yet",
         ]);
 
         assert!(!run.join("checkpoints").exists() && !run.join("final").exists(), "{name}");
     }
     // The rate rises: the first step changes nothing, the second breaks.
     let run = folder.path().join("late");
-    let settings = ["schedule.steps=2", "schedule.warmup_steps=1", "run.save_every=1", "optim.lr=1e300"];
+    let settings = ["schedule.max_steps=2", "schedule.warmup_steps=1", "run.save_steps=1", "optim.lr=1e300"];
     Said::by(&mut train(&run, &settings)).refused(&[
         "step 2: ",
         "no longer finite",
@@ -1464,9 +1469,9 @@ fn weights_that_broke_in_the_last_step_are_never_saved() {
 fn a_damaged_checkpoint_points_to_the_one_before_it() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    let steps = ["schedule.steps=3", "run.save_every=1", "run.keep=3"];
+    let steps = ["schedule.max_steps=3", "run.save_steps=1", "run.save_total_limit=3"];
     Said::by(&mut train(&run, &steps)).success();
-    let more = ["schedule.steps=4", "run.save_every=1", "run.keep=3"];
+    let more = ["schedule.max_steps=4", "run.save_steps=1", "run.save_total_limit=3"];
     let resume = || Said::by(train(&run, &more).arg("--resume"));
     let newest = run.join("checkpoints/step-3");
     type Damage = fn(Vec<u8>) -> Option<Vec<u8>>;
@@ -1514,22 +1519,18 @@ fn what_a_checkpoint_depends_on_cannot_be_changed() {
     let run = folder.path().join("run");
     let own = format!("data.train={}", data.display());
     let resumed = |more: &[&str], flags: &[&str]| {
-        let settings = [&[own.as_str(), "data.batch_size=4", "schedule.steps=4"], more].concat();
+        let settings = [&[own.as_str(), "data.batch_size=4", "schedule.max_steps=4"], more].concat();
         Said::by(train(&run, &settings).args(flags))
     };
-    let first = ["schedule.steps=2", "run.save_every=1"];
+    let first = ["schedule.max_steps=2", "run.save_steps=1"];
     resumed(&first, &[]).success();
     for (more, flags, words) in [
         (&["data.batch_size=2"][..], &["--resume"][..], "data.batch_size 4, this run has 2; needed: 4, as"),
-        (
-            &["model.learn.vision=frozen"],
-            &["--resume"],
-            "model.learn.vision \"full\", this run has \"frozen\"",
-        ),
+        (&["model.freeze=['vision']"], &["--resume"], "model.freeze [], this run has [\"vision\"]"),
         (&["lora.r=8"], &["--resume"], "was made with lora absent, this run has present"),
         (&[], &["--resume", "--dtype", "bf16"], "was made with dtype f32, this run has bf16"),
         (
-            &["schedule.steps=1"],
+            &["schedule.max_steps=1"],
             &["--resume"],
             "2 steps are done, and the schedule has 1; needed: at least 2",
         ),
@@ -1542,7 +1543,7 @@ fn what_a_checkpoint_depends_on_cannot_be_changed() {
     resumed(&[], &["--resume"]).refused(&["holds other records", "in another order", "step-2"]);
 
     write(&answers);
-    resumed(&["optim.lr=1e-5", "run.keep=5"], &["--resume"]).success();
+    resumed(&["optim.lr=1e-5", "run.save_total_limit=5"], &["--resume"]).success();
 }
 
 #[test]
@@ -1574,7 +1575,7 @@ fn two_runs_that_start_at_once_do_not_share_a_folder() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
     let start = || {
-        let mut command = train(&run, &["schedule.steps=60"]);
+        let mut command = train(&run, &["schedule.max_steps=60"]);
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
     };
 
@@ -1587,7 +1588,7 @@ fn two_runs_that_start_at_once_do_not_share_a_folder() {
         // Whoever came after the end of the first met its results.
         let late = said.stderr.contains("holds a");
         said.refused(&[if late {
-            "--set run.folder=PATH starts another"
+            "--set run.output_dir=PATH starts another"
         } else {
             "in use by another run, process "
         }]);
@@ -1599,13 +1600,15 @@ fn two_runs_that_start_at_once_do_not_share_a_folder() {
 fn a_run_is_not_resumed_beside_itself() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    Said::by(&mut train(&run, &["schedule.steps=2", "run.save_every=1"])).success();
+    Said::by(&mut train(&run, &["schedule.max_steps=2", "run.save_steps=1"])).success();
     let lock = fs::File::open(run.join(".lock")).unwrap();
     lock.lock().unwrap();
-    let resume = || Said::by(train(&run, &["schedule.steps=3", "run.save_every=1"]).arg("--resume"));
+    let resume = || Said::by(train(&run, &["schedule.max_steps=3", "run.save_steps=1"]).arg("--resume"));
 
-    resume()
-        .refused(&["in use by another run, process ", "needed: the end of that run, or another run.folder"]);
+    resume().refused(&[
+        "in use by another run, process ",
+        "needed: the end of that run, or another run.output_dir",
+    ]);
 
     drop(lock);
     resume().success();
@@ -1635,10 +1638,10 @@ fn bad_records_are_listed_before_the_first_step_whichever_set_they_are_in() {
         "line 19: has no turn of the assistant",
         "data.on_bad=skip",
     ];
-    let eval = format!("data.eval={}", bad.display());
+    let eval = format!("eval.data={}", bad.display());
 
     train_on(folder.path(), &bad, &[]).refused(&words);
-    Said::by(&mut train(&folder.path().join("run"), &[&eval, "schedule.steps=1"])).refused(&words);
+    Said::by(&mut train(&folder.path().join("run"), &[&eval, "schedule.max_steps=1"])).refused(&words);
     let model = checkpoint();
     let args = ["eval", "--model", model.to_str().unwrap(), "--data", bad.to_str().unwrap()];
     glm4v(args).refused(&words[..5]);
@@ -1665,10 +1668,10 @@ fn bad_records_that_are_skipped_leave_the_others_as_they_are_without_them() {
         train(&folder.path().join(name), &all)
     };
 
-    let skipping = aloud(&mut run("skipping", &bad, &["schedule.steps=8"])).success();
-    Said::by(&mut run("without", &good, &["schedule.steps=8"])).success();
-    let first = ["schedule.steps=4", "schedule.kind=constant", "run.save_every=2"];
-    let rest = ["schedule.steps=8", "schedule.kind=constant", "run.save_every=2"];
+    let skipping = aloud(&mut run("skipping", &bad, &["schedule.max_steps=8"])).success();
+    Said::by(&mut run("without", &good, &["schedule.max_steps=8"])).success();
+    let first = ["schedule.max_steps=4", "schedule.type=constant", "run.save_steps=2"];
+    let rest = ["schedule.max_steps=8", "schedule.type=constant", "run.save_steps=2"];
     Said::by(&mut run("straight", &bad, &rest)).success();
     Said::by(&mut run("resumed", &bad, &first)).success();
     Said::by(run("resumed", &bad, &rest).arg("--resume")).success();
@@ -1679,11 +1682,11 @@ fn bad_records_that_are_skipped_leave_the_others_as_they_are_without_them() {
     assert_eq!(losses("straight"), losses("resumed"));
     let order = folder.path().join("order.json");
     fs::write(&order, "[[0, 1]]").unwrap();
-    let order = format!("data.order={}", order.display());
-    Said::by(&mut run("ordered", &bad, &["schedule.steps=1", &order]))
-        .refused(&["data.order numbers every record, and 3 are left out as bad"]);
-    let eval = format!("data.eval={}", bad.display());
-    let said = Said::by(&mut run("evaluated", &bad, &["schedule.steps=1", &eval])).success();
+    let order = format!("data.batch_order={}", order.display());
+    Said::by(&mut run("ordered", &bad, &["schedule.max_steps=1", &order]))
+        .refused(&["data.batch_order numbers every record, and 3 are left out as bad"]);
+    let eval = format!("eval.data={}", bad.display());
+    let said = Said::by(&mut run("evaluated", &bad, &["schedule.max_steps=1", &eval])).success();
     assert!(
         said.stdout.contains(" of 16 (") && said.stdout.contains("3 records left out as bad"),
         "{said:?}"
@@ -1702,14 +1705,14 @@ fn an_image_that_is_damaged_inside_is_skipped_and_named_once() {
     fs::write(folder.path().join("damaged.png"), damaged).unwrap();
     let data = sixteen_good_and(folder.path(), &record("damaged.png", "x").to_string());
 
-    let settings = ["data.on_bad=skip", "schedule.steps=3"];
+    let settings = ["data.on_bad=skip", "schedule.max_steps=3"];
     let said = aloud(&mut training_on(folder.path(), &data, &settings)).success();
     assert_eq!(said.stderr.matches("line 17: ").count(), 1, "{said:?}");
 
     fs::write(&data, format!("{}\n", record("damaged.png", "x")).repeat(17)).unwrap();
     let run = folder.path().join("none");
     let data = format!("data.train={}", data.display());
-    let all = [data.as_str(), "data.batch_size=17", "data.on_bad=skip", "schedule.steps=1"];
+    let all = [data.as_str(), "data.batch_size=17", "data.on_bad=skip", "schedule.max_steps=1"];
     Said::by(&mut train(&run, &all)).refused(&["records in a row that cannot be used"]);
 }
 
@@ -1740,7 +1743,7 @@ fn a_data_file_of_another_kind_is_called_what_it_is() {
         let file = path(name);
         let model = checkpoint();
         let args =
-            ["eval", "--model", model.to_str().unwrap(), "--data-folder", folder.path().to_str().unwrap()];
+            ["eval", "--model", model.to_str().unwrap(), "--data-dir", folder.path().to_str().unwrap()];
         let said = Said::by(command().args(args).arg("--data").arg(&file));
 
         said.refused(&[words, &[name]].concat());

@@ -1,4 +1,4 @@
-//! Every file that comes with the repository can be used: configs of runs, configs of models, pictures of data sets.
+//! Every file that comes with the repository can be used: configs of runs, configs of models, images of datasets.
 //! That every record becomes a sample is shown in `crates/data/tests/files.rs`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -29,7 +29,7 @@ fn registry() -> Registry {
     Registry::load(&repository().join("datasets")).unwrap()
 }
 
-/// Every split of every data set that has a name.
+/// Every split of every dataset that has a name.
 fn sources() -> Vec<Source> {
     let registry = registry();
     let mut sources = Vec::new();
@@ -38,7 +38,7 @@ fn sources() -> Vec<Source> {
             sources.push(registry.find(&format!("{name}:{split}")).unwrap());
         }
     }
-    assert!(!sources.is_empty(), "no data sets");
+    assert!(!sources.is_empty(), "no datasets");
     sources
 }
 
@@ -50,17 +50,17 @@ fn every_config_of_a_run_names_a_model_and_data_that_are_there() {
 
         let config = RunConfig::read(&path, &[]).unwrap();
 
-        let folder = repository().join(&config.model.folder);
+        let folder = repository().join(&config.model.path);
         if folder.exists() {
             ModelFolder::open(&folder).unwrap();
             Processor::load(&folder).unwrap();
         } else {
             // Published weights are not part of the repository; the file then says how to get them.
             let needs = text.lines().any(|line| line.starts_with("# Needs:") && !line.contains("nothing"));
-            assert!(needs && config.model.init == Init::Weights, "{place}: no {}", folder.display());
+            assert!(needs && config.model.init == Init::Pretrained, "{place}: no {}", folder.display());
         }
-        assert_eq!(config.data.folder, Path::new("datasets"), "{place}");
-        for name in [&config.data.train, &config.data.eval] {
+        assert_eq!(config.data.dir, Path::new("datasets"), "{place}");
+        for name in [&config.data.train, &config.eval.data] {
             let records = |name: &String| registry().find(name).unwrap().read(None).unwrap().len();
             assert!(name.is_empty() || records(name) > 0, "{place}: {name}");
         }
@@ -175,8 +175,8 @@ fn info_tells_of_every_model_without_its_weights() {
         let sizes =
             Glm4vConfig::from_json(&fs::read_to_string(&path).unwrap()).unwrap().sizes(&Device::flex());
         assert_eq!(told["parameters"], sizes.total(), "{folder}");
-        assert_eq!(told["picture"]["tokens"], 1369, "{folder}"); // of 1024 x 1024 pixels
-        assert_eq!(told["estimate"]["decoding_reads_bytes"], 4 * sizes.read_per_token(), "{folder}");
+        assert_eq!(told["image"]["tokens"], 1369, "{folder}"); // of 1024 x 1024 pixels
+        assert_eq!(told["estimate"]["bytes_read_per_token"], 4 * sizes.read_per_token(), "{folder}");
         assert!(told["estimate"]["training"]["peak_bytes"].as_u64() > Some(16 * sizes.total()), "{folder}");
         // Adapters in the vision tower make it keep what it computes.
         let peak = |learning: &str| told["estimate"][learning]["peak_bytes"].as_u64().unwrap();
@@ -193,24 +193,24 @@ fn info_reads_the_types_of_stored_weights() {
     let out = model.to_str().unwrap();
     glm4v(["init", "--config", "configs/models/digits", "--dtype", "bf16", "--out", out]).success();
 
-    let said = glm4v(["info", "--json", "--image", "none", "--model", out]).success();
+    let said = glm4v(["info", "--json", "--image-size", "none", "--model", out]).success();
 
     let told: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!(told["weights"]["types"], serde_json::json!({"BF16": told["tensors"]}));
-    assert_eq!(told["weights"]["in_all_bytes"], 2 * told["parameters"].as_u64().unwrap());
+    assert_eq!(told["weights"]["total_bytes"], 2 * told["parameters"].as_u64().unwrap());
 }
 
 #[test]
-fn every_picture_of_a_data_set_can_be_seen_and_comes_with_the_repository() {
+fn every_image_of_a_data_set_can_be_seen_and_comes_with_the_repository() {
     let root = repository().canonicalize().unwrap();
-    let mut pictures = 0;
+    let mut images = 0;
     for source in sources() {
         for record in source.read(None).unwrap() {
             for image in record.images() {
                 let seen = DecodeLimits::default().load(image);
 
                 seen.unwrap_or_else(|error| panic!("{}: {error}", record.at));
-                pictures += 1;
+                images += 1;
                 if let ImageSource::Path(path) = image {
                     assert!(
                         path.canonicalize().unwrap().starts_with(&root),
@@ -221,7 +221,7 @@ fn every_picture_of_a_data_set_can_be_seen_and_comes_with_the_repository() {
             }
         }
     }
-    assert!(pictures > 1000, "{pictures} pictures");
+    assert!(images > 1000, "{images} images");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn numbers(run: &Path) -> Vec<Value> {
 fn the_loss_falls_to_less_than_half_in_sixty_steps() {
     let run = tempdir().unwrap();
 
-    trained(run.path(), &["schedule.steps=60", "data.batch_size=16"]);
+    trained(run.path(), &["schedule.max_steps=60", "data.batch_size=16"]);
 
     let losses = losses(run.path());
     assert_eq!(losses.len(), 60);
@@ -54,7 +54,7 @@ fn a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped() {
     for dtype in ["f32", "bf16"] {
         let folder = tempdir().unwrap();
         let (straight, resumed) = (folder.path().join("straight"), folder.path().join("resumed"));
-        let settings = ["schedule.steps=12", "run.save_every=6", "schedule.warmup_steps=3"];
+        let settings = ["schedule.max_steps=12", "run.save_steps=6", "schedule.warmup_steps=3"];
         let run = |folder: &Path, more: &[&str]| {
             Said::by(train(folder, &settings).args(["--dtype", dtype]).args(more)).success();
         };
@@ -73,7 +73,7 @@ fn a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped() {
 fn a_run_stopped_by_ctrl_c_and_resumed_is_the_run_that_never_stopped() {
     let folder = tempdir().unwrap();
     let (straight, stopped) = (folder.path().join("straight"), folder.path().join("stopped"));
-    let settings = ["schedule.steps=150", "data.workers=2"];
+    let settings = ["schedule.max_steps=150", "data.workers=2"];
     trained(&straight, &settings);
 
     let said = glm4v_tests::interrupt(&mut train(&stopped, &settings), &stopped, 5);
@@ -91,7 +91,7 @@ fn the_seed_decides_every_number_and_the_threads_decide_none() {
     let folder = tempdir().unwrap();
     let run = |name: &str, seed: &str, threads: &str| {
         let run = folder.path().join(name);
-        let settings = ["schedule.steps=8", seed];
+        let settings = ["schedule.max_steps=8", seed];
         Said::by(train(&run, &settings).args(["--threads", threads])).success();
         run
     };
@@ -108,10 +108,10 @@ fn the_seed_decides_every_number_and_the_threads_decide_none() {
 fn the_seed_decides_the_order_of_the_records_whatever_the_weights() {
     let folder = tempdir().unwrap();
     let model = fresh_model(folder.path());
-    let start = format!("model.folder={}", model.display());
+    let start = format!("model.path={}", model.display());
     let [one, two] = ["run.seed=1", "run.seed=2"].map(|seed| {
         let run = folder.path().join(seed);
-        trained(&run, &["schedule.steps=3", "model.init=weights", &start, seed]);
+        trained(&run, &["schedule.max_steps=3", "model.init=pretrained", &start, seed]);
         run
     });
 
@@ -129,14 +129,24 @@ fn frozen_parts_keep_every_bit_and_the_others_move() {
     let folder = tempdir().unwrap();
     let model = fresh_model(folder.path());
     let before = TensorFile::open(&model.join("model.safetensors")).unwrap();
-    let start = format!("model.folder={}", model.display());
-    for frozen in [&["vision"][..], &["merger"], &["text"], &["vision", "text"]] {
+    let start = format!("model.path={}", model.display());
+    for frozen in [
+        &["vision"][..],
+        &["merger"],
+        &["text", "embeddings", "head"],
+        &["vision", "text", "embeddings", "head"],
+        &["embeddings"],
+        &["head", "merger"],
+    ] {
         let run = folder.path().join(frozen.concat());
-        let learn: Vec<String> = frozen.iter().map(|part| format!("model.learn.{part}=frozen")).collect();
-        let mut settings = vec!["schedule.steps=3", "model.init=weights", &start];
-        settings.extend(learn.iter().map(String::as_str));
+        // "text" stands for its parts, too.
+        let named: Vec<&&str> = frozen
+            .iter()
+            .filter(|part| !frozen.contains(&"text") || !["embeddings", "head"].contains(part))
+            .collect();
+        let freeze = format!("model.freeze={named:?}");
 
-        trained(&run, &settings);
+        trained(&run, &["schedule.max_steps=3", "model.init=pretrained", &start, &freeze]);
 
         let after = TensorFile::open(&run.join("final/model.safetensors")).unwrap();
         let names = before.names();
@@ -149,11 +159,13 @@ fn frozen_parts_keep_every_bit_and_the_others_move() {
     }
 }
 
-/// The part of `model.learn` that a tensor belongs to.
+/// The part of `model.freeze` that a tensor belongs to, the smallest of them.
 fn part(name: &str) -> &'static str {
     match name.strip_prefix("model.visual.") {
         Some(rest) if rest.starts_with("merger.") || rest.starts_with("downsample.") => "merger",
         Some(_) => "vision",
+        None if name.starts_with("lm_head.") => "head",
+        None if name.contains(".embed_tokens.") => "embeddings",
         None => "text",
     }
 }
@@ -165,11 +177,11 @@ fn fresh_weights_are_those_of_a_fresh_run_and_another_seed_makes_others() {
     let other = folder.path().join("other");
     let from = ["init", "--config", "configs/models/digits", "--seed", "1", "--out", other.to_str().unwrap()];
     glm4v(from).success();
-    let start = format!("model.folder={}", model.display());
+    let start = format!("model.path={}", model.display());
     let (loaded, fresh) = (folder.path().join("loaded"), folder.path().join("fresh"));
 
-    trained(&loaded, &["schedule.steps=2", "model.init=weights", &start]);
-    trained(&fresh, &["schedule.steps=2", "model.init=fresh"]);
+    trained(&loaded, &["schedule.max_steps=2", "model.init=pretrained", &start]);
+    trained(&fresh, &["schedule.max_steps=2", "model.init=random"]);
 
     assert_eq!(numbers(&loaded), numbers(&fresh));
     let bytes = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
@@ -180,7 +192,7 @@ fn fresh_weights_are_those_of_a_fresh_run_and_another_seed_makes_others() {
 fn the_final_folder_is_a_whole_model_and_a_run_can_start_from_it() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    trained(&run, &["schedule.steps=2"]);
+    trained(&run, &["schedule.max_steps=2"]);
     let last = run.join("final");
 
     let names: Vec<_> = walk(&last).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
@@ -192,9 +204,9 @@ fn the_final_folder_is_a_whole_model_and_a_run_can_start_from_it() {
         text.contains("steps = 2") && text.contains("weight_decay = 0.01"),
         "every key is written: {text}"
     );
-    let start = format!("model.folder={}", last.display());
+    let start = format!("model.path={}", last.display());
     let next = folder.path().join("next");
-    trained(&next, &["schedule.steps=1", "model.init=weights", &start]);
+    trained(&next, &["schedule.max_steps=1", "model.init=pretrained", &start]);
     assert!(losses(&next)[0] < losses(&run)[0]);
 }
 
@@ -202,10 +214,10 @@ fn the_final_folder_is_a_whole_model_and_a_run_can_start_from_it() {
 fn trace_writes_what_is_documented_and_generates_what_generate_says() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    trained(&run, &["schedule.steps=40", "optim.lr=4e-3"]);
+    trained(&run, &["schedule.max_steps=40", "optim.lr=4e-3"]);
     let messages = conversation(folder.path());
     let out = folder.path().join("trace.safetensors");
-    // Fresh weights ramble on and repeat themselves; a few steps teach them to stop.
+    // Random weights ramble on and repeat themselves; a few steps teach them to stop.
     for (model, finish) in [(fresh_model(folder.path()), "length"), (run.join("final"), "stop")] {
         let shared = |name: &'static str| {
             let mut command = command();
@@ -245,7 +257,7 @@ fn trace_writes_what_is_documented_and_generates_what_generate_says() {
     }
 }
 
-/// A question about a picture, in a file of its own.
+/// A question about an image, in a file of its own.
 fn conversation(folder: &Path) -> PathBuf {
     let path = folder.join("messages.json");
     let image = repository().join("datasets/digits/images/0003.png").canonicalize().unwrap();
@@ -271,11 +283,11 @@ fn the_prompt_on_the_command_line_is_the_same_conversation() {
 }
 
 #[test]
-fn eval_of_the_final_folder_is_the_last_examination_of_the_run() {
+fn eval_of_the_final_folder_is_the_last_evaluation_of_the_run() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    let exam = ["data.eval=digits:test", "run.eval_every=100", "run.eval_batch_size=60", "run.eval_tokens=8"];
-    let settings = ["schedule.steps=150", "data.batch_size=32", "optim.lr=2e-3"];
+    let exam = ["eval.data=digits:test", "eval.steps=100", "eval.batch_size=60", "eval.max_new_tokens=8"];
+    let settings = ["schedule.max_steps=150", "data.batch_size=32", "optim.lr=2e-3"];
 
     let said = Said::by(&mut train(&run, &[&exam[..], &settings].concat())).success();
     let model = run.join("final");
@@ -290,7 +302,7 @@ fn eval_of_the_final_folder_is_the_last_examination_of_the_run() {
     assert_eq!(totals["exact_match"], exams[1]["exact_match"]);
     assert_eq!(totals["loss"], exams[1]["eval_loss"]);
     assert_eq!(totals["samples"], json!(360));
-    let right = totals["right"].as_u64().unwrap();
+    let right = totals["correct"].as_u64().unwrap();
     assert!((1..360).contains(&right), "{right} right: too few or too many to tell answers apart");
     assert!(said.stdout.contains(&format!("exact match: {right} of 360")), "{}", said.stdout);
 }
@@ -301,9 +313,9 @@ fn a_stored_order_from_stored_weights_gives_the_same_run_whatever_the_seed() {
     let model = fresh_model(folder.path());
     let order = folder.path().join("order.json");
     fs::write(&order, "[[5, 1, 9, 700], [3, 3, 2, 4], [1436, 0, 8, 6]]").unwrap();
-    let start = format!("model.folder={}", model.display());
-    let order = format!("data.order={}", order.display());
-    let settings = ["model.init=weights", &start, &order, "schedule.steps=3"];
+    let start = format!("model.path={}", model.display());
+    let order = format!("data.batch_order={}", order.display());
+    let settings = ["model.init=pretrained", &start, &order, "schedule.max_steps=3"];
     let run = |name: &str, seed: &str| {
         let run = folder.path().join(name);
         trained(&run, &[&settings[..], &[seed]].concat());
@@ -326,14 +338,14 @@ fn a_failed_evaluation_costs_nothing_and_a_resumed_run_begins_with_it() {
     let record = json!({"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "x"}],
         "images": ["a.png"]});
     fs::write(&data, format!("{record}\n")).unwrap();
-    let eval = format!("data.eval={}", data.display());
+    let eval = format!("eval.data={}", data.display());
     let whole = fs::read(digit(1)).unwrap();
     let damage = || fs::write(&image, &whole[..whole.len() / 2]).unwrap();
-    let settings = ["schedule.steps=4", "run.eval_tokens=2", &eval];
+    let settings = ["schedule.max_steps=4", "eval.max_new_tokens=2", &eval];
     for (name, more, failed, kept) in [
-        ("last", &["run.save_every=0"][..], 4, "final"),
-        ("between", &["run.eval_every=2", "run.save_every=500"], 2, "checkpoints/step-2"),
-        ("unsaved", &["run.eval_every=2", "run.save_every=0"], 2, "checkpoints/step-2"),
+        ("last", &["run.save_steps=0"][..], 4, "final"),
+        ("between", &["eval.steps=2", "run.save_steps=500"], 2, "checkpoints/step-2"),
+        ("unsaved", &["eval.steps=2", "run.save_steps=0"], 2, "checkpoints/step-2"),
     ] {
         let all = [&settings[..], more].concat();
         let (straight, run) = (folder.path().join(format!("{name}-straight")), folder.path().join(name));
@@ -364,11 +376,11 @@ fn a_failed_evaluation_costs_nothing_and_a_resumed_run_begins_with_it() {
 fn a_finished_run_goes_on_to_more_steps_from_its_end() {
     let folder = tempdir().unwrap();
     let (straight, longer) = (folder.path().join("straight"), folder.path().join("longer"));
-    let constant = ["schedule.kind=constant", "run.save_every=500"];
-    trained(&straight, &[&constant[..], &["schedule.steps=5"]].concat());
-    trained(&longer, &[&constant[..], &["schedule.steps=3"]].concat());
+    let constant = ["schedule.type=constant", "run.save_steps=500"];
+    trained(&straight, &[&constant[..], &["schedule.max_steps=5"]].concat());
+    trained(&longer, &[&constant[..], &["schedule.max_steps=3"]].concat());
 
-    Said::by(train(&longer, &[&constant[..], &["schedule.steps=5"]].concat()).arg("--resume")).success();
+    Said::by(train(&longer, &[&constant[..], &["schedule.max_steps=5"]].concat()).arg("--resume")).success();
 
     assert_eq!(numbers(&longer), numbers(&straight));
     assert!(weights(&longer) == weights(&straight), "the last weights differ");
@@ -377,13 +389,14 @@ fn a_finished_run_goes_on_to_more_steps_from_its_end() {
 #[test]
 fn what_a_resumed_run_changes_is_printed_and_what_does_not_matter_is_not() {
     let folder = tempdir().unwrap();
-    trained(folder.path(), &["schedule.steps=2", "run.save_every=1"]);
-    let mut resumed = train(folder.path(), &["schedule.steps=3", "optim.lr=1e-4", "run.keep=7"]);
+    trained(folder.path(), &["schedule.max_steps=2", "run.save_steps=1"]);
+    let mut resumed =
+        train(folder.path(), &["schedule.max_steps=3", "optim.lr=1e-4", "run.save_total_limit=7"]);
     let loud = Said::by(unquiet(&mut resumed).arg("--resume")).success();
 
     let changed: Vec<&str> =
         loud.stderr.lines().filter_map(|line| line.strip_prefix("changed since the checkpoint: ")).collect();
-    assert_eq!(changed, ["optim.lr 0.002 -> 0.0001", "schedule.steps 2 -> 3"]);
+    assert_eq!(changed, ["optim.lr 0.002 -> 0.0001", "schedule.max_steps 2 -> 3"]);
 }
 
 /// The same command without `--quiet`.
@@ -397,7 +410,7 @@ fn unquiet(command: &mut Command) -> Command {
 fn a_lora_section_without_targets_trains_adapters_of_the_text_decoder_and_says_so() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    let said = Said::by(&mut unquiet(&mut train(&run, &["schedule.steps=2", "lora.r=8"]))).success();
+    let said = Said::by(&mut unquiet(&mut train(&run, &["schedule.max_steps=2", "lora.r=8"]))).success();
 
     let line =
         said.stderr.lines().find(|line| line.starts_with("LoRA ")).unwrap_or_else(|| panic!("{said:?}"));
@@ -413,7 +426,7 @@ fn a_lora_section_without_targets_trains_adapters_of_the_text_decoder_and_says_s
     let again = folder.path().join("again");
     let mut command = command();
     command.arg("train").arg(run.join("config.toml"));
-    command.args(["--set", &format!("run.folder={}", again.display())]);
+    command.args(["--set", &format!("run.output_dir={}", again.display())]);
     Said::by(&mut command).success();
     assert_eq!(numbers(&again), numbers(&run));
 }
@@ -430,14 +443,14 @@ fn adapters_learn_alone_and_a_resumed_run_drops_out_what_it_would_have() {
     let folder = tempdir().unwrap();
     let model = fresh_model(folder.path());
     let (straight, resumed) = (folder.path().join("straight"), folder.path().join("resumed"));
-    let start = format!("model.folder={}", model.display());
+    let start = format!("model.path={}", model.display());
     let settings = [
-        "schedule.steps=8",
-        "run.save_every=4",
-        "model.init=weights",
+        "schedule.max_steps=8",
+        "run.save_steps=4",
+        "model.init=pretrained",
         &start,
         "lora.target_modules=all-linear",
-        "lora.dropout=0.2",
+        "lora.lora_dropout=0.2",
         "lora.modules_to_save=[\"lm_head\"]",
         "optim.lr=1e-2",
     ];
@@ -461,8 +474,8 @@ fn without_dropout_the_same_run_has_other_numbers() {
     let folder = tempdir().unwrap();
     let [with, without] = ["0.3", "0.0"].map(|share| {
         let run = folder.path().join(share);
-        let dropout = format!("lora.dropout={share}");
-        trained(&run, &["schedule.steps=3", "lora.target_modules=all-linear", "optim.lr=1e-2", &dropout]);
+        let dropout = format!("lora.lora_dropout={share}");
+        trained(&run, &["schedule.max_steps=3", "lora.target_modules=all-linear", "optim.lr=1e-2", &dropout]);
         losses(&run)
     });
 
@@ -474,12 +487,12 @@ fn commands_take_an_adapter_and_refuse_one_of_another_model() {
     let folder = tempdir().unwrap();
     let model = fresh_model(folder.path());
     let run = folder.path().join("run");
-    let start = format!("model.folder={}", model.display());
+    let start = format!("model.path={}", model.display());
     trained(
         &run,
         &[
-            "schedule.steps=2",
-            "model.init=weights",
+            "schedule.max_steps=2",
+            "model.init=pretrained",
             &start,
             "lora.target_modules=[\"q_proj\"]",
             "optim.lr=0.1",
@@ -509,43 +522,43 @@ fn targets_that_match_nothing_are_answered_with_what_there_is() {
     for (setting, words) in [
         (
             "lora.target_modules=[\"q_proj\", \"query\"]",
-            &["\"query\" matches no linear map", "model.language_model.layers.*.self_attn.q_proj"][..],
+            &["\"query\" matches no linear layer", "model.language_model.layers.*.self_attn.q_proj"][..],
         ),
         (
             "lora.target_modules=.*query",
-            &["\".*query\" matches no linear map", "model.visual.merger.gate_proj"],
+            &["\".*query\" matches no linear layer", "model.visual.merger.gate_proj"],
         ),
         ("lora.target_modules=(", &["\"(\" is not a regular expression"]),
         ("lora.target_parameters=[\"mlp.experts.down_proj\"]", &["\"mlp.experts.down_proj\" matches no"]),
     ] {
         let run = folder.path().join("run");
-        Said::by(&mut train(&run, &["schedule.steps=1", setting])).refused(words);
+        Said::by(&mut train(&run, &["schedule.max_steps=1", setting])).refused(words);
     }
     let run = folder.path().join("run");
-    let frozen = ["lora.target_modules=all-linear", "model.learn.text=frozen"];
-    Said::by(&mut train(&run, &frozen)).refused(&["model.learn", "left out beside [lora]"]);
+    let frozen = ["lora.target_modules=all-linear", "model.freeze=['text']"];
+    Said::by(&mut train(&run, &frozen)).refused(&["model.freeze is [text]", "left out beside [lora]"]);
 }
 
 #[test]
-fn a_run_and_its_examination_take_records_with_clips() {
+fn a_run_and_its_evaluation_take_records_with_videos() {
     let folder = tempdir().unwrap();
-    let clips = repository().join("tests/fixtures/processor/video").canonicalize().unwrap();
-    let clip = |name: &str| clips.join(name).display().to_string();
+    let videos = repository().join("tests/fixtures/processor/video").canonicalize().unwrap();
+    let video = |name: &str| videos.join(name).display().to_string();
     let digit = repository().join("datasets/digits/images/0004.png").canonicalize().unwrap();
     let record = |content: &str, videos: Value, answer: &str| {
         json!({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}],
             "images": if content.contains("<image>") { json!([digit]) } else { json!([]) }, "videos": videos})
         .to_string()
     };
-    // One clip, two with a picture between them, frames in a list, and a picture alone.
-    let (long, short) = (clip("sampled_30f_4fps.png"), clip("template_8x84x56.png"));
+    // One video, two with an image between them, frames in a list, and an image alone.
+    let (long, short) = (video("sampled_30f_4fps.png"), video("template_8x84x56.png"));
     let records = [
         record("<video>What?", json!([long]), "one"),
         record("<video><image><video>?", json!([short, long]), "two"),
         record("Say <video>", json!([[digit, digit, digit]]), "three"),
         record("<image>?", json!([]), "four"),
     ];
-    let data = folder.path().join("clips.jsonl");
+    let data = folder.path().join("videos.jsonl");
     fs::write(&data, records.join("\n") + "\n").unwrap();
     let data = data.display().to_string();
     let run = folder.path().join("run");
@@ -553,10 +566,10 @@ fn a_run_and_its_examination_take_records_with_clips() {
     trained(
         &run,
         &[
-            "schedule.steps=3",
+            "schedule.max_steps=3",
             "data.batch_size=3",
             &format!("data.train={data}"),
-            &format!("data.eval={data}"),
+            &format!("eval.data={data}"),
         ],
     );
 

@@ -209,8 +209,8 @@ mod adapters {
         glm4v(["merge", "--model", model, "--adapter", adapter].iter().chain(&out_flag)).refused(&words);
         assert!(!out.exists());
         glm4v(["eval", "--model", model, "--data", "digits:test", "--adapter", adapter]).refused(&words);
-        let settings = [format!("model.folder={model}"), format!("lora.adapter={adapter}")];
-        let settings = ["model.init=weights", &settings[0], &settings[1], "schedule.steps=1"];
+        let settings = [format!("model.path={model}"), format!("lora.adapter_path={adapter}")];
+        let settings = ["model.init=pretrained", &settings[0], &settings[1], "schedule.max_steps=1"];
         Said::by(&mut train(&folder.path().join("run"), &settings)).refused(&words);
     }
 
@@ -238,8 +238,8 @@ mod adapters {
         let remedy = format!("pass --model zai-org/GLM-4.1V-9B-Thinking --adapter {adapter}");
         generate(adapter, &[]).refused(&[said, &remedy]);
         let remedy =
-            format!("set model.folder to zai-org/GLM-4.1V-9B-Thinking, and lora.adapter to {adapter}");
-        let setting = format!("model.folder={adapter}");
+            format!("set model.path to zai-org/GLM-4.1V-9B-Thinking, and lora.adapter_path to {adapter}");
+        let setting = format!("model.path={adapter}");
         Said::by(&mut train(&folder.path().join("run"), &[&setting])).refused(&[said, &remedy]);
         glm4v(["info", "--model", adapter]).refused(&[said, "glm4v merge makes one model of both"]);
     }
@@ -338,18 +338,18 @@ mod hub {
         let folder = tempdir().unwrap();
         let (run, again) = (folder.path().join("run"), folder.path().join("again"));
         let settings = [
-            "model.folder=org/digits",
-            "model.init=weights",
-            "schedule.steps=2",
+            "model.path=org/digits",
+            "model.init=pretrained",
+            "schedule.max_steps=2",
             "lora.target_modules=[\"q_proj\"]",
-            "run.save_every=1",
+            "run.save_steps=1",
         ];
         let mut first = train(&run, &settings);
 
         Said::by(first.env("HF_HUB_CACHE", cache.path())).success();
 
         let written = fs::read_to_string(run.join("config.toml")).unwrap();
-        assert!(written.contains(&format!("folder = \"org/digits@{COMMIT}\"")), "{written}");
+        assert!(written.contains(&format!("path = \"org/digits@{COMMIT}\"")), "{written}");
         let adapter: Value =
             serde_json::from_slice(&fs::read(run.join("final/adapter_config.json")).unwrap()).unwrap();
         assert_eq!(adapter["base_model_name_or_path"], "org/digits");
@@ -357,7 +357,7 @@ mod hub {
         // The branch has moved on to a commit that is not here.
         fs::write(cache.path().join("models--org--digits/refs/main"), "f".repeat(40)).unwrap();
         let config = run.join("config.toml");
-        let folder = format!("run.folder={}", again.display());
+        let folder = format!("run.output_dir={}", again.display());
         with(&cache, &["train", config.to_str().unwrap(), "--set", &folder]).success();
         assert_eq!(losses(&again), losses(&run));
     }
@@ -373,7 +373,7 @@ mod hub {
         let line = "downloaded by: hf download org/tiny --revision v2\n";
         refused("org/tiny@v2", &[COMMIT, place, line]);
         refused("./org/none", &["./org/none: no such folder"]);
-        let mut train = train(&cache.path().join("run"), &["model.folder=zai-org/GLM-OCR"]);
+        let mut train = train(&cache.path().join("run"), &["model.path=zai-org/GLM-OCR"]);
         Said::by(train.env("HF_HUB_CACHE", cache.path())).refused(&["hf download zai-org/GLM-OCR\n"]);
         let model = checkpoint();
         let args =

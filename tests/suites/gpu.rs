@@ -76,12 +76,11 @@ fn a_short_run_learns_and_its_model_answers() {
     let scratch = tempfile::tempdir().unwrap();
     let run = scratch.path().join("run");
 
-    let short = ["schedule.steps=12", "schedule.warmup_steps=2"];
+    let short = ["schedule.max_steps=12", "schedule.warmup_steps=2"];
     Said::by(train(&run, &short).args(["--dtype", "f32"])).success();
     let model = run.join("final");
-    let picture = "datasets/digits/images/1081.png";
-    let question =
-        ["--image", picture, "--prompt", "What digit is this?", "--max-new-tokens", "4", "--greedy"];
+    let image = "datasets/digits/images/1081.png";
+    let question = ["--image", image, "--prompt", "What digit is this?", "--max-new-tokens", "4", "--greedy"];
     glm4v([&["generate", "--dtype", "f32", "--model", model.to_str().unwrap()], &question[..]].concat())
         .success();
 

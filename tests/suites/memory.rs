@@ -72,19 +72,19 @@ fn config(architecture: Architecture) -> Glm4vConfig {
 
 fn batch(workload: &Workload) -> Batch {
     let row = || {
-        let grid = workload.picture.unwrap_or(Grid::new(1, 0, 0));
-        let picture = grid.tokens(2);
+        let grid = workload.image.unwrap_or(Grid::new(1, 0, 0));
+        let image = grid.tokens(2);
         // Different ones, so that every expert has something to do.
         let mut ids: Vec<u32> = (0..workload.length as u32).map(|at| 10 + at * 37 % 2900).collect();
         let mut kinds = vec![0; workload.length];
-        ids[1..=picture].fill(IMAGE);
-        kinds[1..=picture].fill(1);
-        let taught: Vec<bool> =
+        ids[1..=image].fill(IMAGE);
+        kinds[1..=image].fill(1);
+        let loss_mask: Vec<bool> =
             (0..workload.length).map(|at| at >= workload.length - workload.answer).collect();
         let values = (0..grid.patches() * 216).map(|i| (i % 31) as f32 / 31.0 - 0.5).collect();
         let grids = [[grid.t, grid.h, grid.w]];
-        let grids = if picture > 0 { &grids[..] } else { &[] };
-        Sample::from_parts(ids, &kinds, taught, (values, grids), (vec![], &[]))
+        let grids = if image > 0 { &grids[..] } else { &[] };
+        Sample::from_parts(ids, &kinds, loss_mask, (values, grids), (vec![], &[]))
     };
     Batch::collate(&(0..workload.rows).map(|_| row()).collect::<Vec<_>>(), 0, PaddingSide::Right)
 }
@@ -172,7 +172,7 @@ fn check(architecture: Architecture, dtype: DType, name: &str, workload: Workloa
     compare(&format!("{what}, training"), estimate.training(Learning::Full).total(), most);
 
     let places = [("adapters", false), ("adapters everywhere", true)];
-    for (adapters, vision) in places.into_iter().filter(|(_, vision)| !vision || workload.picture.is_some()) {
+    for (adapters, vision) in places.into_iter().filter(|(_, vision)| !vision || workload.image.is_some()) {
         let model = initialize(config.init(&tracked), 0, dtype);
         let (model, learning) = with_adapters(model, vision, &tracked);
         let Learning::Lora { text, vision, .. } = learning else { unreachable!() };
@@ -198,16 +198,16 @@ fn an_estimate_is_near_what_is_allocated() {
 }
 
 fn check_all() {
-    let picture = Workload { rows: 2, length: 100, answer: 20, picture: Some(Grid::new(1, 16, 16)) };
-    let large = Workload { rows: 1, length: 280, answer: 8, picture: Some(Grid::new(1, 32, 32)) };
-    let long = Workload { rows: 1, length: 500, answer: 40, picture: None };
-    let wide = Workload { rows: 16, length: 24, answer: 12, picture: Some(Grid::new(1, 4, 4)) };
+    let image = Workload { rows: 2, length: 100, answer: 20, image: Some(Grid::new(1, 16, 16)) };
+    let large = Workload { rows: 1, length: 280, answer: 8, image: Some(Grid::new(1, 32, 32)) };
+    let long = Workload { rows: 1, length: 500, answer: 40, image: None };
+    let wide = Workload { rows: 16, length: 24, answer: 12, image: Some(Grid::new(1, 4, 4)) };
     for architecture in [Architecture::Glm4v, Architecture::Glm4vMoe, Architecture::GlmOcr] {
-        for (name, workload) in [("picture", picture), ("long", long), ("wide", wide)] {
+        for (name, workload) in [("image", image), ("long", long), ("wide", wide)] {
             check(architecture, DType::F32, name, workload);
         }
     }
-    check(Architecture::Glm4v, DType::F32, "large picture", large);
-    check(Architecture::Glm4v, DType::BF16, "picture", picture);
+    check(Architecture::Glm4v, DType::F32, "large image", large);
+    check(Architecture::Glm4v, DType::BF16, "image", image);
     check(Architecture::Glm4vMoe, DType::BF16, "long", long);
 }

@@ -239,7 +239,7 @@ fn positions_of_random_layouts_are_those_of_transformers() {
             input_ids: sample.input_ids,
             kinds: sample.kinds,
             attention_mask: mask.iter().map(|real| *real == 1).collect(),
-            taught: vec![false; count * width],
+            loss_mask: vec![false; count * width],
             images: grids("image_grid_thw"),
             videos: grids("video_grid_thw"),
         };
@@ -359,7 +359,7 @@ fn table() {
 }
 
 #[test]
-fn the_loss_at_taught_positions_is_that_of_the_whole_sequence() {
+fn the_loss_at_label_positions_is_that_of_the_whole_sequence() {
     let model = trainable("glm4v");
     let batch = Case::open("train/glm4v/loss_and_grads").batch();
     let targets = Targets::of(&batch);

@@ -15,14 +15,14 @@ fn parts() -> (Processor, Glm4v) {
     (Processor::load(&folder).unwrap(), model)
 }
 
-fn picture(name: &str) -> Part {
+fn image(name: &str) -> Part {
     Part::Image(ImageSource::parse(name, &golden().join("images")))
 }
 
 fn conversations() -> Vec<Vec<Message>> {
     let ask = |parts: Vec<Part>| vec![Message::new("user", Content::Parts(parts))];
     vec![
-        ask(vec![picture("shapes_56x56.png"), Part::text("and"), picture("chelsea_113x75.png")]),
+        ask(vec![image("shapes_56x56.png"), Part::text("and"), image("chelsea_113x75.png")]),
         ask(vec![Part::text("Only words.")]),
     ]
 }
@@ -43,7 +43,7 @@ fn the_text_model_fed_by_hand_gives_the_logits_of_the_whole_model() {
 }
 
 #[test]
-fn features_made_earlier_take_the_place_of_pictures() {
+fn features_made_earlier_take_the_place_of_images() {
     let (processor, model) = parts();
     let pipeline = Pipeline::new(&processor, &model);
     let (conversation, options) = (conversations().remove(0), RenderOptions::prompt());
@@ -73,7 +73,7 @@ fn the_command_writes_what_the_library_gives() {
     let (processor, model) = parts();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("embeds.safetensors");
-    let image = golden().join("images/shapes_56x56.png");
+    let shapes = golden().join("images/shapes_56x56.png");
     let checkpoint = golden().join("checkpoints/glm4v");
 
     let said = glm4v([
@@ -83,7 +83,7 @@ fn the_command_writes_what_the_library_gives() {
         "--prompt",
         "What?",
         "--image",
-        image.to_str().unwrap(),
+        shapes.to_str().unwrap(),
         "--out",
         out.to_str().unwrap(),
         "--json",
@@ -91,8 +91,7 @@ fn the_command_writes_what_the_library_gives() {
     .success();
 
     let said: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
-    let message =
-        Message::new("user", Content::Parts(vec![picture("shapes_56x56.png"), Part::text("What?")]));
+    let message = Message::new("user", Content::Parts(vec![image("shapes_56x56.png"), Part::text("What?")]));
     let embedded = Pipeline::new(&processor, &model).run(&[vec![message]], &RenderOptions::prompt()).unwrap();
     let [_, length, _] = embedded.inputs_embeds.dims();
     assert_eq!(said["has_images"], true);

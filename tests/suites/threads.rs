@@ -25,7 +25,7 @@ fn config() -> Glm4vConfig {
     Glm4vConfig::from_json(&raw.to_string()).unwrap()
 }
 
-/// Two rows of which each begins with a picture of 16 x 16 patches.
+/// Two rows of which each begins with an image of 16 x 16 patches.
 fn batch(config: &Glm4vConfig) -> Batch {
     const TOKENS: usize = 64;
     let row = |seed: u32| {
@@ -33,10 +33,10 @@ fn batch(config: &Glm4vConfig) -> Batch {
         let mut kinds = vec![0; ids.len()];
         ids[..TOKENS].fill(config.image_token_id);
         kinds[..TOKENS].fill(1);
-        let taught = (0..ids.len()).map(|at| at > TOKENS).collect();
+        let loss_mask = (0..ids.len()).map(|at| at > TOKENS).collect();
         let values =
             (0..256 * config.vision.patch_values() as u32).map(|i| (i * seed % 31) as f32 / 31.0 - 0.5);
-        Sample::from_parts(ids, &kinds, taught, (values.collect(), &[[1, 16, 16]]), (vec![], &[]))
+        Sample::from_parts(ids, &kinds, loss_mask, (values.collect(), &[[1, 16, 16]]), (vec![], &[]))
     };
     Batch::collate(&[row(3), row(5)], 0, PaddingSide::Right)
 }

@@ -241,8 +241,8 @@ fn what_the_network_does_not_know_goes_through_a_run() {
     let origin = changed(&origin, |tensors| tensors.extend(strangers()));
     let run = folder.path().join("run");
 
-    let from = format!("model.folder={}", origin.path().display());
-    Said::by(&mut train(&run, &[&from, "model.init=weights", "schedule.steps=2", "run.save_every=1"]))
+    let from = format!("model.path={}", origin.path().display());
+    Said::by(&mut train(&run, &[&from, "model.init=pretrained", "schedule.max_steps=2", "run.save_steps=1"]))
         .success();
 
     let before = tensors(origin.path());

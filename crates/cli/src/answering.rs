@@ -1,4 +1,4 @@
-//! Answers for examinations: the hand that `infer` lends to `train`.
+//! Implements `train`'s generator trait with greedy decoding from `infer`.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};

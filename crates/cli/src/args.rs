@@ -14,7 +14,7 @@ use crate::device::MOST_THREADS;
 #[derive(Debug, Parser)]
 #[command(name = "glm4v", version, max_term_width = 110)]
 pub(crate) struct Args {
-    /// What to do.
+    /// Subcommand.
     #[command(subcommand)]
     pub(crate) command: Command,
     #[command(flatten)]
@@ -24,19 +24,19 @@ pub(crate) struct Args {
 /// Flags of every command.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Global {
-    /// Hardware to run on: auto, cpu, wgpu, cuda, or one of several as cuda:1
+    /// Backend: auto, cpu, wgpu or cuda; cuda:1 selects the second device
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
     pub(crate) backend: Backend,
-    /// Type of weights and activations: f32, bf16 or f16 [default: f32 on cpu and wgpu, bf16 on cuda; convert: keep]
+    /// Data type of weights and activations: f32, bf16 or f16 [default: f32 on cpu and wgpu, bf16 on cuda; convert: keep]
     #[arg(long, global = true, value_name = "TYPE")]
     pub(crate) dtype: Option<Dtype>,
-    /// Threads of the cpu backend [default: one a core]
+    /// Threads of the CPU backend [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_THREADS)))]
     pub(crate) threads: Option<u16>,
-    /// Say more; twice for even more
+    /// Increase verbosity; -vv for debug output
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Say nothing but results and errors
+    /// Print only results and errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
     /// Read the command line, and the config of a run, and do nothing else: shows that documented commands exist
@@ -64,38 +64,38 @@ impl std::str::FromStr for Dtype {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Fine-tune a model as a config file says
+    /// Fine-tune a model as configured by a TOML file
     Train(Train),
-    /// Answer a prompt about pictures
+    /// Generate a response to a prompt with images or videos
     Generate(Generate),
-    /// Measure a model on a data set: loss and exact match
+    /// Evaluate a model on a dataset: loss and exact match
     Eval(Eval),
-    /// Make fresh weights in the published layout
+    /// Initialize a model directory with random weights
     Init(Init),
-    /// Write what enters the text model: embeddings, positions, features
+    /// Save the decoder's input embeddings, position ids and image embeddings
     Embed(Embed),
-    /// Write a model's weights in another type or in files of another size
+    /// Convert a model to another data type or shard size
     Convert(Convert),
-    /// Fold an adapter into plain weights
+    /// Merge a LoRA adapter into the base weights
     Merge(Merge),
-    /// Write one forward pass, everything by name
+    /// Dump the tensors of one forward pass
     Trace(Trace),
-    /// Show devices, or what a model folder holds
+    /// Show devices, or the size and memory requirements of a model
     Info(Info),
-    /// Print what makes a shell complete commands and flags
+    /// Generate shell completions
     Completions(Completions),
-    /// Print the manual page, or write one for every command
+    /// Print the man page, or write one for every command
     Man(Man),
 }
 
-/// Print what makes a shell complete commands and flags.
+/// Generate shell completions.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Completions {
     /// The shell
     pub(crate) shell: Shell,
 }
 
-/// Print the manual page, or write one for every command.
+/// Print the man page, or write one for every command.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Man {
     /// Directory for glm4v.1, glm4v-train.1 and so on
@@ -103,68 +103,68 @@ pub(crate) struct Man {
     pub(crate) out_dir: Option<PathBuf>,
 }
 
-/// Fine-tune a model as a config file says.
+/// Fine-tune a model as configured by a TOML file.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Train {
     /// The run: a TOML file, see configs/finetune
     pub(crate) config: PathBuf,
-    /// Change a value of the config, as in --set optim.lr=1e-4; may be repeated
+    /// Override a config value, as in --set optim.lr=1e-4; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) settings: Vec<String>,
-    /// Go on from the run folder's newest checkpoint
+    /// Resume from the newest checkpoint in the run directory
     #[arg(long)]
     pub(crate) resume: bool,
 }
 
-/// Where a prompt comes from.
+/// The prompt.
 #[derive(Debug, ClapArgs)]
 #[group(skip)]
 #[command(group(ArgGroup::new("question").required(true).args(["prompt", "messages"])))]
 pub(crate) struct Prompt {
-    /// The question
+    /// Text of the user message
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
-    /// A picture for the question: a path or a URL; may be repeated
+    /// An image for the prompt: a path or URL; may be repeated
     #[arg(long = "image", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]
     pub(crate) images: Vec<String>,
-    /// A clip for the question: a video file, an animation, or a folder of pictures; may be repeated
+    /// A video for the prompt: a video file, an animation, or a directory of images; may be repeated
     #[arg(long = "video", value_name = "FILE", requires = "prompt", conflicts_with = "messages")]
     pub(crate) videos: Vec<String>,
-    /// A conversation: a json file of [{"role", "content"}, …]
+    /// A conversation: a JSON file of [{"role", "content"}, …]
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: Option<PathBuf>,
 }
 
-/// How the inputs of a model are made.
+/// Preprocessing.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Inputs {
-    /// Fewest pixels of a picture, which counts twice [default: the model's]
+    /// Minimum pixels per image, counted over both frames of a temporal patch [default: the model's]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) min_pixels: Option<usize>,
-    /// Most pixels of a picture, which counts twice; 1568 are a token [default: the model's]
+    /// Maximum pixels per image, counted over both frames of a temporal patch; 1568 per token [default: the model's]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) max_pixels: Option<usize>,
-    /// Most pixels of a clip, over all frames shown; 1568 are a token [default: the model's]
+    /// Maximum pixels per video, over all sampled frames; 1568 per token [default: the model's]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) max_video_pixels: Option<usize>,
-    /// Frames a second of folders and lists of pictures [default: all are shown]
+    /// Frames per second of image sequences [default: all frames are used]
     #[arg(long, value_name = "FPS")]
     pub(crate) frame_rate: Option<f64>,
-    /// Fetch pictures and clips of http:// and https:// URLs
+    /// Allow images and videos from http:// and https:// URLs
     #[arg(long)]
     pub(crate) allow_http: bool,
-    /// Let texts spell special tokens: <|user|> then opens a turn, <|image|> takes a picture
+    /// Parse special tokens in message text, such as <|user|> and <|image|> (allows prompt injection)
     #[arg(long)]
     pub(crate) allow_special_tokens: bool,
 }
 
-/// How a prompt is written.
+/// Chat template options.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Rendering {
-    /// Whether the model is to think first [default: the model's]
+    /// Enable thinking [default: the model's]
     #[arg(long, value_name = "SWITCH")]
     pub(crate) thinking: Option<Switch>,
-    /// Tools that the model may call: a json file with a list of them
+    /// Tool definitions: a JSON file with a list of schemas
     #[arg(long, value_name = "FILE")]
     pub(crate) tools: Option<PathBuf>,
 }
@@ -182,14 +182,14 @@ impl Switch {
     }
 }
 
-/// Answer a prompt about pictures.
+/// Generate a response to a prompt with images or videos.
 #[derive(Debug, ClapArgs)]
 #[command(allow_negative_numbers = true)]
 pub(crate) struct Generate {
     /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
+    /// Adapter directory (PEFT format), or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
@@ -198,105 +198,106 @@ pub(crate) struct Generate {
     pub(crate) rendering: Rendering,
     #[command(flatten)]
     pub(crate) inputs: Inputs,
-    /// Most tokens to produce
+    /// Maximum number of new tokens
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub(crate) max_new_tokens: usize,
-    /// Always take the most probable token
+    /// Greedy decoding
     #[arg(long, conflicts_with = "temperature")]
     pub(crate) greedy: bool,
-    /// Divide scores by this; 0 is greedy [default: the model's]
+    /// Sampling temperature; 0 selects greedy decoding [default: the model's]
     #[arg(long, value_name = "T")]
     pub(crate) temperature: Option<f64>,
-    /// Keep the most probable tokens up to this probability [default: the model's]
+    /// Nucleus sampling (top-p) [default: the model's]
     #[arg(long, value_name = "P")]
     pub(crate) top_p: Option<f64>,
-    /// Keep this many of the most probable tokens; 0 keeps all [default: the model's]
+    /// Top-k sampling; 0 disables it [default: the model's]
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<usize>,
-    /// Drop tokens below this share of the best one's probability [default: the model's]
+    /// Min-p sampling: minimum probability relative to the most likely token [default: the model's]
     #[arg(long, value_name = "P")]
     pub(crate) min_p: Option<f64>,
-    /// Make tokens that were seen less probable; 1 is off [default: the model's]
+    /// Repetition penalty; 1 disables it [default: the model's]
     #[arg(long, value_name = "X")]
     pub(crate) repetition_penalty: Option<f64>,
-    /// Start of the random numbers
+    /// Random seed
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// End the answer where this text appears; may be repeated
+    /// Stop string; may be repeated
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) stop: Vec<String>,
-    /// Print one json object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Measure a model on a data set.
+/// Evaluate a model on a dataset.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Eval {
     /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
+    /// Adapter directory (PEFT format), or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
-    /// Data set: NAME, NAME:SPLIT, or the path of a .json or .jsonl file
+    /// Dataset: NAME, NAME:SPLIT, or the path of a .json or .jsonl file
     #[arg(long, value_name = "NAME")]
     pub(crate) data: String,
-    /// Folder with dataset_info.json
-    #[arg(long, default_value = "datasets", value_name = "DIR")]
-    pub(crate) data_folder: PathBuf,
-    /// Folder in which pictures are looked for first [default: relative to their file]
+    /// Directory with dataset_info.json
+    // The alias is the first edition's name, which comparison scripts outside of this repository still use.
+    #[arg(long, alias = "data-folder", default_value = "datasets", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Directory in which images and videos are looked up first [default: relative to their file]
     #[arg(long, value_name = "DIR")]
-    pub(crate) media_folder: Option<PathBuf>,
-    /// Records answered at once
+    pub(crate) media_dir: Option<PathBuf>,
+    /// Batch size
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub(crate) batch_size: usize,
-    /// Most tokens of an answer
+    /// Maximum number of new tokens per answer
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = at_least_one)]
     pub(crate) max_new_tokens: usize,
-    /// Print one json object a record, and one with the totals
+    /// Print one JSON object per record, and one with the totals
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Make fresh weights in the published layout.
+/// Initialize a model directory with random weights.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Init {
-    /// Directory with config.json, and tokenizer files to take along, or ORG/NAME in the Hugging Face cache
+    /// Directory with config.json and tokenizer files, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) config: PathBuf,
-    /// Folder to make
+    /// Output directory; must not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Start of the random numbers
+    /// Random seed
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Most bytes in a file of weights, as 500MB or 4GiB
+    /// Maximum size of a weight file, as 500MB or 4GiB
     #[arg(long, default_value_t, value_name = "SIZE")]
     pub(crate) shard_size: ShardSize,
 }
 
-/// Write a model's weights in another type or in files of another size.
+/// Convert a model to another data type or shard size.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Convert {
     /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Folder to make
+    /// Output directory; must not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Most bytes in a file of weights, as 500MB or 4GiB
+    /// Maximum size of a weight file, as 500MB or 4GiB
     #[arg(long, default_value_t, value_name = "SIZE")]
     pub(crate) shard_size: ShardSize,
 }
 
-/// Write what enters the text model.
+/// Save the decoder's input embeddings, position ids and image embeddings.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Embed {
     /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
+    /// Adapter directory (PEFT format), or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
@@ -308,12 +309,12 @@ pub(crate) struct Embed {
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Print one json object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Fold an adapter into plain weights.
+/// Merge a LoRA adapter into the base weights.
 ///
 /// Tensors keep their type unless --dtype asks for another; sums are formed in f32.
 #[derive(Debug, ClapArgs)]
@@ -321,24 +322,24 @@ pub(crate) struct Merge {
     /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
+    /// Adapter directory (PEFT format), or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: PathBuf,
-    /// Folder to make
+    /// Output directory; must not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Most bytes in a file of weights, as 500MB or 4GiB
+    /// Maximum size of a weight file, as 500MB or 4GiB
     #[arg(long, default_value_t, value_name = "SIZE")]
     pub(crate) shard_size: ShardSize,
 }
 
-/// Write one forward pass, everything by name.
+/// Dump the tensors of one forward pass.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Trace {
     /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Adapter directory, as PEFT or glm4v train makes them, or ORG/NAME in the Hugging Face cache
+    /// Adapter directory (PEFT format), or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]
@@ -350,45 +351,45 @@ pub(crate) struct Trace {
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Also write activations inside the network, as mid.*
+    /// Also save intermediate activations, as mid.*
     #[arg(long)]
     pub(crate) activations: bool,
-    /// Also generate this many tokens, greedily
+    /// Also generate this many tokens with greedy decoding
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) max_new_tokens: usize,
 }
 
-/// Show devices, or what a model folder holds.
+/// Show devices, or the size and memory requirements of a model.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Info {
     /// Model directory, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// Rows at once, for the estimate of memory
+    /// Batch size of the memory estimate
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one, requires = "model")]
-    pub(crate) batch: usize,
-    /// Tokens of a row, picture and answer included
+    pub(crate) batch_size: usize,
+    /// Sequence length, image and new tokens included
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = at_least_one, requires = "model")]
-    pub(crate) length: usize,
-    /// Tokens of a row's answer
+    pub(crate) seq_len: usize,
+    /// New tokens per sequence
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = at_least_one, requires = "model")]
-    pub(crate) answer: usize,
-    /// The picture of a row in pixels, or none
+    pub(crate) max_new_tokens: usize,
+    /// Image size per sequence in pixels, or none
     #[arg(long, default_value = "1024x1024", value_name = "WxH", requires = "model")]
-    pub(crate) image: PictureSize,
-    /// Rank of adapters on every linear map of the text decoder, or of the vision tower too (all-linear)
+    pub(crate) image_size: ImageSize,
+    /// LoRA rank, for adapters on the text decoder and on all linear layers
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = at_least_one, requires = "model")]
     pub(crate) lora_rank: usize,
-    /// Print one json object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 /// Width and height in pixels.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct PictureSize(pub(crate) Option<(usize, usize)>);
+pub(crate) struct ImageSize(pub(crate) Option<(usize, usize)>);
 
-impl FromStr for PictureSize {
+impl FromStr for ImageSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

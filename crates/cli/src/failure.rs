@@ -72,7 +72,7 @@ fn describe(info: &PanicHookInfo<'_>) -> String {
     }
     let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
     format!(
-        "glm4v hit a fault of its own: {text}{}; please report it with the command that led to it",
+        "internal error, a bug in glm4v: {text}{}; please report it with the command that led to it",
         place.unwrap_or_default()
     )
 }

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub(crate) struct Progress {
     quiet: bool,
     bar: ProgressBar,
-    examination: ProgressBar,
+    evaluation: ProgressBar,
     /// Without a terminal there is no bar: a line now and then instead.
     lines: bool,
     last_line: Instant,
@@ -30,7 +30,7 @@ impl Progress {
         Self {
             quiet,
             bar: ProgressBar::hidden(),
-            examination: ProgressBar::hidden(),
+            evaluation: ProgressBar::hidden(),
             lines: !quiet && !std::io::stderr().is_terminal(),
             last_line: Instant::now(),
             steps: 0,
@@ -129,11 +129,12 @@ fn describe(lora: &LoraPlan) -> String {
 impl Observer for Progress {
     fn started(&mut self, plan: &Plan) {
         self.steps = plan.steps;
-        let from = if plan.step > 0 { format!(", going on after step {}", plan.step) } else { String::new() };
+        let from = if plan.step > 0 { format!(", resuming after step {}", plan.step) } else { String::new() };
         self.say(&format!(
-            "{} of {} parameters learn from {} records in {} steps{from}",
+            "trainable parameters: {} of {} ({:.2} %); {} training examples, {} steps{from}",
             grouped(plan.learning),
             grouped(plan.parameters),
+            100.0 * plan.learning as f64 / plan.parameters.max(1) as f64,
             grouped(plan.train_records),
             grouped(plan.steps),
         ));
@@ -144,7 +145,7 @@ impl Observer for Progress {
             self.say(&describe(lora));
         }
         if !self.quiet && !self.lines {
-            let template = "{bar:24} {pos}/{len} {msg} [{elapsed} gone, {eta} left]";
+            let template = "{bar:24} {pos}/{len} {msg} [{elapsed}, ETA {eta}]";
             self.bar = bar(plan.steps, template).with_position(plan.step as u64);
             self.bar.reset_eta();
         }
@@ -167,27 +168,24 @@ impl Observer for Progress {
 
     fn dropped(&mut self, records: usize) {
         self.dropped += records;
-        self.say(&format!(
-            "{records} records left out as longer than data.max_length, {} so far",
-            self.dropped
-        ));
+        self.say(&format!("{records} examples longer than data.max_length dropped, {} so far", self.dropped));
     }
 
-    fn examining(&mut self, done: usize, of: usize) {
+    fn evaluating(&mut self, done: usize, of: usize) {
         if self.quiet || self.lines {
             return;
         }
-        if self.examination.is_hidden() {
-            self.examination = bar(of, "answering {pos}/{len}");
+        if self.evaluation.is_hidden() {
+            self.evaluation = bar(of, "evaluating {pos}/{len}");
         }
-        self.examination.set_position(done as u64);
+        self.evaluation.set_position(done as u64);
         if done == of {
-            self.examination.finish_and_clear();
-            self.examination = ProgressBar::hidden();
+            self.evaluation.finish_and_clear();
+            self.evaluation = ProgressBar::hidden();
         }
     }
 
-    fn examined(&mut self, summary: &EvalSummary) {
+    fn evaluated(&mut self, summary: &EvalSummary) {
         let left_out = match summary.dropped {
             0 => String::new(),
             records => format!(", {records} left out as too long"),
@@ -209,7 +207,7 @@ impl Observer for Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
-        self.examination.finish_and_clear();
+        self.evaluation.finish_and_clear();
     }
 }
 

@@ -233,11 +233,9 @@ impl Remedy for WeightsError {
     fn remedy(&self, flags: &Flags) -> Option<String> {
         match self {
             Self::MissingFile { file, .. } => match file.as_str() {
-                "adapter_config.json" => flags.choose(
-                    "model",
-                    "a whole model goes to --model",
-                    "a whole model goes to model.folder",
-                ),
+                "adapter_config.json" => {
+                    flags.choose("model", "a whole model goes to --model", "a whole model goes to model.path")
+                }
                 "config.json" => Some("or one made by glm4v init".to_owned()),
                 "model.safetensors" => Some("glm4v init makes fresh ones".to_owned()),
                 _ => None,
@@ -256,7 +254,7 @@ fn an_adapter(folder: &Path, base: Option<&str>, flags: &Flags) -> String {
     if flags.offer("adapter") {
         format!("pass --model {base} --adapter {folder}")
     } else if flags.offer("resume") {
-        format!("set model.folder to {base}, and lora.adapter to {folder}")
+        format!("set model.path to {base}, and lora.adapter_path to {folder}")
     } else {
         "glm4v merge makes one model of both".to_owned()
     }
@@ -283,21 +281,21 @@ impl Remedy for LoadError {
 impl Remedy for TrainError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
         let remedy = match self {
-            Self::RunFolder { .. } => "choose another with --set run.folder=PATH",
+            Self::RunFolder { .. } => "choose another with --set run.output_dir=PATH",
             Self::NotFinite { checkpoint, .. } | Self::NotFiniteWeights { checkpoint, .. } => {
                 match checkpoint {
                     Some(folder) => return Some(format!("go on from {} with --resume", folder.display())),
-                    None => "start again with --set run.folder=PATH, as there is no checkpoint yet",
+                    None => "start again with --set run.output_dir=PATH, as there is no checkpoint yet",
                 }
             }
             Self::DamagedCheckpoint { older, .. } => match older {
                 Some(older) => {
                     return Some(format!("remove it, and --resume goes on from {}", older.display()));
                 }
-                None => "there is no older one, so start again with --set run.folder=PATH",
+                None => "there is no older one, so start again with --set run.output_dir=PATH",
             },
             Self::Changed { .. } | Self::OtherData { .. } => {
-                "or start another run with --set run.folder=PATH"
+                "or start another run with --set run.output_dir=PATH"
             }
             Self::Interrupted { .. } => "--resume goes on from there",
             _ => return None,
@@ -310,14 +308,14 @@ impl Remedy for RunFolderError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
         let remedy = match self {
             Self::RunExists { checkpoint: None, finished: false, .. } => {
-                "remove the folder, or --set run.folder=PATH starts another"
+                "remove the folder, or --set run.output_dir=PATH starts another"
             }
-            Self::RunExists { checkpoint: None, .. } => "--set run.folder=PATH starts another",
+            Self::RunExists { checkpoint: None, .. } => "--set run.output_dir=PATH starts another",
             Self::RunExists { finished: false, .. } => {
-                "--resume goes on with it, --set run.folder=PATH starts another"
+                "--resume goes on with it, --set run.output_dir=PATH starts another"
             }
             Self::RunExists { .. } => {
-                "--resume goes on with it, to more steps if it is finished; --set run.folder=PATH starts another"
+                "--resume goes on with it, to more steps if it is finished; --set run.output_dir=PATH starts another"
             }
             Self::Empty { .. } => "start it without --resume",
             Self::EndedEarly { .. } => "remove the folder and start without --resume",
@@ -415,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_would_have_to_be_fetched() {
+    fn a_image_that_would_have_to_be_fetched() {
         let remote = || image(ImageError::Remote { url: "http://x/y.png".into() });
         let said = "image 0 of the conversation cannot be used: http://x/y.png: fetching over the network is off; needed: a \
                     local path or a data: URL";
@@ -425,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_the_limits_make_too_large_or_impossible() {
+    fn a_image_that_the_limits_make_too_large_or_impossible() {
         assert_eq!(
             shown("generate", shape(LIMITS)),
             "image 0 of the conversation, a.png: at least 2 and at most 1 pixels are asked for; needed: a minimum below the \
@@ -443,17 +441,17 @@ mod tests {
     }
 
     #[test]
-    fn a_clip_that_the_limits_make_impossible() {
-        let clip = || {
+    fn a_video_that_the_limits_make_impossible() {
+        let video = || {
             let source = Box::new(VideoError::Resize { name: "a.mp4".into(), source: LIMITS });
             ProcessorError::Video { video: 0, source }
         };
         let said = "video 0 of the conversation cannot be used: a.mp4: at least 2 and at most 1 pixels are asked for; needed: \
                     a minimum below the maximum";
 
-        assert_eq!(shown("generate", clip()), format!("{said}; change --max-video-pixels"));
+        assert_eq!(shown("generate", video()), format!("{said}; change --max-video-pixels"));
         assert_eq!(
-            shown("eval", clip()),
+            shown("eval", video()),
             format!("{said}; change the limits in the model's video_preprocessor_config.json")
         );
     }
@@ -468,7 +466,7 @@ mod tests {
         assert_eq!(given("generate"), format!("{said} pass --model org/base --adapter runs/a"));
         assert_eq!(
             given("train"),
-            format!("{said} set model.folder to org/base, and lora.adapter to runs/a")
+            format!("{said} set model.path to org/base, and lora.adapter_path to runs/a")
         );
         assert_eq!(given("convert"), format!("{said} glm4v merge makes one model of both"));
         assert_eq!(
@@ -477,7 +475,7 @@ mod tests {
         );
         assert_eq!(
             shown("train", missing("m", "adapter_config.json")),
-            "m: adapter_config.json is missing; needed: x; a whole model goes to model.folder"
+            "m: adapter_config.json is missing; needed: x; a whole model goes to model.path"
         );
     }
 
@@ -556,7 +554,7 @@ mod tests {
         let source = io::Error::other("full");
         assert_eq!(
             shown("train", TrainError::RunFolder { folder: run(), source }),
-            "runs/a: cannot write the run folder: full; choose another with --set run.folder=PATH"
+            "runs/a: cannot write the run folder: full; choose another with --set run.output_dir=PATH"
         );
         let taken = |checkpoint, finished| {
             let error = RunFolderError::RunExists { folder: run(), checkpoint, finished };
@@ -564,22 +562,22 @@ mod tests {
         };
         assert_eq!(
             taken(None, false),
-            "runs/a: holds a run that ended before its first checkpoint; remove the folder, or --set run.folder=PATH starts \
+            "runs/a: holds a run that ended before its first checkpoint; remove the folder, or --set run.output_dir=PATH starts \
              another"
         );
         assert_eq!(
             taken(None, true),
-            "runs/a: holds a finished run, its weights are in final; --set run.folder=PATH starts another"
+            "runs/a: holds a finished run, its weights are in final; --set run.output_dir=PATH starts another"
         );
         assert_eq!(
             taken(Some(3), false),
-            "runs/a: holds a run with a checkpoint after step 3; --resume goes on with it, --set run.folder=PATH starts \
+            "runs/a: holds a run with a checkpoint after step 3; --resume goes on with it, --set run.output_dir=PATH starts \
              another"
         );
         assert_eq!(
             taken(Some(3), true),
             "runs/a: holds a run with weights in final and a checkpoint after step 3; --resume goes on with it, to more steps \
-             if it is finished; --set run.folder=PATH starts another"
+             if it is finished; --set run.output_dir=PATH starts another"
         );
     }
 
@@ -603,7 +601,7 @@ mod tests {
         assert_eq!(damaged(Some("b".into())), format!("{said}; remove it, and --resume goes on from b"));
         assert_eq!(
             damaged(None),
-            format!("{said}; there is no older one, so start again with --set run.folder=PATH")
+            format!("{said}; there is no older one, so start again with --set run.output_dir=PATH")
         );
     }
 
@@ -621,7 +619,7 @@ mod tests {
         );
         assert_eq!(
             astray(None),
-            format!("{said}; start again with --set run.folder=PATH, as there is no checkpoint yet")
+            format!("{said}; start again with --set run.output_dir=PATH, as there is no checkpoint yet")
         );
         assert_eq!(
             shown("train", TrainError::Interrupted { step: 3, folder: run() }),

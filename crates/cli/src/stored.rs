@@ -42,7 +42,7 @@ impl Stored {
         let room = file.metadata()?.len();
         ensure!(
             length <= MOST_HEADER.min(room),
-            "its header takes {length} bytes by its own account; needed: at most {MOST_HEADER}, and within its {room}"
+            "header length field is {length}; needed: at most {MOST_HEADER}, and within its {room}"
         );
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header)?;
@@ -116,6 +116,6 @@ mod tests {
             assert!(error.contains("model.safetensors: no safetensors file"), "{header}: {error}");
         }
         std::fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
-        assert!(format!("{:#}", Stored::of(folder.path()).unwrap_err()).contains("by its own account"));
+        assert!(format!("{:#}", Stored::of(folder.path()).unwrap_err()).contains("header length field is"));
     }
 }

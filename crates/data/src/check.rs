@@ -43,10 +43,10 @@ impl BadRecord {
     }
 }
 
-/// The records of a data set that cannot be used, in its order.
+/// The records of a dataset that cannot be used, in its order.
 #[derive(Debug)]
 pub struct BadRecords {
-    /// The data set.
+    /// The dataset.
     pub name: String,
     /// All its records.
     pub records: usize,

@@ -35,7 +35,7 @@ pub enum OnBad {
     Skip,
 }
 
-/// Why a data set cannot be used.
+/// Why a dataset cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {
@@ -53,7 +53,7 @@ pub enum DatasetError {
 /// How records are encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatasetOptions {
-    /// Most tokens of a record, pictures included; `None` allows any number.
+    /// Most tokens of a record, images included; `None` allows any number.
     pub max_length: Option<usize>,
     /// What happens to longer records.
     pub overlong: Overlong,
@@ -99,7 +99,7 @@ pub struct Dataset {
     processor: Arc<Processor>,
     options: DatasetOptions,
     cache: Mutex<Cache>,
-    /// Records left out when the data set was opened.
+    /// Records left out when the dataset was opened.
     left_out: usize,
     /// Records left out since, which have been named.
     named: Mutex<BTreeSet<usize>>,
@@ -109,13 +109,13 @@ pub struct Dataset {
 const NAMED: usize = 10;
 
 impl Dataset {
-    /// Joins records, of one data set or of several, with the processor of the model that learns them.
+    /// Joins records, of one dataset or of several, with the processor of the model that learns them.
     pub fn new(records: Vec<Record>, processor: Arc<Processor>, options: DatasetOptions) -> Self {
         let cache = Mutex::new(Cache::new(options.cache_bytes));
         Self { records, processor, options, cache, left_out: 0, named: Mutex::default() }
     }
 
-    /// Reads a data set and checks every record, without decoding media.
+    /// Reads a dataset and checks every record, without decoding media.
     ///
     /// With [`OnBad::Skip`] the records that cannot be used are left out, so that the others are numbered without them.
     ///
@@ -141,7 +141,7 @@ impl Dataset {
         Ok(Self { left_out: bad.bad.len(), ..Self::new(good, processor, options) })
     }
 
-    /// Records left out as they cannot be used, when the data set was opened and since.
+    /// Records left out as they cannot be used, when the dataset was opened and since.
     pub fn left_out(&self) -> usize {
         self.left_out + self.named.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -202,11 +202,11 @@ impl Dataset {
         }
     }
 
-    /// The rendered record in the pieces that are taught or not, for people to read.
+    /// The rendered record in the pieces that carry loss or not, for people to read.
     ///
     /// # Errors
     ///
-    /// When it is not clear what the record teaches.
+    /// When it is not clear what the record trains.
     ///
     /// # Panics
     ///
@@ -306,7 +306,7 @@ mod tests {
         let padding = &batch.input_ids[lengths[0] + lengths[1]..];
         let pad = data.processor().tokenizer().special().end_of_text;
         assert!(padding.iter().all(|id| *id == pad) && !padding.is_empty());
-        assert!(!batch.taught[lengths[0] + lengths[1]..].contains(&true));
+        assert!(!batch.loss_mask[lengths[0] + lengths[1]..].contains(&true));
     }
 
     #[test]
@@ -336,8 +336,8 @@ mod tests {
             data.processor().encode(&item.prompt, &glm4v_processor::RenderOptions::prompt()).unwrap();
 
         let sample = data.sample(0).unwrap();
-        let taught = sample.taught.iter().position(|taught| *taught).unwrap();
-        assert_eq!(prompt.input_ids, sample.input_ids[..taught]);
+        let loss_mask = sample.loss_mask.iter().position(|label| *label).unwrap();
+        assert_eq!(prompt.input_ids, sample.input_ids[..loss_mask]);
         assert_eq!(prompt.pixel_values, sample.images.values);
     }
 }

@@ -17,9 +17,9 @@ pub struct EvalItem {
     pub answer: String,
     /// Where the record stands.
     pub at: Location,
-    /// The pictures of the prompt, for people to look at.
+    /// The images of the prompt, for people to look at.
     pub images: Vec<String>,
-    /// Its clips.
+    /// Its videos.
     pub videos: Vec<String>,
 }
 

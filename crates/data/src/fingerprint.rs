@@ -1,4 +1,4 @@
-//! One number for what a data set holds, so that a run that goes on notices when it changed.
+//! One number for what a dataset holds, so that a run that goes on notices when it changed.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use crate::record::Record;
 
 /// The SHA-256 of records in their order, in hexadecimal digits: roles, texts, tools, and the names of media.
 ///
-/// Paths below the data file's folder, or below `media_dir`, count from there: a data set that moved is the same. The
-/// contents of images and clips are not looked at.
+/// Paths below the data file's folder, or below `media_dir`, count from there: a dataset that moved is the same. The
+/// contents of images and videos are not looked at.
 pub fn fingerprint(records: &[Record], media_dir: Option<&Path>) -> String {
     let mut sum = Sum { hash: Sha256::new(), roots: Vec::new() };
     for record in records {

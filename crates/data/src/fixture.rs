@@ -1,4 +1,4 @@
-//! The digits data set and its processor, for tests.
+//! The digits dataset and its processor, for tests.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(crate) fn processor() -> Arc<Processor> {
     Arc::new(Processor::load(&root().join("configs/models/digits")).unwrap())
 }
 
-/// The records of a registered data set.
+/// The records of a registered dataset.
 pub(crate) fn records(name: &str) -> Vec<Record> {
     Registry::load(&root().join("datasets")).unwrap().find(name).unwrap().read(None).unwrap()
 }
@@ -32,7 +32,7 @@ pub(crate) fn record(value: serde_json::Value) -> Record {
     Record::parse(value, at, &Default::default(), &folder, None).unwrap()
 }
 
-/// Digits of the test split, then records with more tokens and a picture more.
+/// Digits of the test split, then records with more tokens and an image more.
 pub(crate) fn mixed(options: DatasetOptions) -> Arc<Dataset> {
     let mut all = records("digits:test");
     all.truncate(8);

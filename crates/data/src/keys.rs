@@ -1,8 +1,8 @@
 //! What the keys of a record mean that are not the conversation itself.
 //!
-//! Data sets come with keys of many tools. What says which turns are learned or what is shown is obeyed, or the record is
+//! Datasets come with keys of many tools. What says which turns are learned or what is shown is obeyed, or the record is
 //! refused: meaning that is left out in silence cannot be found later. Keys that only describe a record are passed over,
-//! and so are unknown ones, but these are named in a warning once for each data set.
+//! and so are unknown ones, but these are named in a warning once for each dataset.
 
 use std::fmt;
 

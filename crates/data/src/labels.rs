@@ -1,12 +1,12 @@
-//! What is taught: the stretches of a conversation that the model must produce by itself.
+//! What carries loss: the stretches of a conversation that the model must produce by itself.
 //!
-//! Taught are, for each turn of the model, the text behind its generation prompt (`<|assistant|>\n`)
+//! Loss is on, for each turn of the model, the text behind its generation prompt (`<|assistant|>\n`)
 //! and the token that ends it: the role token of the next turn, and `<|endoftext|>` behind the last.
 //! The template itself says where that is: the conversation rendered up to the turn, with the generation
 //! prompt, is where the turn begins; rendered with the turn, where it ends. So the prompt that is trained
 //! on is the prompt that is generated from, letter for letter.
 //!
-//! LLaMA-Factory also teaches the line break behind `<|assistant|>`, which the prompt already holds, and
+//! LLaMA-Factory also trains the line break behind `<|assistant|>`, which the prompt already holds, and
 //! masks that drop the token at the end give models that do not stop.
 //!
 //! A turn with the key `"loss": false` is left out. What a template passes over without a word, a message or a key of one, is
@@ -17,7 +17,7 @@ use glm4v_processor::{Message, Processor, RenderOptions, Segment, TemplateError,
 use crate::keys::is_void;
 use crate::record::Record;
 
-/// Why it cannot be said what a conversation teaches.
+/// Why it cannot be said what a conversation trains.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabelError {
@@ -53,7 +53,7 @@ pub enum LabelError {
     /// The template writes an earlier turn in another way once later turns follow.
     #[error(
         "message {message}: the chat template writes this turn in another way once later turns follow, so it \
-         cannot be taught in this conversation; give it \"loss\": false, or a conversation that ends with it"
+         cannot be is_label in this conversation; give it \"loss\": false, or a conversation that ends with it"
     )]
     Rewritten {
         /// Index of the message.
@@ -65,7 +65,7 @@ pub enum LabelError {
         /// Index of the message.
         message: usize,
     },
-    /// The template writes nothing for a turn that is to be taught.
+    /// The template writes nothing for a turn that is to carry loss.
     #[error("message {message}: the chat template writes nothing behind the prompt of this turn")]
     Nothing {
         /// Index of the message.
@@ -107,7 +107,7 @@ const MAX_MESSAGES: usize = 4096;
 /// Tokens that may end a turn of the model within a conversation.
 const ENDS: [&str; 3] = [token::USER, token::OBSERVATION, token::SYSTEM];
 
-/// Cuts the rendered record into what is taught and what is not; joined, the texts are the rendered
+/// Cuts the rendered record into what carries loss and what is not; joined, the texts are the rendered
 /// conversation with `<|endoftext|>` behind it.
 ///
 /// # Errors
@@ -214,16 +214,16 @@ fn cut(
                 .find(|end| rest.starts_with(end))
                 .ok_or(LabelError::NoEnd { message: index })?,
         };
-        out.push(Segment { text: full[done..head.len()].to_owned(), taught: false });
-        out.push(Segment { text: answer.to_owned(), taught: true });
+        out.push(Segment { text: full[done..head.len()].to_owned(), is_label: false });
+        out.push(Segment { text: answer.to_owned(), is_label: true });
         // A piece of its own: a special token is cut out of any text, so the ids stay what they are.
-        out.push(Segment { text: end.to_owned(), taught: true });
+        out.push(Segment { text: end.to_owned(), is_label: true });
         done = (tail.len() + end.len()).min(full.len());
     }
     if out.is_empty() {
         return Err(LabelError::MasksEverything);
     }
-    out.push(Segment { text: full[done..].to_owned(), taught: false });
+    out.push(Segment { text: full[done..].to_owned(), is_label: false });
     out.retain(|segment| !segment.text.is_empty());
     Ok(out)
 }
@@ -262,8 +262,8 @@ mod tests {
         Ok(format!("[gMASK]<sop>{}{end}", messages.iter().map(turn).collect::<String>()))
     }
 
-    fn taught(segments: &[Segment]) -> Vec<&str> {
-        segments.iter().filter(|s| s.taught).map(|s| s.text.as_str()).collect()
+    fn labels(segments: &[Segment]) -> Vec<&str> {
+        segments.iter().filter(|s| s.is_label).map(|s| s.text.as_str()).collect()
     }
 
     #[test]
@@ -279,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn answers_and_the_tokens_that_end_them_are_taught() {
+    fn answers_and_the_tokens_that_end_them_carry_loss() {
         let messages = talk(&["q", "a", "r", "b"]);
 
         let segments = cut(&messages, glm).unwrap();
 
-        assert_eq!(taught(&segments), ["a", "<|user|>", "b", "<|endoftext|>"]);
+        assert_eq!(labels(&segments), ["a", "<|user|>", "b", "<|endoftext|>"]);
         let joined: String = segments.iter().map(|s| s.text.as_str()).collect();
         assert_eq!(joined, glm(&messages, false).unwrap() + "<|endoftext|>");
     }
@@ -305,12 +305,12 @@ mod tests {
     fn a_turn_without_loss_is_prompt_only() {
         let mut messages = talk(&["q", "a", "r", "b"]);
         messages[1].extra.insert("loss".to_owned(), json!(false));
-        assert_eq!(taught(&cut(&messages, glm).unwrap()), ["b", "<|endoftext|>"]);
+        assert_eq!(labels(&cut(&messages, glm).unwrap()), ["b", "<|endoftext|>"]);
 
         messages[1].extra.insert("loss".to_owned(), json!(true));
         messages[3].extra.insert("loss".to_owned(), json!(false));
         let segments = cut(&messages, glm).unwrap();
-        assert_eq!(taught(&segments), ["a", "<|user|>"]);
+        assert_eq!(labels(&segments), ["a", "<|user|>"]);
         let joined: String = segments.iter().map(|s| s.text.as_str()).collect();
         assert_eq!(joined, glm(&messages, false).unwrap());
 
@@ -320,14 +320,14 @@ mod tests {
     }
 
     #[test]
-    fn the_end_that_a_template_writes_is_not_taught_twice() {
+    fn the_end_that_a_template_writes_does_not_carry_loss_twice() {
         let ends = |messages: &[Message], generate| {
             let text = glm(messages, generate)?;
             let ended = !generate && messages.last().is_some_and(|m| m.role == "assistant");
             Ok(if ended { text + "<|endoftext|>" } else { text })
         };
 
-        assert_eq!(taught(&cut(&talk(&["q", "a"]), ends).unwrap()), ["a<|endoftext|>"]);
+        assert_eq!(labels(&cut(&talk(&["q", "a"]), ends).unwrap()), ["a<|endoftext|>"]);
     }
 
     #[test]
@@ -387,7 +387,7 @@ mod tests {
         assert!(said.starts_with("message 1: the chat template writes this turn in another way"), "{said}");
         messages[1].extra.insert("loss".to_owned(), json!(false));
         let remedied = cut(&messages, forgets).unwrap();
-        assert_eq!(taught(&remedied), ["<think>u</think>b", "<|endoftext|>"]);
+        assert_eq!(labels(&remedied), ["<think>u</think>b", "<|endoftext|>"]);
     }
 
     #[test]

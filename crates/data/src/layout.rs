@@ -1,10 +1,10 @@
-//! How the records of a data set are written: which keys hold what, and what the speakers are called.
+//! How the records of a dataset are written: which keys hold what, and what the speakers are called.
 //!
 //! The words are LLaMA-Factory's. What is left out is found in each record: the list of turns is
 //! `messages` or `conversations`, a turn has `role`/`content` or `from`/`value`, and every name of a
 //! speaker that either form knows is understood.
 
-/// The form of the records of a data set.
+/// The form of the records of a dataset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Formatting {
     /// Found in each record.
@@ -60,7 +60,7 @@ pub struct Tags {
     pub system_tag: Option<String>,
 }
 
-/// How the records of a data set are written; the default finds out by itself.
+/// How the records of a dataset are written; the default finds out by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The form of the records.
@@ -71,7 +71,7 @@ pub struct Layout {
     pub tags: Tags,
 }
 
-/// Who speaks, whatever the data set calls them.
+/// Who speaks, whatever the dataset calls them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Speaker {
     User,

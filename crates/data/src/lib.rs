@@ -4,7 +4,7 @@
 //!
 //! - A [`Registry`] finds a dataset by name; its [`Source`] reads [`Record`]s, and refuses with file and
 //!   line what would otherwise be learned wrong in silence.
-//! - A [`Dataset`] joins records with the processor of a model. [`segments`] says which words are taught.
+//! - A [`Dataset`] joins records with the processor of a model. [`segments`] says which words carry loss.
 //! - A [`Sampler`] says which records make up which batch, and [`Prefetch`] has the batches ready in time.
 //!
 //! Records come in the forms that `datasets/README.md` shows: OpenAI `messages`, sharegpt `conversations` with

@@ -1,10 +1,10 @@
 //! Images and videos that a record lists apart from its text.
 //!
 //! A place for one is `<image>` (or `<video>`) in a message that is plain text, or a part of that type
-//! without a source, which is how Hugging Face data sets write it. Places are filled in order. In a list
+//! without a source, which is how Hugging Face datasets write it. Places are filled in order. In a list
 //! of parts `<image>` is a text like any other.
 //!
-//! An entry of `videos` may be a list of pictures, its frames, and an object may have a `frame_rate`.
+//! An entry of `videos` may be a list of images, its frames, and an object may have a `frame_rate`.
 
 use std::collections::VecDeque;
 
@@ -14,7 +14,7 @@ use crate::keys::is_void;
 use crate::layout::Layout;
 use crate::record::{RecordError, kind};
 
-/// Texts and lists that disagree on how many pictures or clips there are.
+/// Texts and lists that disagree on how many images or videos there are.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "found {places} {placeholder} in its messages{counted} but {given} in \"{column}\"; \
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn clips_are_files_or_lists_of_frames_and_may_have_a_rate() {
+    fn videos_are_files_or_lists_of_frames_and_may_have_a_rate() {
         let videos =
             json!([["1.png", "2.png"], {"path": "folder", "frame_rate": 4}, {"video": ["3.png", "4.png"]}]);
         let parts = json!([
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_no_list_and_a_frame_is_a_path() {
+    fn a_image_is_no_list_and_a_frame_is_a_path() {
         let list = filled("<image>", json!({"images": [["1.png", "2.png"]]}));
         assert_eq!(list, Err("\"images\"[0] is a list, needed a path or URL".to_owned()));
         let number = filled("<video>", json!({"videos": [["1.png", 2]]}));

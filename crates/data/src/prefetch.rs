@@ -1,7 +1,7 @@
 //! Batches that are ready before they are asked for.
 //!
 //! Every worker walks the same order by itself and encodes each n-th batch of it, so the batches come
-//! as they would without workers, and workers share nothing but the data set.
+//! as they would without workers, and workers share nothing but the dataset.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -31,7 +31,7 @@ pub enum LoadError {
     },
     /// Nothing is left to train on.
     #[error(
-        "dropped {dropped} records in a row as longer than max_length; raise it or make the pictures smaller"
+        "dropped {dropped} records in a row as longer than max_length; raise it or make the images smaller"
     )]
     EverythingDropped {
         /// Records dropped.
@@ -84,7 +84,7 @@ enum Source {
     Done,
 }
 
-/// Iterates over the batches of a data set, encoding them ahead of time.
+/// Iterates over the batches of a dataset, encoding them ahead of time.
 ///
 /// Ends after the last batch of a finite order, and after the first error.
 ///
@@ -109,9 +109,9 @@ impl Prefetch {
     ///
     /// # Panics
     ///
-    /// When the sampler was made for a longer data set.
+    /// When the sampler was made for a longer dataset.
     pub fn new(dataset: Arc<Dataset>, sampler: Sampler, workers: usize) -> Result<Self, LoadError> {
-        assert!(sampler.state().len <= dataset.len(), "the sampler draws from this data set");
+        assert!(sampler.state().len <= dataset.len(), "the sampler draws from this dataset");
         let patience = 2 * dataset.len();
         if workers == 0 {
             return Ok(Self { source: Source::Here { dataset, sampler }, patience });
@@ -311,7 +311,7 @@ mod tests {
             let error = batches.next().unwrap().unwrap_err().to_string();
             assert_eq!(
                 error,
-                "dropped 24 records in a row as longer than max_length; raise it or make the pictures smaller"
+                "dropped 24 records in a row as longer than max_length; raise it or make the images smaller"
             );
         }
     }

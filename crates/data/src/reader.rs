@@ -124,7 +124,7 @@ pub struct RecordReader<R = BufReader<File>> {
 }
 
 impl RecordReader {
-    /// Longest record: room for a few pictures as `data:` URLs.
+    /// Longest record: room for a few images as `data:` URLs.
     pub const MAX_BYTES: usize = 64 << 20;
 
     /// Opens `file`. Media are relative to it, or to `media_dir` where they exist there.

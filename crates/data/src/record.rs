@@ -148,11 +148,11 @@ pub enum RecordError {
     /// A message that is not understood.
     #[error(transparent)]
     Message(#[from] MessagesError),
-    /// Texts and lists disagree on how many pictures or clips there are.
+    /// Texts and lists disagree on how many images or videos there are.
     #[error(transparent)]
     MediaCount(#[from] MediaCount),
-    /// A picture or clip where chat templates take text only.
-    #[error("message {message}: a turn of the {role} holds a picture or clip, needed text only")]
+    /// An image or video where chat templates take text only.
+    #[error("message {message}: a turn of the {role} holds an image or video, needed text only")]
     Shown {
         /// Index of the message.
         message: usize,
@@ -245,12 +245,12 @@ impl Record {
         Ok(Self { at, messages, tools, unread: unread.into_keys() })
     }
 
-    /// The pictures, in the order in which the model sees them.
+    /// The images, in the order in which the model sees them.
     pub fn images(&self) -> impl Iterator<Item = &ImageSource> {
         self.messages.iter().flat_map(Message::images)
     }
 
-    /// The clips, in the order in which the model sees them.
+    /// The videos, in the order in which the model sees them.
     pub fn videos(&self) -> impl Iterator<Item = &VideoSource> {
         self.messages.iter().flat_map(Message::videos)
     }
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_taken_in_order_over_all_turns() {
+    fn images_are_taken_in_order_over_all_turns() {
         let record = json!({"messages": [
             {"role": "user", "content": "<image>x<video>"}, {"role": "assistant", "content": "a"},
             {"role": "user", "content": "<image>"}, {"role": "assistant", "content": "b"}],
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_and_places_that_differ_in_number_are_counted() {
+    fn images_and_places_that_differ_in_number_are_counted() {
         let mut one = asked(json!("<image>a<image>"), json!("b"));
         one["images"] = json!(["1.png"]);
         let mut none = asked(json!([{"type": "text", "text": "<image>"}]), json!("b"));
@@ -657,9 +657,9 @@ mod tests {
         let tags = Tags { user_tag: text("me"), assistant_tag: text("it"), ..tags };
         let mut layout = Layout { tags, ..Layout::default() };
         layout.columns.messages = text("talk");
-        layout.columns.images = text("pictures");
+        layout.columns.images = text("scans");
         let mut record = json!({"talk": [{"who": "me", "says": "<image>"}, {"who": "it", "says": "b"}],
-            "messages": "ignored", "pictures": ["1.png"]});
+            "messages": "ignored", "scans": ["1.png"]});
 
         assert_eq!(parse_as(record.clone(), &layout).unwrap().images().count(), 1);
 
@@ -757,7 +757,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_looked_for_in_the_media_folder_and_then_beside_the_file() {
+    fn a_image_is_looked_for_in_the_media_folder_and_then_beside_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let (media, beside) = (folder.path().join("media"), folder.path().join("beside"));
         for file in [media.join("both.png"), beside.join("both.png"), beside.join("one.png")] {

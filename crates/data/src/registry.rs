@@ -1,4 +1,4 @@
-//! Data sets by name: `dataset_info.json` and what `digits:test` stands for.
+//! Datasets by name: `dataset_info.json` and what `digits:test` stands for.
 //!
 //! The keys are LLaMA-Factory's, so that a file written for it can be used as it is. An entry is looked
 //! at when it is asked for: entries that this program cannot read (hubs, scripts) do no harm to others.
@@ -16,10 +16,10 @@ use crate::reader::{ReadError, read_all};
 use crate::record::Record;
 use crate::suggest::{did_you_mean, list};
 
-/// File name of the registry in a folder of data sets.
+/// File name of the registry in a folder of datasets.
 pub const REGISTRY_FILE: &str = "dataset_info.json";
 
-/// Why a name does not lead to a data set.
+/// Why a name does not lead to a dataset.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
@@ -45,7 +45,7 @@ pub enum RegistryError {
     #[error(transparent)]
     File(#[from] FileError),
     /// No entry of that name, and no file either.
-    #[error("{}: no data set \"{name}\", and no file of that name; known are {known}{suggestion}", .file.display())]
+    #[error("{}: no dataset \"{name}\", and no file of that name; known are {known}{suggestion}", .file.display())]
     UnknownName {
         /// The registry.
         file: PathBuf,
@@ -56,8 +56,8 @@ pub enum RegistryError {
         /// The nearest of them, as the end of a sentence.
         suggestion: String,
     },
-    /// No file of that name, and no registry that could give it to a data set.
-    #[error("\"{name}\": no such file, and no data set has that name: {} does not exist", .file.display())]
+    /// No file of that name, and no registry that could give it to a dataset.
+    #[error("\"{name}\": no such file, and no dataset has that name: {} does not exist", .file.display())]
     NoRegistry {
         /// Where the registry would be.
         file: PathBuf,
@@ -69,7 +69,7 @@ pub enum RegistryError {
     UnknownSplit {
         /// The registry or the file itself.
         file: PathBuf,
-        /// The data set.
+        /// The dataset.
         name: String,
         /// The split asked for.
         split: String,
@@ -83,7 +83,7 @@ pub enum RegistryError {
     WhichSplit {
         /// The registry.
         file: PathBuf,
-        /// The data set.
+        /// The dataset.
         name: String,
         /// The splits known.
         known: String,
@@ -161,7 +161,7 @@ impl Source {
     }
 
     fn warn_of_unread<'a>(&self, records: impl Iterator<Item = &'a Record>) {
-        /// Keys that are named; a data set with more has another fault.
+        /// Keys that are named; a dataset with more has another fault.
         const NAMED: usize = 8;
         let mut keys: Vec<(&str, usize, &Record)> = Vec::new();
         for record in records {
@@ -182,7 +182,7 @@ impl Source {
     }
 }
 
-/// The data sets that have names.
+/// The datasets that have names.
 #[derive(Debug, Clone)]
 pub struct Registry {
     folder: PathBuf,
@@ -202,7 +202,7 @@ impl Registry {
             Ok(text) => match serde_json::from_str(text.trim_start_matches('\u{feff}')) {
                 Ok(Value::Object(entries)) => entries,
                 Ok(_) => {
-                    let needed = "an object with one entry for each data set";
+                    let needed = "an object with one entry for each dataset";
                     return Err(RegistryError::Kind { file, key: REGISTRY_FILE.to_owned(), needed });
                 }
                 Err(source) => return Err(RegistryError::Json { file, source }),
@@ -218,7 +218,7 @@ impl Registry {
         self.entries.keys().map(String::as_str)
     }
 
-    /// The splits of a data set.
+    /// The splits of a dataset.
     ///
     /// # Errors
     ///
@@ -230,7 +230,7 @@ impl Registry {
 
     /// Finds what `NAME`, `NAME:SPLIT` or the path of a file stands for.
     ///
-    /// A registered name comes before a file of that name. Without `SPLIT` the data set must have one only.
+    /// A registered name comes before a file of that name. Without `SPLIT` the dataset must have one only.
     ///
     /// # Errors
     ///
@@ -320,14 +320,14 @@ const UNSUPPORTED: [(&str, &str); 10] = [
     ("ms_hub_url", HUB),
     ("om_hub_url", HUB),
     ("cloud_file_name", HUB),
-    ("script_url", "convert the data set to JSONL and name it with file_name"),
+    ("script_url", "convert the dataset to JSONL and name it with file_name"),
     ("subset", "give each subset an entry with its file_name"),
     ("folder", "give each folder an entry with its file_name"),
     ("num_samples", "write the records that you want to a file of their own"),
     ("ranking", "pairs of preferred answers are not learned from"),
     ("load_from", "name the file with file_name"),
 ];
-const HUB: &str = "nothing is fetched; download the data set and name it with file_name";
+const HUB: &str = "nothing is fetched; download the dataset and name it with file_name";
 
 impl Entry {
     fn read(file: &Path, name: &str, value: &Value) -> Result<Self, RegistryError> {
@@ -500,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_name_or_split_that_is_not_there_gets_the_nearest() {
-        let said = "no data set \"digit\", and no file of that name; known are digits, demo, held; \
+        let said = "no dataset \"digit\", and no file of that name; known are digits, demo, held; \
                     did you mean \"digits\"?";
         assert_eq!(refused(TWO, "digit:test"), said);
         let said = "\"digits\" has no split \"tset\"; known are train, test; did you mean \"test\"?";
@@ -522,7 +522,7 @@ mod tests {
         assert!(split.ends_with("has no split \"test\"; known are (none: a file has no splits)"), "{split}");
         let unknown = registry.find("mine").unwrap_err().to_string();
         let registry = folder.path().join(REGISTRY_FILE);
-        let said = "\"mine\": no such file, and no data set has that name: ";
+        let said = "\"mine\": no such file, and no dataset has that name: ";
         assert_eq!(unknown, format!("{said}{} does not exist", registry.display()));
     }
 
@@ -583,7 +583,7 @@ mod tests {
             ),
             (
                 r#""hf_hub_url": "x/y""#,
-                "\"d.hf_hub_url\" is not supported; nothing is fetched; download the data set and name it with file_name",
+                "\"d.hf_hub_url\" is not supported; nothing is fetched; download the dataset and name it with file_name",
             ),
             (
                 r#""file_name": "x", "num_samples": 5"#,

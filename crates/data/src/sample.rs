@@ -11,7 +11,7 @@ use crate::record::Record;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SampleError {
-    /// It is not clear what the record teaches.
+    /// It is not clear what the record trains.
     #[error("{at}: {problem}")]
     Label {
         /// The record.
@@ -28,7 +28,7 @@ pub enum SampleError {
         #[source]
         source: TemplateError,
     },
-    /// A picture or clip cannot be used, or the text cannot be tokenised.
+    /// An image or video cannot be used, or the text cannot be tokenised.
     #[error("{at}: cannot be encoded")]
     Process {
         /// The record.
@@ -37,10 +37,10 @@ pub enum SampleError {
         #[source]
         source: Box<ProcessorError>,
     },
-    /// More tokens than are allowed. Nothing is ever cut off: a cut can go through a picture or take the
+    /// More tokens than are allowed. Nothing is ever cut off: a cut can go through an image or take the
     /// answer away.
     #[error(
-        "{at}: takes {tokens} tokens, max_length is {max_length}; raise it, make the pictures smaller, or \
+        "{at}: takes {tokens} tokens, max_length is {max_length}; raise it, make the images smaller, or \
          have such records dropped"
     )]
     TooLong {
@@ -84,11 +84,11 @@ pub(crate) fn label(
     })
 }
 
-/// Turns a record into a sample for training: everything that is said, and what of it is taught.
+/// Turns a record into a sample for training: everything that is said, and what of it carries loss.
 ///
 /// # Errors
 ///
-/// When it is not clear what the record teaches, or a picture or clip cannot be used.
+/// When it is not clear what the record trains, or an image or video cannot be used.
 pub fn encode(
     record: &Record,
     processor: &Processor,
@@ -105,7 +105,7 @@ pub fn encode(
     Ok(Sample::from_parts(
         encoded.input_ids,
         &encoded.mm_token_type_ids,
-        encoded.taught,
+        encoded.loss_mask,
         (encoded.pixel_values, &encoded.image_grid_thw),
         (encoded.pixel_values_videos, &encoded.video_grid_thw),
     ))
@@ -136,20 +136,20 @@ mod tests {
         let prompt = tokenizer.encode(&prompt).unwrap();
         let answer = [tokenizer.encode("six").unwrap(), vec![tokenizer.special().end_of_text]].concat();
         assert_eq!(sample.input_ids, [prompt.clone(), answer.clone()].concat());
-        assert_eq!(sample.taught, [vec![false; prompt.len()], vec![true; answer.len()]].concat());
+        assert_eq!(sample.loss_mask, [vec![false; prompt.len()], vec![true; answer.len()]].concat());
         assert_eq!(sample.kinds.iter().filter(|kind| **kind == TokenKind::Image).count(), 4);
         assert_eq!(sample.images.values.len(), 16 * 1176);
     }
 
     #[test]
-    fn of_two_turns_both_answers_and_the_next_role_are_taught() {
+    fn of_two_turns_both_answers_and_the_next_role_carry_loss() {
         let processor = processor();
         let record = &records("demo-sharegpt")[2];
 
         let sample = encode(record, &processor, None).unwrap();
 
-        let taught = sample.input_ids.iter().zip(&sample.taught).filter(|(_, taught)| **taught);
-        let ids: Vec<u32> = taught.map(|(id, _)| *id).collect();
+        let labels = sample.input_ids.iter().zip(&sample.loss_mask).filter(|(_, label)| **label);
+        let ids: Vec<u32> = labels.map(|(id, _)| *id).collect();
         let text = processor.tokenizer().decode(&ids, false);
         assert_eq!(text, "seven<|user|>eight<|endoftext|>");
         let whole = processor.tokenizer().encode(&text).unwrap();
@@ -158,14 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn clips_take_their_places_and_nothing_of_them_is_taught() {
+    fn videos_take_their_places_and_none_of_them_carries_loss() {
         let processor = processor();
-        let clips = root().join("tests/fixtures/processor/video");
-        let clip = |name: &str| clips.join(name).display().to_string();
+        let videos = root().join("tests/fixtures/processor/video");
+        let video = |name: &str| videos.join(name).display().to_string();
         let record = record(json!({"messages": [
             {"role": "user", "content": "<video>like <image>or<video>?"}, {"role": "assistant", "content": "yes"}],
             "images": ["../digits/images/0004.png"],
-            "videos": [clip("template_8x84x56.png"), [clip("odd_5x84x56.png"), clip("odd_5x84x56.png")]]}));
+            "videos": [video("template_8x84x56.png"), [video("odd_5x84x56.png"), video("odd_5x84x56.png")]]}));
 
         let sample = encode(&record, &processor, None).unwrap();
 
@@ -175,8 +175,8 @@ mod tests {
         let answer = [tokenizer.encode("yes").unwrap(), vec![tokenizer.special().end_of_text]].concat();
         assert_eq!(sample.input_ids, [asked.input_ids, answer.clone()].concat());
         let prompt = sample.input_ids.len() - answer.len();
-        assert!(sample.taught[..prompt].iter().all(|taught| !taught));
-        assert!(sample.taught[prompt..].iter().all(|taught| *taught));
+        assert!(sample.loss_mask[..prompt].iter().all(|label| !label));
+        assert!(sample.loss_mask[prompt..].iter().all(|label| *label));
         assert_eq!(sample.videos.values, asked.pixel_values_videos);
         assert_eq!(sample.videos.grids.iter().map(|grid| grid.t).collect::<Vec<_>>(), [2, 1]);
         let count = |kind| sample.kinds.iter().filter(|found| **found == kind).count();

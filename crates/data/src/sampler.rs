@@ -17,9 +17,7 @@ pub enum SamplerError {
     #[error("batch size is 0, needed 1 or more")]
     EmptyBatch,
     /// Not enough records for one batch.
-    #[error(
-        "data set has {len} records, fewer than one batch of {batch_size}; lower the batch size to {len}"
-    )]
+    #[error("dataset has {len} records, fewer than one batch of {batch_size}; lower the batch size to {len}")]
     TooSmall {
         /// Records.
         len: usize,
@@ -27,10 +25,10 @@ pub enum SamplerError {
         batch_size: usize,
     },
     /// No records.
-    #[error("data set has no records")]
+    #[error("dataset has no records")]
     NoRecords,
     /// A given batch asks for a record that does not exist.
-    #[error("batch {batch}: record {index} does not exist, the data set has {len}")]
+    #[error("batch {batch}: record {index} does not exist, the dataset has {len}")]
     OutOfRange {
         /// Index of the batch.
         batch: usize,
@@ -91,7 +89,7 @@ pub struct SamplerState {
     pub order: Order,
     /// Seed of the permutations.
     pub seed: u64,
-    /// Records in the data set.
+    /// Records in the dataset.
     pub len: usize,
     /// Epochs that are over.
     pub epoch: u64,
@@ -130,7 +128,7 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// When the data set is smaller than a batch.
+    /// When the dataset is smaller than a batch.
     pub fn shuffled(len: usize, batch_size: usize, seed: u64) -> Result<Self, SamplerError> {
         Self::endless(Order::Shuffled, len, batch_size, seed)
     }
@@ -139,7 +137,7 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// When the data set is smaller than a batch.
+    /// When the dataset is smaller than a batch.
     pub fn in_order(len: usize, batch_size: usize) -> Result<Self, SamplerError> {
         Self::endless(Order::InOrder, len, batch_size, 0)
     }
@@ -201,7 +199,7 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// When the state belongs to another data set, seed or order.
+    /// When the state belongs to another dataset, seed or order.
     pub fn restore(&mut self, state: SamplerState) -> Result<(), SamplerError> {
         let now = self.state;
         if state.order != now.order {
@@ -343,12 +341,12 @@ mod tests {
     fn what_cannot_be_drawn_is_refused_in_words() {
         let said = |r: Result<Sampler, SamplerError>| r.unwrap_err().to_string();
 
-        let small = "data set has 3 records, fewer than one batch of 4; lower the batch size to 3";
+        let small = "dataset has 3 records, fewer than one batch of 4; lower the batch size to 3";
         assert_eq!(said(Sampler::shuffled(3, 4, 0)), small);
-        assert_eq!(said(Sampler::shuffled(0, 4, 0)), "data set has no records");
-        assert_eq!(said(Sampler::once(0, 4)), "data set has no records");
+        assert_eq!(said(Sampler::shuffled(0, 4, 0)), "dataset has no records");
+        assert_eq!(said(Sampler::once(0, 4)), "dataset has no records");
         assert_eq!(said(Sampler::in_order(3, 0)), "batch size is 0, needed 1 or more");
-        let outside = "batch 1: record 9 does not exist, the data set has 4";
+        let outside = "batch 1: record 9 does not exist, the dataset has 4";
         assert_eq!(said(Sampler::fixed(vec![vec![0], vec![1, 9]], 4)), outside);
         assert_eq!(said(Sampler::fixed(vec![vec![0], vec![]], 4)), "batch size is 0, needed 1 or more");
     }

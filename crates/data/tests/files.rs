@@ -1,4 +1,4 @@
-//! Every data set of the repository loads, and the digits are the ones that the comparison with PyTorch used.
+//! Every dataset of the repository loads, and the digits are the ones that the comparison with PyTorch used.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ fn root() -> PathBuf {
 
 /// Number of the scan that a record of the digits shows.
 fn scan(record: &glm4v_data::Record) -> usize {
-    let Some(ImageSource::Path(path)) = record.images().next() else { panic!("a digit has a picture") };
+    let Some(ImageSource::Path(path)) = record.images().next() else { panic!("a digit has an image") };
     path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok()).expect("a number")
 }
 
@@ -27,7 +27,7 @@ fn every_registered_data_set_becomes_samples() {
             let dataset = Dataset::new(records, processor.clone(), DatasetOptions::default());
             for index in 0..dataset.len() {
                 let sample = dataset.sample(index).unwrap();
-                assert!(sample.taught.contains(&true) && !sample.taught[0]);
+                assert!(sample.loss_mask.contains(&true) && !sample.loss_mask[0]);
                 seen += 1;
             }
         }

@@ -13,7 +13,7 @@ use crate::sampling::Sampler;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
-    /// Prompt and pictures do not belong together.
+    /// Prompt and images do not belong together.
     #[error(transparent)]
     Fusion(#[from] FusionError),
     /// Rows must end with their last token, or what follows them would come after padding.
@@ -25,7 +25,7 @@ pub enum GenerateError {
     /// No room for an answer.
     #[error(
         "the prompt takes {tokens} tokens, the model's longest sequence is {longest} (max_position_embeddings); \
-         shorten the prompt or make its pictures smaller"
+         shorten the prompt or make its images smaller"
     )]
     PromptTooLong {
         /// Tokens of the longest row.

@@ -27,7 +27,7 @@ pub fn prompt_sample(encoded: Encoded) -> Sample {
     Sample::from_parts(
         encoded.input_ids,
         &encoded.mm_token_type_ids,
-        encoded.taught,
+        encoded.loss_mask,
         (encoded.pixel_values, &encoded.image_grid_thw),
         (encoded.pixel_values_videos, &encoded.video_grid_thw),
     )

@@ -17,7 +17,7 @@ use crate::prompt_sample;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PipelineError {
-    /// The conversation, its pictures or its clips cannot be used.
+    /// The conversation, its images or its videos cannot be used.
     #[error("conversation {conversation}: {source}")]
     Processor {
         /// Its index.
@@ -40,11 +40,11 @@ pub struct Pipeline<'a> {
 /// What enters the text model.
 #[derive(Debug, Clone)]
 pub struct Embedded {
-    /// Embeddings with the features of pictures in place, `[B, S, D]`.
+    /// Embeddings with the features of images in place, `[B, S, D]`.
     pub inputs_embeds: Tensor<3>,
     /// Time, row and column of every token, and what decoding adds later (`rope_deltas`).
     pub positions: Positions,
-    /// What pictures and clips became; none without any.
+    /// What images and videos became; none without any.
     pub features: Features,
     /// Token ids, kinds, mask and grids.
     pub batch: Batch,
@@ -60,7 +60,7 @@ impl<'a> Pipeline<'a> {
     ///
     /// # Errors
     ///
-    /// When a conversation, a picture or a clip cannot be used: with its index.
+    /// When a conversation, an image or a video cannot be used: with its index.
     pub fn process(
         &self,
         conversations: &[Vec<Message>],
@@ -70,7 +70,7 @@ impl<'a> Pipeline<'a> {
         self.collate(conversations.iter().map(encoded))
     }
 
-    /// As [`process`](Self::process), for one conversation whose pictures and clips were encoded before: of their parts in
+    /// As [`process`](Self::process), for one conversation whose images and videos were encoded before: of their parts in
     /// the conversation only the places count, `media` says how many tokens each takes.
     ///
     /// # Errors

@@ -72,8 +72,8 @@ pub struct Sample {
     pub input_ids: Vec<u32>,
     /// Kind of each position (`mm_token_type_ids`), `[S]`.
     pub kinds: Vec<TokenKind>,
-    /// Whether the model is taught to produce this token, `[S]`; empty for a prompt.
-    pub taught: Vec<bool>,
+    /// Whether the model carries loss to produce this token, `[S]`; empty for a prompt.
+    pub loss_mask: Vec<bool>,
     /// Patches of the images, in the order of their placeholders.
     pub images: Patches,
     /// Patches of the videos, in the order of their placeholders.
@@ -86,7 +86,7 @@ impl Sample {
     pub fn from_parts(
         input_ids: Vec<u32>,
         mm_token_type_ids: &[u8],
-        taught: Vec<bool>,
+        loss_mask: Vec<bool>,
         images: (Vec<f32>, &[[usize; 3]]),
         videos: (Vec<f32>, &[[usize; 3]]),
     ) -> Self {
@@ -99,7 +99,13 @@ impl Sample {
             2 => TokenKind::Video,
             _ => TokenKind::Text,
         });
-        Self { input_ids, kinds: kinds.collect(), taught, images: patches(images), videos: patches(videos) }
+        Self {
+            input_ids,
+            kinds: kinds.collect(),
+            loss_mask,
+            images: patches(images),
+            videos: patches(videos),
+        }
     }
 }
 
@@ -124,7 +130,7 @@ pub struct Batch {
     /// False where a row is padded, `[B, S]`.
     pub attention_mask: Vec<bool>,
     /// True where the token is to be learned, `[B, S]`.
-    pub taught: Vec<bool>,
+    pub loss_mask: Vec<bool>,
     /// Images of all rows.
     pub images: Patches,
     /// Videos of all rows.
@@ -142,7 +148,7 @@ impl Batch {
             input_ids: vec![pad_token_id; size],
             kinds: vec![TokenKind::Text; size],
             attention_mask: vec![false; size],
-            taught: vec![false; size],
+            loss_mask: vec![false; size],
             images: Patches::default(),
             videos: Patches::default(),
         };
@@ -157,8 +163,8 @@ impl Batch {
             batch.input_ids[place.clone()].copy_from_slice(&sample.input_ids);
             batch.kinds[place.clone()].copy_from_slice(&sample.kinds);
             batch.attention_mask[place.clone()].fill(true);
-            if !sample.taught.is_empty() {
-                batch.taught[place].copy_from_slice(&sample.taught);
+            if !sample.loss_mask.is_empty() {
+                batch.loss_mask[place].copy_from_slice(&sample.loss_mask);
             }
             for (all, own) in [(&mut batch.images, &sample.images), (&mut batch.videos, &sample.videos)] {
                 all.values.extend_from_slice(&own.values);
@@ -169,9 +175,9 @@ impl Batch {
     }
 
     /// Positions that the model learns to produce. The first position of a row is never among them: nothing comes before it.
-    pub fn taught_tokens(&self) -> usize {
+    pub fn num_label_tokens(&self) -> usize {
         let width = self.shape[1];
-        self.taught.iter().enumerate().filter(|(i, taught)| **taught && i % width != 0).count()
+        self.loss_mask.iter().enumerate().filter(|(i, label)| **label && i % width != 0).count()
     }
 
     /// Real tokens, without padding.
@@ -188,7 +194,7 @@ mod tests {
         Sample {
             input_ids: ids.to_vec(),
             kinds: vec![TokenKind::Text; ids.len()],
-            taught: ids.iter().map(|i| i % 2 == 1).collect(),
+            loss_mask: ids.iter().map(|i| i % 2 == 1).collect(),
             images: Patches {
                 values: vec![ids[0] as f32; patches * 3],
                 grids: vec![Grid::new(1, 1, patches)],
@@ -207,16 +213,16 @@ mod tests {
         assert_eq!(right.input_ids, [1, 2, 3, 4, 5, 9]);
         assert_eq!(left.input_ids, [1, 2, 3, 9, 4, 5]);
         assert_eq!(left.attention_mask, [true, true, true, false, true, true]);
-        assert_eq!(left.taught, [true, false, true, false, false, true]);
+        assert_eq!(left.loss_mask, [true, false, true, false, false, true]);
         assert_eq!(left.images.values.len(), 6 * 3);
         assert_eq!(left.images.grids, [Grid::new(1, 1, 2), Grid::new(1, 1, 4)]);
     }
 
     #[test]
-    fn the_first_token_of_a_row_cannot_be_taught() {
+    fn the_first_token_of_a_row_cannot_carry_loss() {
         let batch = Batch::collate(&[sample(&[1, 2, 3], 1), sample(&[5, 7], 1)], 9, PaddingSide::Right);
 
-        assert_eq!(batch.taught_tokens(), 2); // 3 and 7: 1 and 5 open their rows
+        assert_eq!(batch.num_label_tokens(), 2); // 3 and 7: 1 and 5 open their rows
         assert_eq!(batch.tokens(), 5);
     }
 }

@@ -16,7 +16,7 @@ use crate::positions::PositionError;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FusionError {
-    /// Prompt and pictures disagree on how many tokens the pictures take.
+    /// Prompt and images disagree on how many tokens the images take.
     #[error(
         "the prompts have {found} {kind} placeholders, but the {kind}s of the batch take {needed} tokens"
     )]
@@ -91,7 +91,7 @@ pub enum FusionError {
     Position(#[from] PositionError),
 }
 
-/// What a batch's pictures are to the text decoder, images and videos apart, in the order of the batch's grids.
+/// What a batch's images are to the text decoder, images and videos apart, in the order of the batch's grids.
 ///
 /// Made by [`Glm4v::encode`](crate::Glm4v::encode), or earlier and elsewhere: these are what vLLM calls `image_embeds` and
 /// `video_embeds`.
@@ -151,7 +151,7 @@ pub(crate) fn check_prompts(batch: &Batch, config: &Glm4vConfig) -> Result<(), F
     Ok(())
 }
 
-/// Checks that the pictures of a batch have the patches that their grids call for.
+/// Checks that the images of a batch have the patches that their grids call for.
 pub(crate) fn check_patches(batch: &Batch, config: &Glm4vConfig) -> Result<(), FusionError> {
     let values = config.vision.patch_values();
     for (kind, patches) in [("image", &batch.images), ("video", &batch.videos)] {

@@ -19,7 +19,7 @@ use crate::site::Site;
 use crate::text::TextModel;
 use crate::vision::VisionTower;
 
-/// A GLM4V model: pictures and text in, scores of the next token out.
+/// A GLM4V model: images and text in, scores of the next token out.
 #[derive(Module, Debug)]
 pub struct Glm4v {
     /// Vision tower and text decoder.
@@ -43,7 +43,7 @@ pub struct Glm4vModel {
 /// Everything that enters the text decoder.
 #[derive(Debug)]
 pub struct TextInput {
-    /// Embeddings with the features of pictures in place, `[B, S, D]`.
+    /// Embeddings with the features of images in place, `[B, S, D]`.
     pub embeds: Tensor<3>,
     /// Positions of every token, and what decoding adds later.
     pub positions: Positions,
@@ -89,18 +89,18 @@ impl Glm4v {
         Cache::new(&self.config.text, rows, capacity, &self.device(), self.dtype())
     }
 
-    /// Encodes the pictures of a batch and puts them into the embedded prompts.
+    /// Encodes the images of a batch and puts them into the embedded prompts.
     ///
     /// # Errors
     ///
-    /// When prompts and pictures do not belong together.
+    /// When prompts and images do not belong together.
     pub fn embed(&self, batch: &Batch, probe: &mut Probe) -> Result<TextInput, FusionError> {
         check_prompts(batch, &self.config)?; // before the tower runs
         let features = self.encode(batch, probe)?;
         self.embed_features(batch, features)
     }
 
-    /// Runs the vision tower over the pictures of a batch.
+    /// Runs the vision tower over the images of a batch.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Glm4v {
 
     /// Puts features, of this model's tower or made earlier, into the embedded prompts.
     ///
-    /// Of the batch's pictures only the grids are looked at.
+    /// Of the batch's images only the grids are looked at.
     ///
     /// # Errors
     ///
@@ -203,7 +203,7 @@ impl Glm4v {
     ///
     /// # Errors
     ///
-    /// When prompts and pictures do not belong together.
+    /// When prompts and images do not belong together.
     pub fn forward(&self, batch: &Batch) -> Result<Tensor<3>, FusionError> {
         let mut probe = Probe::off();
         let input = self.embed(batch, &mut probe)?;
@@ -221,7 +221,7 @@ impl Glm4v {
     ///
     /// # Errors
     ///
-    /// When prompts and pictures do not belong together.
+    /// When prompts and images do not belong together.
     pub fn forward_at(&self, batch: &Batch, slots: &[usize]) -> Result<Tensor<2>, FusionError> {
         let mut probe = Probe::off();
         let input = self.embed(batch, &mut probe)?;
@@ -266,7 +266,7 @@ mod tests {
         initialize(config.init(&Device::flex()), 1, DType::F32)
     }
 
-    /// A prompt of text around one picture of `h` x `w` patches.
+    /// A prompt of text around one image of `h` x `w` patches.
     fn prompt(before: &[u32], [h, w]: [usize; 2], after: &[u32], brightness: f32) -> Sample {
         let tokens = h * w / 4;
         let ids = [before, &vec![IMAGE; tokens], after].concat();

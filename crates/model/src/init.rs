@@ -1,4 +1,4 @@
-//! Fresh weights.
+//! Random weights.
 //!
 //! Matrices and tables are normal with the config's `initializer_range`, norms one, biases zero, the padding token's
 //! vector zero (transformers, `PreTrainedModel._init_weights`). Values depend on the seed and the parameter's name

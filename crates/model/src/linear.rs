@@ -1,4 +1,4 @@
-//! The linear map of every projection.
+//! The linear layer of every projection.
 //!
 //! Checkpoint names: `*.weight`, `*.bias`.
 //!

@@ -1,4 +1,4 @@
-//! Walking over linear maps, which adapters are attached to.
+//! Walking over linear layers, which adapters are attached to.
 //!
 //! Burn walks over parameters; an adapter belongs to a whole map. So each block says here what maps it is made of, by the
 //! names that checkpoints give them.
@@ -10,10 +10,10 @@ use crate::text::{FeedForward, FusedMlp, TextLayer};
 use crate::vision::{PatchMerger, VisionBlock};
 
 impl Glm4v {
-    /// Calls `visit` with the name and the place of every linear map, as `model.language_model.layers.0.self_attn.q_proj`:
+    /// Calls `visit` with the name and the place of every linear layer, as `model.language_model.layers.0.self_attn.q_proj`:
     /// those of vision tower, merger and text decoder, then the head.
     ///
-    /// Experts are numbered, `….mlp.experts.3.gate_up_proj`. Routers and convolutions are no linear maps.
+    /// Experts are numbered, `….mlp.experts.3.gate_up_proj`. Routers and convolutions are no linear layers.
     pub fn for_each_linear(&mut self, mut visit: impl FnMut(&str, &mut Linear)) {
         let mut visit = Scope { path: String::new(), visit: &mut visit };
         let mut model = visit.within("model");

@@ -14,7 +14,7 @@ use burn::tensor::Distribution;
 
 use crate::matrix::{empty, project_rows};
 
-/// What is added to a linear map: `s · B(A x)`.
+/// What is added to a linear layer: `s · B(A x)`.
 ///
 /// Names: `*.lora.a`, `*.lora.b`; PEFT calls them `*.lora_A.weight`, `*.lora_B.weight`.
 #[derive(Module, Debug)]
@@ -64,7 +64,7 @@ impl LoraConfig {
 impl Lora {
     /// What is added to the map's output.
     ///
-    /// Inputs are left out only where gradients are tracked: an examination and generation see all of them.
+    /// Inputs are left out only where gradients are tracked: an evaluation and generation see all of them.
     ///
     /// # Shapes
     ///

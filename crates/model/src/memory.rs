@@ -8,7 +8,7 @@
 //! What is kept for the gradients of a product are its factors, if the other factor learns or leads to something that does;
 //! sums keep nothing. Norms, softmax, router and loss compute in f32 whatever the type of the weights.
 //!
-//! Dimensions: `B` rows, `S` tokens of a row, `T = B · S`, `P` patches of all pictures, `N` patches of one, `D` width of a
+//! Dimensions: `B` rows, `S` tokens of a row, `T = B · S`, `P` patches of all images, `N` patches of one, `D` width of a
 //! stream, `F` width inside a gate, `H` heads, `Hk` key heads, `Dh` width of a head, `V` vocabulary, `E` experts, `k` experts
 //! a token, `A` tokens of all answers, `r` rank of adapters.
 
@@ -25,12 +25,12 @@ const WIDE: u64 = 4;
 pub struct Workload {
     /// `B`
     pub rows: usize,
-    /// `S`, the picture's tokens and the answer's included.
+    /// `S`, the image's tokens and the answer's included.
     pub length: usize,
-    /// How many of them are the answer: taught in training, generated otherwise.
+    /// How many of them are the answer: trained on in training, generated otherwise.
     pub answer: usize,
-    /// The picture of every row; none for text alone.
-    pub picture: Option<Grid>,
+    /// The image of every row; none for text alone.
+    pub image: Option<Grid>,
 }
 
 /// What of a network learns.
@@ -38,7 +38,7 @@ pub struct Workload {
 pub enum Learning {
     /// All weights.
     Full,
-    /// Adapters on every linear map of the text decoder, and of vision tower and merger or of neither: a tower without any is
+    /// Adapters on every linear layer of the text decoder, and of vision tower and merger or of neither: a tower without any is
     /// frozen and keeps nothing.
     Lora {
         /// `r`
@@ -53,7 +53,7 @@ pub enum Learning {
 }
 
 impl Learning {
-    /// Adapters on every linear map of a network's text decoder, and with `vision` on those of vision tower and merger too:
+    /// Adapters on every linear layer of a network's text decoder, and with `vision` on those of vision tower and merger too:
     /// what PEFT calls `all-linear`.
     pub fn lora(model: &mut Glm4v, rank: usize, vision: bool) -> Self {
         let (mut in_text, mut in_vision, mut largest) = (0, 0, 0);
@@ -142,7 +142,7 @@ impl Estimate<'_> {
     /// A step of training after the first, which is when the optimizer has its state.
     pub fn training(&self, learning: Learning) -> Memory {
         let sizes = self.sizes;
-        // Without a picture no gradient reaches the vision tower, and what has no gradient gets no state.
+        // Without an image no gradient reaches the vision tower, and what has no gradient gets no state.
         let tower = if self.patches() > 0 { sizes.vision_tower + sizes.merger } else { 0 };
         let text = sizes.embedding + sizes.decoder + sizes.head;
         let (in_tower, in_text, adapters, largest) = match learning {
@@ -161,7 +161,7 @@ impl Estimate<'_> {
         let (seen, read) = (self.vision_kept(learning), self.text_kept(learning));
         let head = if learning == Learning::Full { text - sizes.decoder - sizes.embedding } else { 0 };
         let gradients = |parameters: u64| parameters * self.bytes;
-        // The moments that may be the fullest: a vision tower that only looks encodes, with all scores held; the last weights
+        // Candidate peaks: the forward pass of a frozen vision tower, with all scores held; the last weights
         // are read; the loss is known; the head has its gradient; the text decoder has all of its own, and the vision tower
         // still what it kept; all gradients are there, and weights move.
         let moments = [
@@ -202,12 +202,12 @@ impl Estimate<'_> {
 
     /// `P`
     fn patches(&self) -> u64 {
-        self.workload.rows as u64 * self.workload.picture.map_or(0, |grid| grid.patches() as u64)
+        self.workload.rows as u64 * self.workload.image.map_or(0, |grid| grid.patches() as u64)
     }
 
     /// Scores of the vision tower's attention: `H · N²` a frame.
     fn vision_scores(&self) -> u64 {
-        let frame = self.workload.picture.map_or(0, |grid| (grid.h * grid.w) as u64);
+        let frame = self.workload.image.map_or(0, |grid| (grid.h * grid.w) as u64);
         self.patches() * frame * self.config.vision.num_heads as u64
     }
 
@@ -290,7 +290,7 @@ impl Estimate<'_> {
         router + chosen * expert + 5 * shared * inner * bytes + 3 * rank * bytes
     }
 
-    /// Scores of taught tokens: `A · V`.
+    /// Scores of label tokens: `A · V`.
     fn logits(&self) -> u64 {
         self.answers() * self.config.text.vocab_size as u64
     }

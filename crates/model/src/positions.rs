@@ -14,8 +14,8 @@ use crate::batch::{Batch, Grid, TokenKind};
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PositionError {
-    /// A run of placeholders is not as long as its picture.
-    #[error("row {row}: {found} {kind} placeholders from token {token} on, but their picture takes {needed}")]
+    /// A run of placeholders is not as long as its image.
+    #[error("row {row}: {found} {kind} placeholders from token {token} on, but their image takes {needed}")]
     RunLength {
         /// Row of the batch.
         row: usize,
@@ -28,7 +28,7 @@ pub enum PositionError {
         /// Tokens that the next grid takes.
         needed: usize,
     },
-    /// More runs of placeholders than pictures.
+    /// More runs of placeholders than images.
     #[error("row {row}: {kind} placeholders at token {token}, but the batch brings only {given} of them")]
     TooFewGrids {
         /// Row of the batch.
@@ -172,14 +172,11 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_does_not_fit_its_picture_is_an_error_with_both_counts() {
+    fn a_run_that_does_not_fit_its_image_is_an_error_with_both_counts() {
         let sample = prompt(&[(0, 2), (1, 5), (0, 1)], &[[1, 4, 6]], &[]);
 
         let error = Positions::of(&Batch::collate(&[sample], 0, PaddingSide::Left), 2).unwrap_err();
 
-        assert_eq!(
-            error.to_string(),
-            "row 0: 5 image placeholders from token 2 on, but their picture takes 6"
-        );
+        assert_eq!(error.to_string(), "row 0: 5 image placeholders from token 2 on, but their image takes 6");
     }
 }

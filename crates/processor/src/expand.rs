@@ -1,4 +1,4 @@
-//! Placeholders to as many tokens as their pictures and clips take.
+//! Placeholders to as many tokens as their images and videos take.
 //!
 //! transformers repeats `<|image|>` in the text and tokenises the result. We tokenise first and repeat
 //! the id: the token is cut out of the text before anything else is looked at, so both give the same
@@ -13,33 +13,33 @@ use crate::tokenizer::{SpecialIds, token};
 
 /// A conversation as the model reads it.
 ///
-/// `S` tokens, `P` patches of all images, `Q` of all clips; the rows of pictures follow each other.
+/// `S` tokens, `P` patches of all images, `Q` of all videos; the rows of images follow each other.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Encoded {
     /// Token ids, `[S]`.
     pub input_ids: Vec<u32>,
     /// What stands at each token, `[S]`: 0 text, 1 image, 2 video.
     pub mm_token_type_ids: Vec<u8>,
-    /// Whether the model is taught to produce the token, `[S]`; false everywhere but in
+    /// Whether the model carries loss to produce the token, `[S]`; false everywhere but in
     /// [`Processor::encode_segments`](crate::Processor::encode_segments).
-    pub taught: Vec<bool>,
+    pub loss_mask: Vec<bool>,
     /// Patches of the images, `[P, 1176]`.
     pub pixel_values: Vec<f32>,
     /// Frame pairs, patch rows and patch columns of each image.
     pub image_grid_thw: Vec<[usize; 3]>,
-    /// Patches of the clips, `[Q, 1176]`.
+    /// Patches of the videos, `[Q, 1176]`.
     pub pixel_values_videos: Vec<f32>,
-    /// Frame pairs, patch rows and patch columns of each clip.
+    /// Frame pairs, patch rows and patch columns of each video.
     pub video_grid_thw: Vec<[usize; 3]>,
 }
 
 /// A stretch of a rendered conversation that is tokenised on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
-    /// The text, with one `<|image|>` for each picture and one `<|video|>` for each clip.
+    /// The text, with one `<|image|>` for each image and one `<|video|>` for each video.
     pub text: String,
-    /// Whether the model is taught to produce it.
-    pub taught: bool,
+    /// Whether the model carries loss to produce it.
+    pub is_label: bool,
 }
 
 /// What a placeholder stands for.
@@ -80,11 +80,11 @@ pub struct Culprit {
     pub given: usize,
 }
 
-/// Why pictures could not be placed in a prompt.
+/// Why images could not be placed in a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExpandError {
-    /// The text has more or fewer places for pictures or clips than there are.
+    /// The text has more or fewer places for images or videos than there are.
     #[error(
         "the prompt has {found} {} placeholders, but {given} {} were given{}",
         .kind.token(), .kind.plural(), blame(*.kind, .culprit.as_ref())
@@ -94,7 +94,7 @@ pub enum ExpandError {
         kind: MediaKind,
         /// Placeholders in the text.
         found: usize,
-        /// Images or clips given.
+        /// Images or videos given.
         given: usize,
         /// The first message whose own numbers differ, where that is known.
         culprit: Option<Culprit>,
@@ -111,7 +111,7 @@ pub enum ExpandError {
         /// Patches that become one token.
         patches_per_token: usize,
     },
-    /// A clip for a tokenizer without the tokens of clips.
+    /// A video for a tokenizer without the tokens of videos.
     #[error(
         "the conversation holds a video, but the tokenizer has no token {}; is this the tokenizer of the model?",
         token::VIDEO
@@ -134,7 +134,7 @@ fn blame(kind: MediaKind, culprit: Option<&Culprit>) -> String {
     format!("; message {message}{part}: {found} placeholders for {given} {}", kind.plural())
 }
 
-/// A clip and the tokens of the times between its frames.
+/// A video and the tokens of the times between its frames.
 pub(crate) struct TimedVideo {
     /// Patches and grid.
     pub(crate) pixel_values: Vec<f32>,
@@ -169,7 +169,7 @@ impl<T> Waiting<T> {
     }
 }
 
-/// Puts token ids, pictures and clips together.
+/// Puts token ids, images and videos together.
 pub(crate) struct Expander<'a> {
     special: &'a SpecialIds,
     /// Tokens that each image takes.
@@ -200,21 +200,21 @@ impl<'a> Expander<'a> {
             counts.push(tokens(MediaKind::Image, index, image.grid, patches, patches_per_token[0])?);
             out.image_grid_thw.push(image.grid);
         }
-        let mut clips = Vec::with_capacity(videos.len());
+        let mut timed = Vec::with_capacity(videos.len());
         let mut rows = Vec::with_capacity(videos.len());
         for (index, TimedVideo { pixel_values, grid, times }) in videos.into_iter().enumerate() {
             let patches = grid[1] * grid[2];
-            clips.push((tokens(MediaKind::Video, index, grid, patches, patches_per_token[1])?, times));
+            timed.push((tokens(MediaKind::Video, index, grid, patches, patches_per_token[1])?, times));
             out.video_grid_thw.push(grid);
             rows.push(pixel_values);
         }
         out.pixel_values = joined(images.into_iter().map(|image| image.pixel_values).collect());
         out.pixel_values_videos = joined(rows);
-        Ok(Self { special, images: Waiting::new(counts), videos: Waiting::new(clips), out })
+        Ok(Self { special, images: Waiting::new(counts), videos: Waiting::new(timed), out })
     }
 
-    /// Appends tokens, repeating placeholders. What stands for pictures and clips is never taught.
-    pub(crate) fn push(&mut self, ids: &[u32], taught: bool) {
+    /// Appends tokens, repeating placeholders. What stands for images and videos is never trained on.
+    pub(crate) fn push(&mut self, ids: &[u32], is_label: bool) {
         let special = self.special;
         for &id in ids {
             if id == special.image {
@@ -229,16 +229,16 @@ impl<'a> Expander<'a> {
                     time.into_iter().for_each(|id| self.append(id, 0, false, 1));
                 }
             } else {
-                self.append(id, 0, taught, 1);
+                self.append(id, 0, is_label, 1);
             }
         }
     }
 
-    fn append(&mut self, id: u32, kind: u8, taught: bool, times: usize) {
+    fn append(&mut self, id: u32, kind: u8, is_label: bool, times: usize) {
         let len = self.out.input_ids.len() + times;
         self.out.input_ids.resize(len, id);
         self.out.mm_token_type_ids.resize(len, kind);
-        self.out.taught.resize(len, taught);
+        self.out.loss_mask.resize(len, is_label);
     }
 
     /// Ends the prompt.

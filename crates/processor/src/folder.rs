@@ -41,7 +41,7 @@ pub enum FolderError {
     },
 }
 
-/// How the times of a clip's frames are written between them.
+/// How the times of a video's frames are written between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimestampStyle {
     /// Whole seconds, `3` (GLM-4.1V, GLM-4.5V).
@@ -65,7 +65,7 @@ pub(crate) struct Folder<'a> {
     path: &'a Path,
     tokenizer_config: Map<String, Value>,
     preprocessor: Value,
-    /// Configuration for clips, and the file it is from; that of the pictures where there is none.
+    /// Configuration for videos, and the file it is from; that of the images where there is none.
     video_preprocessor: (&'static str, Value),
 }
 

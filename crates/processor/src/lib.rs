@@ -31,5 +31,5 @@ pub use spelled::Place;
 pub use template::{RenderOptions, TemplateError, TemplateStopped};
 pub use tokenizer::{SpecialIds, Tokenizer, TokenizerError, token};
 pub use video::{
-    ClipInfo, PatchedVideo, Sampling, SamplingRule, VideoConfig, VideoError, VideoLimits, VideoProcessor,
+    PatchedVideo, Sampling, SamplingRule, VideoConfig, VideoError, VideoLimits, VideoMetadata, VideoProcessor,
 };

@@ -1,4 +1,4 @@
-//! Warnings about single files that a data set may bring by the thousand.
+//! Warnings about single files that a dataset may bring by the thousand.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -37,7 +37,7 @@ pub enum ProcessorError {
     /// The chat template is broken, or refused the conversation.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// A picture cannot be used.
+    /// An image cannot be used.
     #[error("image {image} of the conversation cannot be used")]
     Image {
         /// Index of the image, from 0.
@@ -46,7 +46,7 @@ pub enum ProcessorError {
         #[source]
         source: ImageError,
     },
-    /// A picture of a shape that the model cannot take.
+    /// An image of a shape that the model cannot take.
     #[error("image {image} of the conversation, {name}: {source}{}", remedy(.source))]
     Shape {
         /// Index of the image, from 0.
@@ -56,16 +56,16 @@ pub enum ProcessorError {
         /// What is wrong with it.
         source: Box<ImageError>,
     },
-    /// A clip cannot be used.
+    /// A video cannot be used.
     #[error("video {video} of the conversation cannot be used")]
     Video {
-        /// Index of the clip, from 0.
+        /// Index of the video, from 0.
         video: usize,
         /// What is wrong with it.
         #[source]
         source: Box<VideoError>,
     },
-    /// Pictures and prompt do not fit together.
+    /// Images and prompt do not fit together.
     #[error(transparent)]
     Expand(#[from] ExpandError),
     /// More tokens than [`Processor::with_max_tokens`] allows; not all were counted.
@@ -81,12 +81,12 @@ pub enum ProcessorError {
 /// Images that are loaded at once. The tokens of those before decide whether more are looked at.
 const IMAGES_AT_ONCE: usize = 16;
 
-/// Sizes of pictures and clips whose features were made earlier.
+/// Sizes of images and videos whose features were made earlier.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ReadyMedia {
     /// Frame pairs, patch rows and patch columns of each image.
     pub images: Vec<[usize; 3]>,
-    /// The same of each clip, and the seconds at which its frame pairs begin.
+    /// The same of each video, and the seconds at which its frame pairs begin.
     pub videos: Vec<([usize; 3], Vec<f64>)>,
 }
 
@@ -102,7 +102,7 @@ pub struct Processor {
     max_tokens: Option<usize>,
 }
 
-/// What helps a picture of this shape.
+/// What helps an image of this shape.
 fn remedy(problem: &ImageError) -> &'static str {
     match problem {
         ImageError::Resize(ResizeError::AspectRatio { .. }) => "; crop or pad it",
@@ -114,8 +114,8 @@ impl Processor {
     /// Loads the processor of a checkpoint folder in Hugging Face layout.
     ///
     /// Needs `tokenizer.json`, `preprocessor_config.json` and `chat_template.jinja` (or the template
-    /// inside `tokenizer_config.json`). What `video_preprocessor_config.json` says counts for clips; without
-    /// it the pictures' file does, as upstream.
+    /// inside `tokenizer_config.json`). What `video_preprocessor_config.json` says counts for videos; without
+    /// it the images' file does, as upstream.
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl Processor {
         Ok(self)
     }
 
-    /// Lets pictures and clips come from `http(s)` URLs, within these limits.
+    /// Lets images and videos come from `http(s)` URLs, within these limits.
     #[must_use]
     pub fn with_http(mut self, http: HttpLimits) -> Self {
         let decode = DecodeLimits { http: Some(http.clone()), ..self.image.decode_limits().clone() };
@@ -175,7 +175,7 @@ impl Processor {
     }
 
     /// Lets the words of a conversation spell special tokens, as the published processors do: `<|user|>` in
-    /// a text then opens a turn, and `<|image|>` takes the next picture.
+    /// a text then opens a turn, and `<|image|>` takes the next image.
     #[must_use]
     pub fn with_special_tokens_allowed(mut self, allowed: bool) -> Self {
         self.special_tokens_allowed = allowed;
@@ -205,12 +205,12 @@ impl Processor {
         &self.video
     }
 
-    /// How this checkpoint writes the times of a clip.
+    /// How this checkpoint writes the times of a video.
     pub fn timestamp_style(&self) -> TimestampStyle {
         self.timestamp_style
     }
 
-    /// Renders a conversation; a picture is one `<|image|>`, a clip one `<|video|>`.
+    /// Renders a conversation; an image is one `<|image|>`, a video one `<|video|>`.
     ///
     /// # Errors
     ///
@@ -226,11 +226,11 @@ impl Processor {
         self.template.render(messages, options)
     }
 
-    /// Renders a conversation, loads its pictures and clips in order, and tokenises it.
+    /// Renders a conversation, loads its images and videos in order, and tokenises it.
     ///
     /// # Errors
     ///
-    /// When a picture or clip cannot be used, the template fails, or media and placeholders differ in number.
+    /// When an image or video cannot be used, the template fails, or media and placeholders differ in number.
     pub fn encode(&self, messages: &[Message], options: &RenderOptions) -> Result<Encoded, ProcessorError> {
         let text = self.render(messages, options)?;
         let ids = self.tokens(&text, 0)?;
@@ -241,7 +241,7 @@ impl Processor {
         expander.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
 
-    /// As [`encode`](Self::encode), for pictures and clips whose features were made earlier: nothing is loaded, of their
+    /// As [`encode`](Self::encode), for images and videos whose features were made earlier: nothing is loaded, of their
     /// parts only the places count, and there are no patches in the result.
     ///
     /// # Errors
@@ -269,14 +269,14 @@ impl Processor {
         expander.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
 
-    /// Tokenises a rendered conversation piece by piece, and says which tokens are taught.
+    /// Tokenises a rendered conversation piece by piece, and says which tokens carry loss.
     ///
     /// Every segment is tokenised on its own, so that the tokens of an answer are the ones the model
     /// must produce after the tokens of the prompt, whatever stands at the seam.
     ///
     /// # Errors
     ///
-    /// When a picture or clip cannot be used, or media and placeholders differ in number.
+    /// When an image or video cannot be used, or media and placeholders differ in number.
     pub fn encode_segments(
         &self,
         segments: &[Segment],
@@ -288,11 +288,11 @@ impl Processor {
         for segment in segments {
             let ids = self.tokens(&segment.text, tokens)?;
             tokens += ids.len();
-            pieces.push((ids, segment.taught));
+            pieces.push((ids, segment.is_label));
         }
         let mut expander = self.expander(&images, &videos, tokens)?;
-        for (ids, taught) in pieces {
-            expander.push(&ids, taught);
+        for (ids, is_label) in pieces {
+            expander.push(&ids, is_label);
         }
         Ok(expander.finish()?)
     }
@@ -359,7 +359,7 @@ impl Processor {
         videos: &[&VideoSource],
         mut tokens: usize,
     ) -> Result<Expander<'_>, ProcessorError> {
-        // Every image and every clip takes a token at least.
+        // Every image and every video takes a token at least.
         self.check_length(tokens.max(images.len() + videos.len()))?;
         let mut patched = Vec::with_capacity(images.len());
         for (part, sources) in images.chunks(IMAGES_AT_ONCE).enumerate() {
@@ -367,7 +367,7 @@ impl Processor {
                 |(index, source): (usize, &&ImageSource)| self.patched(part * IMAGES_AT_ONCE + index, source);
             let loaded: Vec<Result<PatchedImage, ProcessorError>> =
                 sources.par_iter().enumerate().map(load).collect();
-            // Of several bad pictures the first is reported, whichever thread met its own first.
+            // Of several bad images the first is reported, whichever thread met its own first.
             for image in loaded {
                 let image = image?;
                 tokens += self.image.tokens(image.grid).saturating_sub(1); // its placeholder was counted
@@ -376,23 +376,23 @@ impl Processor {
             self.check_length(tokens)?;
         }
         let merge = self.video.config().frame.merge_size;
-        let mut clips = Vec::with_capacity(videos.len());
-        // One clip after another: each may take much memory while it is decoded.
-        for (video, source) in videos.iter().enumerate() {
-            let clip = self.timed(video, source)?;
-            tokens += clip.grid.iter().product::<usize>() / (merge * merge);
-            clips.push(clip);
+        let mut timed = Vec::with_capacity(videos.len());
+        // One video after another: each may take much memory while it is decoded.
+        for (index, source) in videos.iter().enumerate() {
+            let video = self.timed(index, source)?;
+            tokens += video.grid.iter().product::<usize>() / (merge * merge);
+            timed.push(video);
             self.check_length(tokens)?;
         }
         let patches_per_token = [self.image.patches_per_token(), merge * merge];
-        Ok(Expander::new(self.tokenizer.special(), patched, clips, patches_per_token)?)
+        Ok(Expander::new(self.tokenizer.special(), patched, timed, patches_per_token)?)
     }
 
-    fn patched(&self, image: usize, source: &ImageSource) -> Result<PatchedImage, ProcessorError> {
-        let picture = self.image.decode_limits().load(source);
-        let picture = picture.map_err(|source| ProcessorError::Image { image, source })?;
-        self.image.process(&picture).map_err(|problem| ProcessorError::Shape {
-            image,
+    fn patched(&self, index: usize, source: &ImageSource) -> Result<PatchedImage, ProcessorError> {
+        let image = self.image.decode_limits().load(source);
+        let image = image.map_err(|source| ProcessorError::Image { image: index, source })?;
+        self.image.process(&image).map_err(|problem| ProcessorError::Shape {
+            image: index,
             name: source.to_string(),
             source: Box::new(problem),
         })

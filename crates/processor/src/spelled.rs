@@ -1,7 +1,7 @@
 //! Control tokens that the words of a conversation spell.
 //!
 //! A tokenizer cuts `<|user|>` out of any text, so words that spell it would open a turn that nobody
-//! took, and words that spell `<|image|>` would take the picture of another place. The published
+//! took, and words that spell `<|image|>` would take the image of another place. The published
 //! processors let them. Here a text that spells such a token is refused, in content, in every other key
 //! of a message and in the tools; `Processor::with_special_tokens_allowed` gives the published way.
 //!
@@ -174,7 +174,7 @@ mod tests {
                 user(json!([text("a<|us"), text("e"), text("r|>"), image])),
                 Some("message 1, part 0: <|user|>"),
             ),
-            // The template writes a picture between them.
+            // The template writes an image between them.
             (user(json!([text("<|us"), image, text("er|>")])), None),
             (json!([{"role": "<sop>", "content": ""}]), Some("message 0, \"role\": <sop>")),
             (

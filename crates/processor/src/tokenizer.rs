@@ -9,19 +9,19 @@ use glm4v_files::{FileError, LONGEST_TOKENIZER};
 
 use crate::spelled::is_control;
 
-/// Texts of the tokens that mark pictures, turns and ends.
+/// Texts of the tokens that mark images, turns and ends.
 pub mod token {
-    /// Stands for one merged patch of a picture.
+    /// Stands for one merged patch of an image.
     pub const IMAGE: &str = "<|image|>";
-    /// Stands for a clip in a rendered prompt; never in token ids.
+    /// Stands for a video in a rendered prompt; never in token ids.
     pub const VIDEO: &str = "<|video|>";
-    /// Before a picture, and before every frame pair of a clip.
+    /// Before an image, and before every frame pair of a video.
     pub const BEGIN_OF_IMAGE: &str = "<|begin_of_image|>";
-    /// After a picture.
+    /// After an image.
     pub const END_OF_IMAGE: &str = "<|end_of_image|>";
-    /// Before a clip.
+    /// Before a video.
     pub const BEGIN_OF_VIDEO: &str = "<|begin_of_video|>";
-    /// After a clip.
+    /// After a video.
     pub const END_OF_VIDEO: &str = "<|end_of_video|>";
     /// End of a text; also used as padding.
     pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -151,7 +151,7 @@ impl Tokenizer {
         if growth > MOST_GROWTH {
             return Err(TokenizerError::Normalizer { path: path.to_owned(), growth });
         }
-        // Cutting or filling is the caller's business: a cut could go through a picture.
+        // Cutting or filling is the caller's business: a cut could go through an image.
         inner.with_padding(None);
         inner
             .with_truncation(None)

@@ -24,13 +24,12 @@ fn file(name: &str) -> Vec<u8> {
 }
 
 fn encoded(format: ImageFormat) -> Vec<u8> {
-    let picture =
-        RgbImage::from_fn(37, 23, |x, y| image::Rgb([(x * 7) as u8, (y * 11) as u8, (x * y) as u8]));
+    let image = RgbImage::from_fn(37, 23, |x, y| image::Rgb([(x * 7) as u8, (y * 11) as u8, (x * y) as u8]));
     let mut bytes = Vec::new();
     let rgba = format == ImageFormat::Gif;
-    let picture = image::DynamicImage::ImageRgb8(picture);
-    let picture = if rgba { picture.into_rgba8().into() } else { picture };
-    picture.write_to(&mut Cursor::new(&mut bytes), format).unwrap();
+    let image = image::DynamicImage::ImageRgb8(image);
+    let image = if rgba { image.into_rgba8().into() } else { image };
+    image.write_to(&mut Cursor::new(&mut bytes), format).unwrap();
     bytes
 }
 
@@ -115,7 +114,7 @@ fn the_limits_can_be_moved() {
 }
 
 #[test]
-fn what_is_no_picture_is_named() {
+fn what_is_no_image_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::write(at("empty.png"), "").unwrap();
@@ -125,7 +124,7 @@ fn what_is_no_picture_is_named() {
 
     assert!(refused(path(&at("none.png"))).starts_with(&format!("{}: cannot read: ", name("none.png"))));
     assert_eq!(refused(path(&at("empty.png"))), format!("{}: is empty", name("empty.png")));
-    let words = "not a picture; png, jpeg, webp, gif, bmp and tiff are known";
+    let words = "not an image; png, jpeg, webp, gif, bmp and tiff are known";
     assert_eq!(refused(path(&at("words.png"))), format!("{}: {words}", name("words.png")));
     let needed = format!("{}: is a directory; needed: a regular file", folder.path().display());
     assert_eq!(refused(path(folder.path())), needed);
@@ -170,12 +169,12 @@ fn urls_are_data_or_refused() {
 }
 
 #[test]
-fn limits_that_make_no_picture_are_refused() {
-    let picture = Rgb::new(30, 40, vec![9; 3600]).unwrap();
+fn limits_that_make_no_image_are_refused() {
+    let image = Rgb::new(30, 40, vec![9; 3600]).unwrap();
     let refused = |least, most| {
         let processor = ImageProcessor::from_json("{}").unwrap();
         let processor = processor.with_min_pixels(least).with_max_pixels(most);
-        processor.process(&picture).unwrap_err().to_string()
+        processor.process(&image).unwrap_err().to_string()
     };
     let contrary = refused(100_000, 50_000);
     assert!(contrary.starts_with("at least 100000 and at most 50000 pixels are asked for"), "{contrary}");
@@ -189,7 +188,7 @@ fn limits_that_make_no_picture_are_refused() {
 }
 
 #[test]
-fn a_thread_of_a_picture_is_refused() {
+fn a_thread_of_a_image_is_refused() {
     let processor = ImageProcessor::from_json("{}").unwrap();
     let thread = Rgb::new(1, 300, vec![9; 900]).unwrap();
     let error = processor.process(&thread).unwrap_err().to_string();

@@ -51,7 +51,7 @@ fn render(template: &str) -> Result<String, String> {
     processor.render(&messages, &RenderOptions::prompt()).map_err(|e| e.to_string())
 }
 
-fn picture() -> ImageSource {
+fn image() -> ImageSource {
     ImageSource::Path(golden().join("images/shapes_56x56.png"))
 }
 
@@ -154,7 +154,7 @@ fn the_template_may_lie_in_older_places() {
 }
 
 #[test]
-fn the_configuration_of_clips_is_looked_for_where_upstream_looks() {
+fn the_configuration_of_videos_is_looked_for_where_upstream_looks() {
     let folder = folder();
     let most = || {
         let config = Processor::load(folder.path()).unwrap().video_processor().config().clone();
@@ -162,7 +162,7 @@ fn the_configuration_of_clips_is_looked_for_where_upstream_looks() {
     };
     let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
 
-    // The pictures' file, if there is no other: GLM-OCR has none.
+    // The images' file, if there is no other: GLM-OCR has none.
     assert_eq!(most(), (9_633_792, 2.0, SamplingRule::Glm4v));
     write(
         "video_preprocessor_config.json",
@@ -235,7 +235,7 @@ fn a_list_of_texts_reaches_the_template_as_one_text_for_the_model() {
 
 #[test]
 fn a_text_that_spells_a_special_token_is_refused_by_place() {
-    let spelled = |text: &str| Message::new("user", vec![Part::Image(picture()), Part::text(text)]);
+    let spelled = |text: &str| Message::new("user", vec![Part::Image(image()), Part::text(text)]);
     let refusal = |token: &str| {
         format!(
             "message 1, part 1: its text spells {token}, which only the chat template writes; needed: a text without it"
@@ -268,8 +268,8 @@ fn allowed_special_tokens_do_what_they_do_upstream() {
 }
 
 #[test]
-fn a_picture_that_the_template_drops_is_an_error() {
-    let dropped = Message::new("someone", vec![Part::Image(picture())]);
+fn a_image_that_the_template_drops_is_an_error() {
+    let dropped = Message::new("someone", vec![Part::Image(image())]);
     let error = encode(&[dropped]).unwrap_err();
     let needed = "the prompt has 0 <|image|> placeholders, but 1 images were given; \
                   message 0, part 0: 0 placeholders for 1 images";
@@ -277,18 +277,18 @@ fn a_picture_that_the_template_drops_is_an_error() {
 }
 
 #[test]
-fn segments_and_pictures_must_agree() {
+fn segments_and_images_must_agree() {
     let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
-    let segment = Segment { text: "<|image|><|image|>".to_owned(), taught: false };
-    let error = processor.encode_segments(&[segment], &[picture()], &[]).unwrap_err();
+    let segment = Segment { text: "<|image|><|image|>".to_owned(), is_label: false };
+    let error = processor.encode_segments(&[segment], &[image()], &[]).unwrap_err();
     assert_eq!(error.to_string(), "the prompt has 2 <|image|> placeholders, but 1 images were given");
 }
 
 #[test]
-fn a_clip_that_the_template_drops_is_an_error() {
-    let frames = vec![picture(), picture()];
-    let clip = Part::Video(VideoSource { data: VideoData::Frames(frames), frame_rate: None });
-    let dropped = Message::new("someone", vec![Part::text("t"), clip]);
+fn a_video_that_the_template_drops_is_an_error() {
+    let frames = vec![image(), image()];
+    let video = Part::Video(VideoSource { data: VideoData::Frames(frames), frame_rate: None });
+    let dropped = Message::new("someone", vec![Part::text("t"), video]);
     let error = encode(&[Message::new("system", "s"), dropped]).unwrap_err();
     let needed = "the prompt has 0 <|video|> placeholders, but 1 videos were given; \
                   message 1, part 1: 0 placeholders for 1 videos";
@@ -296,9 +296,9 @@ fn a_clip_that_the_template_drops_is_an_error() {
 }
 
 #[test]
-fn of_several_bad_pictures_the_first_is_named() {
+fn of_several_bad_images_the_first_is_named() {
     let missing = |name: &str| Part::Image(ImageSource::Path(name.into()));
-    let parts = vec![Part::Image(picture()), missing("/no/a.png"), missing("/no/b.png")];
+    let parts = vec![Part::Image(image()), missing("/no/a.png"), missing("/no/b.png")];
     let error = encode(&[Message::new("user", parts)]).unwrap_err();
     let needed =
         "image 1 of the conversation cannot be used: /no/a.png: cannot read: No such file or directory";

@@ -1,4 +1,4 @@
-//! Pictures over the network, from a server of this test.
+//! Images over the network, from a server of this test.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
@@ -12,7 +12,7 @@ use glm4v_processor::{
     DecodeLimits, HttpLimits, ImageProcessor, ImageSource, Message, Part, Processor, RenderOptions,
     VideoSource,
 };
-use support::{clips, golden};
+use support::{golden, videos};
 
 /// Answers by path until the test ends; returns the beginning of its URLs.
 fn serve() -> String {
@@ -34,9 +34,9 @@ fn serve() -> String {
                 .concat()
             };
             let answer = match path.as_str() {
-                "/picture" => file(std::fs::read(golden().join("images/shapes_56x56.png")).unwrap()),
-                "/clip" => file(std::fs::read(clips().join("sampled_30f_4fps.png")).unwrap()),
-                "/moved" => b"HTTP/1.1 302 Found\r\nLocation: /picture\r\nContent-Length: 0\r\n\r\n".to_vec(),
+                "/image" => file(std::fs::read(golden().join("images/shapes_56x56.png")).unwrap()),
+                "/video" => file(std::fs::read(videos().join("sampled_30f_4fps.png")).unwrap()),
+                "/moved" => b"HTTP/1.1 302 Found\r\nLocation: /image\r\nContent-Length: 0\r\n\r\n".to_vec(),
                 "/circle" => b"HTTP/1.1 302 Found\r\nLocation: /circle\r\nContent-Length: 0\r\n\r\n".to_vec(),
                 "/elsewhere" => {
                     b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"
@@ -70,12 +70,12 @@ fn chain(error: &dyn Error) -> String {
 }
 
 #[test]
-fn a_picture_is_fetched_where_that_is_allowed_only() {
+fn a_image_is_fetched_where_that_is_allowed_only() {
     let server = serve();
     let url = |path: &str| ImageSource::Url(format!("{server}{path}"));
 
-    let refused = ImageProcessor::load_image(&url("/picture")).unwrap_err().to_string();
-    let fetched = [url("/picture"), url("/moved")].map(|url| allowed().load(&url).unwrap());
+    let refused = ImageProcessor::load_image(&url("/image")).unwrap_err().to_string();
+    let fetched = [url("/image"), url("/moved")].map(|url| allowed().load(&url).unwrap());
 
     assert!(refused.ends_with("needed: a local path or a data: URL"), "{refused}");
     let file = ImageSource::Path(golden().join("images/shapes_56x56.png"));
@@ -93,7 +93,7 @@ fn what_does_not_come_is_named() {
 
     assert_eq!(said(&allowed(), "/none"), "S/none: cannot be fetched: the server answers 404, needed 200");
     let small = DecodeLimits { max_file_bytes: 1000, ..allowed() };
-    assert_eq!(said(&small, "/picture"), "S/picture: cannot be fetched: more than the limit of 1000 bytes");
+    assert_eq!(said(&small, "/image"), "S/image: cannot be fetched: more than the limit of 1000 bytes");
     assert!(said(&allowed(), "/circle").starts_with("S/circle: cannot be fetched: no answer"));
     // Asked for on the same server or not at all, never on this machine.
     assert!(said(&allowed(), "/elsewhere").starts_with("S/elsewhere: cannot be fetched: "));
@@ -101,13 +101,13 @@ fn what_does_not_come_is_named() {
 }
 
 #[test]
-fn a_prompt_may_have_pictures_and_clips_from_the_network() {
+fn a_prompt_may_have_images_and_videos_from_the_network() {
     let server = serve();
     let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
-    let parts = |picture: String, clip: &str| {
+    let parts = |image: String, video: &str| {
         vec![
-            Part::Image(ImageSource::parse(&picture, "".as_ref())),
-            Part::Video(VideoSource::parse(clip, "".as_ref())),
+            Part::Image(ImageSource::parse(&image, "".as_ref())),
+            Part::Video(VideoSource::parse(video, "".as_ref())),
         ]
     };
     let encode = |processor: &Processor, parts| {
@@ -115,9 +115,9 @@ fn a_prompt_may_have_pictures_and_clips_from_the_network() {
     };
     let local = |path: std::path::PathBuf| path.display().to_string();
 
-    let remote = || parts(format!("{server}/picture"), &format!("{server}/clip"));
+    let remote = || parts(format!("{server}/image"), &format!("{server}/video"));
     let expected =
-        parts(local(golden().join("images/shapes_56x56.png")), &local(clips().join("sampled_30f_4fps.png")));
+        parts(local(golden().join("images/shapes_56x56.png")), &local(videos().join("sampled_30f_4fps.png")));
     let expected = encode(&processor, expected).unwrap();
 
     assert!(encode(&processor, remote()).is_err());

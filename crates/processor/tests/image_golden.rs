@@ -1,4 +1,4 @@
-//! Pictures against transformers' torchvision backend, to the bit.
+//! Images against transformers' torchvision backend, to the bit.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
@@ -24,8 +24,8 @@ fn rgb(tensors: &Tensors, name: &str) -> Rgb {
     Rgb::new(shape[0], shape[1], bytes).unwrap()
 }
 
-/// The cases of one picture, with their tensors.
-fn pictures() -> impl Iterator<Item = (String, Value, Tensors)> {
+/// The cases of one image, with their tensors.
+fn images() -> impl Iterator<Item = (String, Value, Tensors)> {
     let names = cases("processor/image").into_iter().filter(|name| name != "batch_of_three");
     names.map(|name| {
         let tensors = Tensors::read(format!("processor/image/{name}.safetensors"));
@@ -57,8 +57,8 @@ fn smart_resize_gives_the_sizes_and_errors_of_upstream() {
 }
 
 #[test]
-fn resized_pictures_are_those_of_torchvision() {
-    for (name, _, tensors) in pictures() {
+fn resized_images_are_those_of_torchvision() {
+    for (name, _, tensors) in images() {
         let expected = rgb(&tensors, "out.resized_u8");
 
         let resized = resize_bicubic(&rgb(&tensors, "out.rgb_u8"), expected.height(), expected.width());
@@ -71,7 +71,7 @@ fn resized_pictures_are_those_of_torchvision() {
 
 #[test]
 fn pixel_values_are_those_of_transformers() {
-    for (name, meta, tensors) in pictures() {
+    for (name, meta, tensors) in images() {
         let processor = processor(&meta["options"]);
 
         let PatchedImage { pixel_values, grid } = processor.process(&rgb(&tensors, "out.rgb_u8")).unwrap();
@@ -91,7 +91,7 @@ fn pixel_values_are_those_of_transformers() {
 }
 
 #[test]
-fn pictures_of_a_batch_follow_each_other() {
+fn images_of_a_batch_follow_each_other() {
     let meta = json("processor/image/batch_of_three.json");
     let tensors = Tensors::read("processor/image/batch_of_three.safetensors");
     let processor = processor(&Value::Null);
@@ -100,8 +100,8 @@ fn pictures_of_a_batch_follow_each_other() {
     let mut grids = Vec::new();
     for file in meta["files"].as_array().unwrap() {
         let source = ImageSource::Path(golden().join(file.as_str().unwrap()));
-        let picture = ImageProcessor::load_image(&source).unwrap();
-        let patched = processor.process(&picture).unwrap();
+        let image = ImageProcessor::load_image(&source).unwrap();
+        let patched = processor.process(&image).unwrap();
         pixel_values.extend(patched.pixel_values);
         grids.push(patched.grid);
     }
@@ -112,7 +112,7 @@ fn pictures_of_a_batch_follow_each_other() {
 
 #[test]
 fn files_are_decoded_like_load_image() {
-    for (name, meta, tensors) in pictures() {
+    for (name, meta, tensors) in images() {
         let source = ImageSource::Path(golden().join(meta["file"].as_str().unwrap()));
 
         let decoded = ImageProcessor::load_image(&source).unwrap();
@@ -131,15 +131,15 @@ fn files_become_the_pixel_values_of_upstream() {
     assert_eq!(rows.len(), 21);
     for row in rows {
         let file = row["file"].as_str().unwrap();
-        let picture = ImageProcessor::load_image(&ImageSource::Path(golden().join(file))).unwrap();
+        let image = ImageProcessor::load_image(&ImageSource::Path(golden().join(file))).unwrap();
         let processor = processor(&row["options"]);
-        let [_, rows, columns] = processor.grid(picture.height(), picture.width()).unwrap();
+        let [_, rows, columns] = processor.grid(image.height(), image.width()).unwrap();
 
-        let resized = resize_bicubic(&picture, rows * 14, columns * 14);
-        let patched = processor.process(&picture).unwrap();
+        let resized = resize_bicubic(&image, rows * 14, columns * 14);
+        let patched = processor.process(&image).unwrap();
 
         assert_eq!(patched.grid.to_vec(), usizes(&row["grid"]), "{file}");
-        assert_eq!(row["rgb"], checksum(picture.pixels().iter().copied()), "{file}: decoded");
+        assert_eq!(row["rgb"], checksum(image.pixels().iter().copied()), "{file}: decoded");
         assert_eq!(row["resized"], checksum(resized.pixels().iter().copied()), "{file}: resized");
         if let Some(expected) = row.get("pixel_values") {
             let bytes = patched.pixel_values.iter().flat_map(|v| v.to_le_bytes());
@@ -160,9 +160,9 @@ fn noise_is_resized_like_torchvision_resizes_it() {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 24) as u8
         });
-        let picture = Rgb::new(from[0], from[1], noise.collect()).unwrap();
+        let image = Rgb::new(from[0], from[1], noise.collect()).unwrap();
 
-        let resized = resize_bicubic(&picture, to[0], to[1]);
+        let resized = resize_bicubic(&image, to[0], to[1]);
 
         assert_eq!(row["resized"], checksum(resized.pixels().iter().copied()), "{from:?} to {to:?}");
     }
@@ -178,30 +178,30 @@ fn other_formats_are_decoded_like_load_image() {
     for row in rows {
         let file = row["file"].as_str().unwrap();
 
-        let picture = ImageProcessor::load_image(&ImageSource::Path(folder.join(file))).unwrap();
+        let image = ImageProcessor::load_image(&ImageSource::Path(folder.join(file))).unwrap();
 
         assert_eq!(
             (&row["height"], &row["width"]),
-            (&picture.height().into(), &picture.width().into()),
+            (&image.height().into(), &image.width().into()),
             "{file}"
         );
-        assert_eq!(row["rgb"], checksum(picture.pixels().iter().copied()), "{file}");
+        assert_eq!(row["rgb"], checksum(image.pixels().iter().copied()), "{file}");
     }
 }
 
 #[test]
-fn a_picture_of_the_image_crate_is_the_picture_of_its_file() {
+fn a_image_of_the_image_crate_is_the_image_of_its_file() {
     for name in ["graya_96x64.png", "gray16_80x60.png", "rgba_120x80.png", "shapes_56x56.png"] {
         let path = golden().join("images").join(name);
         let value = ImageSource::Pixels(image::open(&path).unwrap().into());
 
-        let picture = ImageProcessor::load_image(&value).unwrap();
+        let image = ImageProcessor::load_image(&value).unwrap();
 
-        assert_eq!(picture, ImageProcessor::load_image(&ImageSource::Path(path)).unwrap(), "{name}");
+        assert_eq!(image, ImageProcessor::load_image(&ImageSource::Path(path)).unwrap(), "{name}");
         // And survives as JSON, as messages do.
         let message = Message::new("user", vec![Part::Image(value)]);
         let json = serde_json::to_string(&[message]).unwrap();
         let read = parse_messages(&json, "".as_ref()).unwrap();
-        assert_eq!(ImageProcessor::load_image(read[0].images().next().unwrap()).unwrap(), picture, "{name}");
+        assert_eq!(ImageProcessor::load_image(read[0].images().next().unwrap()).unwrap(), image, "{name}");
     }
 }

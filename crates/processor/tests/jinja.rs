@@ -16,7 +16,7 @@ fn with_template(template: &str) -> Result<Processor, String> {
     processor.with_template(template.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Messages as upstream hands them to templates: pictures have no source.
+/// Messages as upstream hands them to templates: images have no source.
 fn messages(value: &Value) -> Vec<Message> {
     let mut value = value.clone();
     for message in value.as_array_mut().unwrap() {

@@ -1,4 +1,4 @@
-//! What pictures and clips take of memory: in proportion to their pixels, and not to the length of a clip.
+//! What images and videos take of memory: in proportion to their pixels, and not to the length of a video.
 #![expect(clippy::print_stdout, reason = "figures for those who ask with --nocapture")]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
@@ -27,23 +27,23 @@ fn peak<T>(what: &str, work: impl FnOnce() -> T) -> (T, usize) {
     (done, peak)
 }
 
-/// Tables of decoders, weights of a resize, and other things that do not grow with a picture's area.
+/// Tables of decoders, weights of a resize, and other things that do not grow with an image's area.
 const BESIDE: usize = 2_000_000;
 
 // One test: what others allocate meanwhile would count.
 #[test]
 fn memory_is_bounded_by_pixels() {
     for (height, width) in [(1024, 1024), (3000, 4000)] {
-        a_picture(height, width);
+        image_peak(height, width);
     }
     if has_ffmpeg() {
-        let [short, long] = [400, 4000].map(a_clip);
+        let [short, long] = [400, 4000].map(video_peak);
         // Both are longer than what is sampled: the same frames in number.
         assert!(long < short + BESIDE, "{long} bytes for ten times the length, {short} for the short one");
     }
 }
 
-fn a_picture(height: usize, width: usize) {
+fn image_peak(height: usize, width: usize) {
     let level = |at: usize| (at % 251) as u8;
     let pixels: Vec<u8> = (0..height * width * 3).map(level).collect();
     let file = compress(&pixels, width, height, PixelFormat::Rgb, 90, Subsampling::S444).unwrap();
@@ -52,7 +52,7 @@ fn a_picture(height: usize, width: usize) {
     let source = ImageSource::Bytes(file);
 
     let load = || ImageProcessor::load_image(&source).unwrap();
-    let (picture, loading) = peak(&format!("{name}, decoding"), load);
+    let (image, loading) = peak(&format!("{name}, decoding"), load);
     // The planes that a JPEG keeps, here at full size, and the pixels.
     assert!(loading < 2 * decoded + BESIDE, "{loading} bytes to decode {decoded}");
 
@@ -60,24 +60,23 @@ fn a_picture(height: usize, width: usize) {
     let [_, rows, columns] = processor.grid(height, width).unwrap();
     let (to_height, to_width) = (rows * 14, columns * 14);
     let (resized, between) = (to_height * to_width * 3, height * to_width * 3);
-    let resize = || -> Rgb { resize_bicubic(&picture, to_height, to_width) };
+    let resize = || -> Rgb { resize_bicubic(&image, to_height, to_width) };
     let (_, resizing) = peak(&format!("{name}, resizing"), resize);
     assert!(resizing < between + resized + BESIDE, "{resizing} bytes to resize to {resized}");
 
-    let (patched, processing) =
-        peak(&format!("{name}, resizing and cutting"), || processor.process(&picture));
+    let (patched, processing) = peak(&format!("{name}, resizing and cutting"), || processor.process(&image));
     let values = patched.unwrap().pixel_values.len() * 4;
     assert!(processing < resized + values.max(between) + BESIDE, "{processing} bytes for {values} of values");
 }
 
-/// The peak of loading a film of so many seconds.
-fn a_clip(seconds: usize) -> usize {
+/// The peak of loading a video file of so many seconds.
+fn video_peak(seconds: usize) -> usize {
     let folder = tempdir().unwrap();
-    let film = format!("-f lavfi -i testsrc=size=56x56:rate=4:duration={seconds} -c:v mpeg4 film.mp4");
-    ffmpeg(&folder, &film);
+    let video = format!("-f lavfi -i testsrc=size=56x56:rate=4:duration={seconds} -c:v mpeg4 film.mp4");
+    ffmpeg(&folder, &video);
     let source = VideoSource::from(Path::new(&folder.path().join("film.mp4")).to_owned());
     let processor = VideoProcessor::new(VideoConfig::from_json("{}").unwrap());
-    let (video, most) = peak(&format!("{seconds} seconds of film"), || processor.load(&source).unwrap());
+    let (video, most) = peak(&format!("{seconds} seconds of video"), || processor.load(&source).unwrap());
     assert!(video.grid[0] > 100, "{:?}", video.grid);
     most
 }

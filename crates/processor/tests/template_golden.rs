@@ -17,7 +17,7 @@ fn image_path(name: &str) -> String {
     path.iter().find(|path| path.exists()).unwrap().display().to_string()
 }
 
-/// The messages of a case. The cases name their pictures beside the messages, we name them inside.
+/// The messages of a case. The cases name their images beside the messages, we name them inside.
 fn messages(row: &Value) -> Vec<Message> {
     let mut messages = row["messages"].clone();
     let mut images = row.get("images").and_then(Value::as_array).into_iter().flatten();
@@ -26,23 +26,23 @@ fn messages(row: &Value) -> Vec<Message> {
             if part["type"] == "image" {
                 part["path"] = image_path(images.next().unwrap().as_str().unwrap()).into();
             } else if part["type"] == "video" {
-                part["path"] = "clip.mp4".into();
+                part["path"] = "video.mp4".into();
             }
         }
     }
     let mut messages = parse_messages(&messages.to_string(), Path::new("")).unwrap();
-    let mut clips = row.get("clips").and_then(Value::as_array).into_iter().flatten();
+    let mut videos = row.get("clips").and_then(Value::as_array).into_iter().flatten();
     for message in &mut messages {
         let Content::Parts(parts) = &mut message.content else { continue };
         for part in parts.iter_mut().filter(|part| matches!(part, Part::Video(_))) {
-            *part = Part::Video(clip(clips.next().unwrap()));
+            *part = Part::Video(video(videos.next().unwrap()));
         }
     }
     messages
 }
 
-/// A clip that `oracle/images.py` draws.
-fn clip(row: &Value) -> VideoSource {
+/// A video that `oracle/images.py` draws.
+fn video(row: &Value) -> VideoSource {
     let frames = frames(&format!("template_{}x{}x{}.png", row["frames"], row["width"], row["height"]));
     let frames = frames.into_iter().map(ImageSource::Pixels).collect();
     VideoSource { data: VideoData::Frames(frames), frame_rate: row["fps"].as_f64() }
@@ -109,7 +109,7 @@ fn conversations_have_the_tokens_of_upstream() {
 #[test]
 fn segments_are_tokenised_on_their_own() {
     let (processor, _) = families().next().unwrap();
-    let segment = |text: &str, taught| Segment { text: text.to_owned(), taught };
+    let segment = |text: &str, is_label| Segment { text: text.to_owned(), is_label };
     // As one text " cat" is one token; cut in two it is not.
     let segments =
         [segment("<|begin_of_image|><|image|><|end_of_image|>a c", false), segment("at<|endoftext|>", true)];
@@ -124,21 +124,22 @@ fn segments_are_tokenised_on_their_own() {
     assert_eq!(encoded.input_ids[1..10], [processor.tokenizer().special().image; 9]);
     assert_eq!(encoded.input_ids[11..prompt], ids("a c"));
     assert_eq!(encoded.image_grid_thw, [[1, 6, 6]]);
-    assert!(encoded.taught[..prompt].iter().all(|t| !t) && encoded.taught[prompt..].iter().all(|t| *t));
+    assert!(encoded.loss_mask[..prompt].iter().all(|t| !t) && encoded.loss_mask[prompt..].iter().all(|t| *t));
 }
 
 #[test]
-fn nothing_of_a_clip_is_taught() {
+fn nothing_of_a_video_carries_loss() {
     let (processor, _) = families().next().unwrap();
-    // A template would write the clip into a turn of the user; even here its times are not learned.
+    // A template would write the video into a turn of the user; even here its times are not learned.
     let text = "<|begin_of_video|><|video|><|end_of_video|>".to_owned();
     let row = serde_json::json!({"frames": 8, "width": 84, "height": 56, "fps": 4});
 
-    let encoded = processor.encode_segments(&[Segment { text, taught: true }], &[], &[clip(&row)]).unwrap();
+    let encoded =
+        processor.encode_segments(&[Segment { text, is_label: true }], &[], &[video(&row)]).unwrap();
 
-    let (first, last) = (0, encoded.taught.len() - 1);
-    let taught: Vec<usize> = (0..=last).filter(|&token| encoded.taught[token]).collect();
-    assert_eq!(taught, [first, last]);
+    let (first, last) = (0, encoded.loss_mask.len() - 1);
+    let loss_mask: Vec<usize> = (0..=last).filter(|&token| encoded.loss_mask[token]).collect();
+    assert_eq!(loss_mask, [first, last]);
     assert_eq!(encoded.mm_token_type_ids.iter().filter(|kind| **kind == 2).count(), 2 * 6);
 }
 

@@ -1,4 +1,4 @@
-//! Clips against transformers, to the bit.
+//! Videos against transformers, to the bit.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
@@ -6,14 +6,14 @@ mod support;
 use std::fs;
 
 use glm4v_processor::{
-    ClipInfo, ImageSource, PatchedVideo, Rgb, Sampling, SamplingRule, VideoConfig, VideoData, VideoProcessor,
-    VideoSource,
+    ImageSource, PatchedVideo, Rgb, Sampling, SamplingRule, VideoConfig, VideoData, VideoMetadata,
+    VideoProcessor, VideoSource,
 };
 use serde_json::Value;
-use support::{Tensors, cases, checksum, clips, frames, golden, json, usizes};
+use support::{Tensors, cases, checksum, frames, golden, json, usizes, videos};
 
 fn rows(file: &str) -> Vec<Value> {
-    serde_json::from_str(&fs::read_to_string(clips().join(file)).unwrap()).unwrap()
+    serde_json::from_str(&fs::read_to_string(videos().join(file)).unwrap()).unwrap()
 }
 
 /// `Glm4vVideoProcessor()` with the options of a case.
@@ -22,7 +22,7 @@ fn processor(case: &Value) -> VideoProcessor {
     VideoProcessor::new(VideoConfig::from_json(&options).unwrap())
 }
 
-fn pictures(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoSource {
+fn images(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoSource {
     VideoSource { data: VideoData::Frames(frames.into_iter().map(ImageSource::Pixels).collect()), frame_rate }
 }
 
@@ -33,12 +33,12 @@ fn both_rules_take_the_frames_of_upstream() {
     for row in &rows {
         for (family, rule) in [("glm4v", SamplingRule::Glm4v), ("glm46v", SamplingRule::Glm46v)] {
             let sampling = Sampling { rule, fps: 2.0, max_duration: 300.0, temporal_patch_size: 2 };
-            let clip = ClipInfo {
+            let video = VideoMetadata {
                 frames: row["total"].as_u64().unwrap() as usize,
                 frame_rate: row["fps"].as_f64().unwrap(),
                 duration: row["duration"].as_f64(),
             };
-            assert_eq!(sampling.indices(&clip), usizes(&row[family]), "{family} {clip:?}");
+            assert_eq!(sampling.indices(&video), usizes(&row[family]), "{family} {video:?}");
         }
     }
 }
@@ -48,13 +48,13 @@ fn bytes(video: &PatchedVideo) -> impl Iterator<Item = u8> {
 }
 
 #[test]
-fn clips_become_the_pixel_values_of_upstream() {
+fn videos_become_the_pixel_values_of_upstream() {
     let rows = rows("checksums.json");
     assert_eq!(rows.len(), 6);
     for row in &rows {
         let file = row["file"].as_str().unwrap();
         // With a rate frames are chosen, as the cases of upstream want; without, all are shown.
-        let source = pictures(frames(file), row["fps"].as_f64());
+        let source = images(frames(file), row["fps"].as_f64());
 
         let video = processor(row).load(&source).unwrap();
 
@@ -68,9 +68,9 @@ fn clips_become_the_pixel_values_of_upstream() {
 }
 
 #[test]
-fn an_animation_is_the_clip_of_its_frames() {
+fn an_animation_is_the_video_of_its_frames() {
     for row in rows("checksums.json").iter().filter(|row| row["sampling"] == true) {
-        let path = clips().join(row["file"].as_str().unwrap());
+        let path = videos().join(row["file"].as_str().unwrap());
 
         let video = processor(row).load(&path.into()).unwrap();
 
@@ -91,7 +91,7 @@ fn frames_of_the_whole_set_become_its_pixel_values() {
         let frames = frames.chunks(shape[1] * shape[2] * 3);
         let frames = frames.map(|frame| Rgb::new(shape[1], shape[2], frame.to_vec()).unwrap()).collect();
 
-        let video = processor(&case).load(&pictures(frames, case["fps"].as_f64())).unwrap();
+        let video = processor(&case).load(&images(frames, case["fps"].as_f64())).unwrap();
 
         assert_eq!([video.grid].to_vec(), tensors.grids("out.video_grid_thw"), "{name}");
         assert!(video.pixel_values == tensors.f32("out.pixel_values_videos"), "{name}");

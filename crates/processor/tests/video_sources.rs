@@ -1,6 +1,6 @@
-//! Clips from folders, animations and films, and what becomes of those that cannot be used.
+//! Videos from folders, animations and video files, and what becomes of those that cannot be used.
 //!
-//! Films are made by the `ffmpeg` that is also to read them.
+//! Video files are made by the `ffmpeg` that is also to read them.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
@@ -12,7 +12,7 @@ use glm4v_processor::{
     DecodeLimits, ImageSource, Message, Part, PatchedVideo, Processor, RenderOptions, Rgb, VideoConfig,
     VideoData, VideoError, VideoLimits, VideoProcessor, VideoSource,
 };
-use support::{clips, ffmpeg, frames, golden, has_ffmpeg};
+use support::{ffmpeg, frames, golden, has_ffmpeg, videos};
 use tempfile::{TempDir, tempdir};
 
 fn processor() -> VideoProcessor {
@@ -27,55 +27,55 @@ fn refused(processor: &VideoProcessor, source: VideoSource) -> String {
     processor.load(&source).unwrap_err().to_string()
 }
 
-/// How torchcodec makes RGB of nearly every film.
+/// How torchcodec makes RGB of nearly every video file.
 const RGB: &str = "scale=flags=bicubic,format=rgb24";
 
-/// Every frame of a film, as ffmpeg decodes it without choosing any.
-fn all_frames(folder: &TempDir, film: &str, width: usize, height: usize) -> Vec<Rgb> {
-    filtered(folder, film, RGB, width, height)
+/// Every frame of a video file, as ffmpeg decodes it without choosing any.
+fn all_frames(folder: &TempDir, file: &str, width: usize, height: usize) -> Vec<Rgb> {
+    filtered(folder, file, RGB, width, height)
 }
 
-fn filtered(folder: &TempDir, film: &str, filters: &str, width: usize, height: usize) -> Vec<Rgb> {
+fn filtered(folder: &TempDir, file: &str, filters: &str, width: usize, height: usize) -> Vec<Rgb> {
     let raw = format!("-vf {filters} -fps_mode passthrough -f rawvideo");
-    ffmpeg(folder, &format!("-noautorotate -i {film} {raw} frames.raw"));
+    ffmpeg(folder, &format!("-noautorotate -i {file} {raw} frames.raw"));
     let bytes = fs::read(folder.path().join("frames.raw")).unwrap();
     bytes.chunks(width * height * 3).map(|frame| Rgb::new(height, width, frame.to_vec()).unwrap()).collect()
 }
 
-fn pictures(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoSource {
+fn images(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoSource {
     VideoSource { data: VideoData::Frames(frames.into_iter().map(ImageSource::Pixels).collect()), frame_rate }
 }
 
 #[test]
-fn a_film_is_the_clip_of_its_frames() {
+fn a_file_is_the_video_of_its_frames() {
     if !has_ffmpeg() {
         return;
     }
     let folder = tempdir().unwrap();
     // H.264 has frames that are stored in another order than they are shown, VP8 has none.
-    let films = [
+    let files = [
         ("a.mp4", "testsrc=size=96x64:rate=25:duration=3", "-c:v libx264 -g 30 -bf 3", 25.0, 75),
         ("b.mov", "testsrc=size=64x96:rate=24000/1001:duration=2.5", "-c:v libx264", 24_000.0 / 1001.0, 60),
         ("c.webm", "testsrc=size=96x64:rate=10:duration=4", "-c:v libvpx", 10.0, 40),
     ];
-    for (film, source, codec, rate, count) in films {
-        ffmpeg(&folder, &format!("-f lavfi -i {source} -pix_fmt yuv420p {codec} {film}"));
-        let (width, height) = if film == "b.mov" { (64, 96) } else { (96, 64) };
-        let every = all_frames(&folder, film, width, height);
-        assert_eq!(every.len(), count, "{film}");
+    for (file, source, codec, rate, count) in files {
+        ffmpeg(&folder, &format!("-f lavfi -i {source} -pix_fmt yuv420p {codec} {file}"));
+        let (width, height) = if file == "b.mov" { (64, 96) } else { (96, 64) };
+        let every = all_frames(&folder, file, width, height);
+        assert_eq!(every.len(), count, "{file}");
 
-        let video = load(&folder.path().join(film));
+        let video = load(&folder.path().join(file));
 
-        let expected = processor().load(&pictures(every, Some(rate))).unwrap();
-        assert_eq!(video.grid, expected.grid, "{film}");
-        assert!(video.pixel_values == expected.pixel_values, "{film}");
+        let expected = processor().load(&images(every, Some(rate))).unwrap();
+        assert_eq!(video.grid, expected.grid, "{file}");
+        assert!(video.pixel_values == expected.pixel_values, "{file}");
         let times = video.timestamps.iter().zip(&expected.timestamps);
-        assert!(times.into_iter().all(|(a, b)| (a - b).abs() < 1e-6), "{film}: {:?}", video.timestamps);
+        assert!(times.into_iter().all(|(a, b)| (a - b).abs() < 1e-6), "{file}: {:?}", video.timestamps);
     }
 }
 
 #[test]
-fn hundreds_of_frames_of_a_long_film_are_found() {
+fn hundreds_of_frames_of_a_long_file_are_found() {
     if !has_ffmpeg() {
         return;
     }
@@ -88,13 +88,13 @@ fn hundreds_of_frames_of_a_long_film_are_found() {
 
     let video = load(&folder.path().join("a.mp4"));
 
-    let expected = processor().load(&pictures(every, Some(8.0))).unwrap();
+    let expected = processor().load(&images(every, Some(8.0))).unwrap();
     assert_eq!((video.grid[0], &video.timestamps), (300, &expected.timestamps));
     assert!(video.pixel_values == expected.pixel_values);
 }
 
 #[test]
-fn a_turned_film_is_seen_upright() {
+fn a_turned_file_is_seen_upright() {
     if !has_ffmpeg() {
         return;
     }
@@ -116,7 +116,7 @@ fn every_pixel_format_has_the_colours_of_torchcodec() {
     let folder = tempdir().unwrap();
     let (bilinear, bt709) =
         ("scale=flags=bilinear,format=rgb24", "scale=flags=bicubic:in_color_matrix=bt709,format=rgb24");
-    let films = [
+    let files = [
         ("yuv420p10le", 64, 64, RGB, bilinear),
         // Odd sides of 8 bits go the same way.
         ("yuv420p", 67, 65, RGB, bilinear),
@@ -124,7 +124,7 @@ fn every_pixel_format_has_the_colours_of_torchcodec() {
         ("gbrp10le", 64, 64, bt709, RGB),
         ("gbrp10le", 68, 64, RGB, bt709),
     ];
-    for (format, width, height, filters, others) in films {
+    for (format, width, height, filters, others) in files {
         // Noise in YUV has RGB of all ten bits; the matrices differ in the last bit of eight.
         let source = "-f lavfi -i testsrc=size=96x96:rate=4:duration=1";
         let made = format!("format=yuv444p,noise=alls=30,crop={width}:{height}:exact=1,format={format}");
@@ -134,7 +134,7 @@ fn every_pixel_format_has_the_colours_of_torchcodec() {
 
         let expected = |filters| {
             let every = filtered(&folder, "a.mkv", filters, width, height);
-            processor().load(&pictures(every, Some(4.0))).unwrap()
+            processor().load(&images(every, Some(4.0))).unwrap()
         };
         let name = format!("{format} {width}x{height}");
         assert!(video.pixel_values == expected(filters).pixel_values, "{name}");
@@ -143,7 +143,7 @@ fn every_pixel_format_has_the_colours_of_torchcodec() {
 }
 
 #[test]
-fn a_film_is_turned_in_rgb_and_never_mirrored() {
+fn a_file_is_turned_in_rgb_and_never_mirrored() {
     if !has_ffmpeg() {
         return;
     }
@@ -171,19 +171,19 @@ fn a_film_is_turned_in_rgb_and_never_mirrored() {
 
         let (width, height) = if turn.contains("transpose") { (56, 112) } else { (112, 56) };
         let every = filtered(&folder, "b.mp4", &format!("{RGB}{turn}"), width, height);
-        let expected = processor().load(&pictures(every, Some(4.0))).unwrap();
+        let expected = processor().load(&images(every, Some(4.0))).unwrap();
         assert_eq!(video.grid, expected.grid, "{matrix:?}");
         assert!(video.pixel_values == expected.pixel_values, "{matrix:?}");
     }
 }
 
 #[test]
-fn a_folder_is_the_clip_of_its_pictures() {
+fn a_folder_is_the_video_of_its_images() {
     let folder = tempdir().unwrap();
     let every = frames("template_12x56x56.png");
     for (index, frame) in every.iter().enumerate() {
-        let picture = image::RgbImage::from_raw(56, 56, frame.pixels().to_vec()).unwrap();
-        picture.save(folder.path().join(format!("frame{index}.png"))).unwrap();
+        let image = image::RgbImage::from_raw(56, 56, frame.pixels().to_vec()).unwrap();
+        image.save(folder.path().join(format!("frame{index}.png"))).unwrap();
     }
     fs::write(folder.path().join("notes.txt"), "not a frame").unwrap();
     let path = folder.path().to_owned();
@@ -191,7 +191,7 @@ fn a_folder_is_the_clip_of_its_pictures() {
     let whole = load(&path);
     let rated = processor().with_frame_rate(6.0).load(&path.clone().into()).unwrap();
 
-    let expected = |rate| processor().load(&pictures(every.clone(), rate)).unwrap();
+    let expected = |rate| processor().load(&images(every.clone(), rate)).unwrap();
     assert!(whole == expected(None) && rated == expected(Some(6.0)));
     assert_eq!(whole.grid[0], 6);
     // Frames 0, 3, 6 and 9 of 6 a second.
@@ -201,7 +201,7 @@ fn a_folder_is_the_clip_of_its_pictures() {
 #[test]
 fn an_animation_comes_from_bytes_and_urls_too() {
     use base64::Engine;
-    let path = clips().join("sampled_30f_4fps.png");
+    let path = videos().join("sampled_30f_4fps.png");
     let bytes = fs::read(&path).unwrap();
     let url = base64::engine::general_purpose::STANDARD.encode(&bytes);
 
@@ -213,7 +213,7 @@ fn an_animation_comes_from_bytes_and_urls_too() {
 }
 
 #[test]
-fn a_film_comes_from_bytes_too() {
+fn a_file_comes_from_bytes_too() {
     if !has_ffmpeg() {
         return;
     }
@@ -241,7 +241,7 @@ fn gif_and_webp_tell_their_times() {
         if file == "a.gif" {
             // Frame for frame what ffmpeg makes of it.
             let every = all_frames(&folder, file, 56, 56);
-            assert!(video == processor().load(&pictures(every, Some(5.0))).unwrap());
+            assert!(video == processor().load(&images(every, Some(5.0))).unwrap());
         }
         // 20 frames of 4 s: two a second are 0, 3, 5, 8, 10, 13, 15, 18.
         assert_eq!(video.grid[0], 4, "{file}");
@@ -250,7 +250,7 @@ fn gif_and_webp_tell_their_times() {
 }
 
 #[test]
-fn what_is_no_clip_is_named() {
+fn what_is_no_video_is_named() {
     let folder = tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::write(at("words.mp4"), "these are words").unwrap();
@@ -271,16 +271,16 @@ fn what_is_no_clip_is_named() {
     assert!(words.starts_with(&format!("DIR/words.mp4: {needed}")), "{words}");
     assert_eq!(said(at("none")), "DIR/none: has no frames");
     assert_eq!(said(at("one")), "DIR/one: 1 frame to show, needed at least 2; give it as an image");
-    assert!(said(still).ends_with("is a still picture, needed a clip; give it as an image"));
+    assert!(said(still).ends_with("is a still image, needed a video; give it as an image"));
     #[cfg(unix)]
     assert!(said("/dev/zero".into()).starts_with("/dev/zero: is a device; needed: a regular file"));
     let remote = VideoSource::parse("https://example.org/a.mp4", "".as_ref());
     assert!(refused(&processor(), remote).starts_with("https://example.org/a.mp4: fetching"));
 }
 
-/// A film may not make ffmpeg read what was not given.
+/// A video file may not make ffmpeg read what was not given.
 #[test]
-fn a_list_of_other_files_is_no_film() {
+fn a_list_of_other_files_is_no_file() {
     if !has_ffmpeg() {
         return;
     }
@@ -310,9 +310,9 @@ fn every_limit_is_kept_and_named() {
     let source = || VideoSource::from(folder.path().join("a.mp4"));
     let (limits, frame) = (VideoLimits::default, DecodeLimits::default);
     let cases = [
-        (VideoLimits { max_frames: 19, ..limits() }, "20 frames or more, the limit is 19; cut the clip"),
-        (VideoLimits { max_shown: 3, ..limits() }, "4 frames would be shown, the limit is 3; cut the clip"),
-        (VideoLimits { max_seconds: 0, ..limits() }, "not read after 0 s, the limit; cut the clip"),
+        (VideoLimits { max_frames: 19, ..limits() }, "20 frames or more, the limit is 19; cut the video"),
+        (VideoLimits { max_shown: 3, ..limits() }, "4 frames would be shown, the limit is 3; cut the video"),
+        (VideoLimits { max_seconds: 0, ..limits() }, "not read after 0 s, the limit; cut the video"),
         (
             VideoLimits { frame: DecodeLimits { max_side: 63, ..frame() }, ..limits() },
             "announces 64x48 pixels",
@@ -323,7 +323,7 @@ fn every_limit_is_kept_and_named() {
         assert!(error.contains(needed), "{error}");
     }
     // The same limits for an animation.
-    let animation = || VideoSource::from(clips().join("sampled_30f_4fps.png"));
+    let animation = || VideoSource::from(videos().join("sampled_30f_4fps.png"));
     let few = processor().with_limits(VideoLimits { max_frames: 29, ..limits() });
     assert!(refused(&few, animation()).contains("30 frames or more"));
     let small = VideoLimits { frame: DecodeLimits { max_side: 39, ..frame() }, ..limits() };
@@ -331,12 +331,12 @@ fn every_limit_is_kept_and_named() {
 }
 
 #[test]
-fn frame_rates_belong_to_pictures_and_must_be_possible() {
-    let mut own = VideoSource::from(clips().join("sampled_30f_4fps.png"));
+fn frame_rates_belong_to_images_and_must_be_possible() {
+    let mut own = VideoSource::from(videos().join("sampled_30f_4fps.png"));
     own.frame_rate = Some(3.0);
     assert!(refused(&processor(), own).contains("was given a frame rate but has its own"));
     for rate in [0.0, -1.0, f64::NAN, 1001.0] {
-        let error = refused(&processor(), pictures(frames("template_8x84x56.png"), Some(rate)));
+        let error = refused(&processor(), images(frames("template_8x84x56.png"), Some(rate)));
         assert!(error.contains("needed more than 0, at most 1000"), "{error}");
     }
 }
@@ -345,39 +345,39 @@ fn frame_rates_belong_to_pictures_and_must_be_possible() {
 fn frames_of_several_sizes_are_refused() {
     let mut mixed = frames("template_8x84x56.png");
     mixed.push(frames("template_12x56x56.png").remove(0));
-    let error = refused(&processor(), pictures(mixed, None));
-    assert_eq!(error, "a list of 9 pictures: frame 8 has 56x56 pixels, those before have 84x56");
+    let error = refused(&processor(), images(mixed, None));
+    assert_eq!(error, "a list of 9 images: frame 8 has 56x56 pixels, those before have 84x56");
 }
 
 #[test]
-fn a_clip_of_no_length_is_too_short_for_the_newer_rule() {
+fn a_video_of_no_length_is_too_short_for_the_newer_rule() {
     let config = VideoConfig::from_json(r#"{"video_processor_type": "Glm46VVideoProcessor"}"#).unwrap();
-    let short = pictures(frames("template_8x84x56.png"), Some(60.0));
+    let short = images(frames("template_8x84x56.png"), Some(60.0));
     let error = VideoProcessor::new(config).load(&short).unwrap_err();
     assert!(matches!(error, VideoError::Short { .. }), "{error}");
 }
 
 #[test]
-fn every_clip_of_a_prompt_has_its_own_frames_and_times() {
+fn every_video_of_a_prompt_has_its_own_frames_and_times() {
     for (family, times) in [("glm4v", "0123456"), ("glm46v", "0.0 seconds")] {
         let processor = Processor::load(&golden().join("checkpoints").join(family)).unwrap();
-        // 30 frames at 4 and at 10 a second, and a picture between the clips.
-        let clip = |file: &str| Part::Video(clips().join(file).into());
-        let picture = Part::Image(ImageSource::Path(golden().join("images/shapes_56x56.png")));
+        // 30 frames at 4 and at 10 a second, and a image between the videos.
+        let video = |file: &str| Part::Video(videos().join(file).into());
+        let image = Part::Image(ImageSource::Path(golden().join("images/shapes_56x56.png")));
         let encode = |parts: Vec<Part>| {
             processor.encode(&[Message::new("user", parts)], &RenderOptions::prompt()).unwrap()
         };
 
         let (first, second) = ("sampled_30f_4fps.png", "sampled_30f_10fps.png");
-        let both = encode(vec![clip(first), picture, clip(second)]);
+        let both = encode(vec![video(first), image, video(second)]);
 
-        let (one, other) = (encode(vec![clip(first)]), encode(vec![clip(second)]));
+        let (one, other) = (encode(vec![video(first)]), encode(vec![video(second)]));
         assert_eq!(both.video_grid_thw, [one.video_grid_thw.clone(), other.video_grid_thw.clone()].concat());
         assert!(both.video_grid_thw[0] != both.video_grid_thw[1]);
         assert!(both.pixel_values_videos == [one.pixel_values_videos, other.pixel_values_videos].concat());
-        // What stands between begin and end of each clip is what stands there when it is alone.
+        // What stands between begin and end of each video is what stands there when it is alone.
         let special = processor.tokenizer().special();
-        let clip_ids = |ids: &[u32]| {
+        let video_ids = |ids: &[u32]| {
             let starts = ids.iter().enumerate().filter(|(_, id)| Some(**id) == special.begin_of_video);
             let stretch = |(at, _)| {
                 ids[at..]
@@ -388,8 +388,8 @@ fn every_clip_of_a_prompt_has_its_own_frames_and_times() {
             };
             starts.map(stretch).collect::<Vec<_>>()
         };
-        let alone = [clip_ids(&one.input_ids), clip_ids(&other.input_ids)].concat();
-        assert_eq!(clip_ids(&both.input_ids), alone);
+        let alone = [video_ids(&one.input_ids), video_ids(&other.input_ids)].concat();
+        assert_eq!(video_ids(&both.input_ids), alone);
         let kinds = |kind| both.mm_token_type_ids.iter().filter(|k| **k == kind).count();
         let tokens: usize = both.video_grid_thw.iter().map(|g| g.iter().product::<usize>() / 4).sum();
         assert_eq!((kinds(1), kinds(2)), (9, tokens));

@@ -47,17 +47,19 @@ impl Change {
     pub(crate) fn fate(&self) -> Fate {
         let of_adapters = "the saved adapters are those of the first run";
         match self.key.as_str() {
-            "run.folder" | "run.show" | "run.keep" | "run.save_every" | "data.workers" => Fate::Unmentioned,
+            "run.output_dir"
+            | "eval.log_samples"
+            | "run.save_total_limit"
+            | "run.save_steps"
+            | "data.workers" => Fate::Unmentioned,
             "run.seed" => Fate::Refused("the order of the records comes from it"),
             "data.batch_size" => Fate::Refused("other batches would follow"),
             "dtype" => Fate::Refused("the saved weights are of that type"),
             "model.init" => Fate::Refused("the first weights come from it"),
-            "lora.dropout" => Fate::Reported,
+            "lora.lora_dropout" => Fate::Reported,
             "lora" => Fate::Refused(of_adapters),
             key if key.starts_with("lora.") => Fate::Refused(of_adapters),
-            key if key.starts_with("model.learn.") => {
-                Fate::Refused("the optimizer has state for what learned in the first run")
-            }
+            "model.freeze" => Fate::Refused("the optimizer has state for what learned in the first run"),
             _ => Fate::Reported,
         }
     }
@@ -100,7 +102,7 @@ fn flat(config: &RunConfig) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{How, LoraSection};
+    use crate::config::{LoraSection, Part};
 
     /// The changes that one edit makes, each with what becomes of it.
     fn after(edit: impl FnOnce(&mut RunConfig)) -> Vec<(String, Fate)> {
@@ -114,13 +116,13 @@ mod tests {
     fn what_only_moves_the_numbers_is_reported() {
         let found = after(|run| {
             run.optim.lr = 1e-4;
-            run.schedule.steps = 80;
-            run.data.eval = "x".into();
-            run.run.folder = "moved".into();
+            run.schedule.max_steps = 80;
+            run.eval.data = "x".into();
+            run.run.output_dir = "moved".into();
             run.data.workers = 3;
         });
 
-        let reported = [r#"data.eval "" -> "x""#, "optim.lr 0.00001 -> 0.0001", "schedule.steps 0 -> 80"];
+        let reported = [r#"eval.data "" -> "x""#, "optim.lr 0.00001 -> 0.0001", "schedule.max_steps 0 -> 80"];
         let found: Vec<String> =
             found.into_iter().filter(|(_, fate)| *fate != Fate::Unmentioned).map(|(said, _)| said).collect();
         assert_eq!(found.iter().map(|said| said.replace("1e-5", "0.00001")).collect::<Vec<_>>(), reported);
@@ -132,7 +134,7 @@ mod tests {
         let edits: [(&str, Edit); 6] = [
             ("data.batch_size 8 -> 4", |run| run.data.batch_size = 4),
             ("run.seed 0 -> 1", |run| run.run.seed = 1),
-            ("model.learn.vision \"full\" -> \"frozen\"", |run| run.model.learn.vision = How::Frozen),
+            ("model.freeze [] -> [\"vision\"]", |run| run.model.freeze = vec![Part::Vision]),
             ("lora.r 16 -> 8", |run| run.lora = Some(LoraSection { r: 8, ..LoraSection::default() })),
             ("lora present -> absent", |run| run.lora = None),
             ("lora.rank_pattern.q_proj absent -> 4", |run| {

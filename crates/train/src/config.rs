@@ -1,6 +1,6 @@
 //! What a run is: the TOML file that people write, checked.
 //!
-//! Sections in order: model, lora, data, optim, schedule, run. Every key has its default here and nowhere else. Paths are
+//! Sections in order: model, lora, data, optim, schedule, eval, run. Every key has its default here and nowhere else. Paths are
 //! relative to the current directory. An unknown key is an error that suggests the nearest known one.
 
 use std::path::{Path, PathBuf};
@@ -23,12 +23,14 @@ pub struct RunConfig {
     /// Adapters, if the model's own weights are to stay as they are: the section switches them on, an empty one too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraSection>,
-    /// What it learns from.
+    /// Training data.
     pub data: DataSection,
-    /// How weights move.
+    /// Optimizer.
     pub optim: OptimSection,
-    /// How long, and how the learning rate goes.
+    /// Length of the run, and learning rate schedule.
     pub schedule: ScheduleSection,
+    /// Evaluation.
+    pub eval: EvalSection,
     /// Where results go.
     pub run: RunSection,
 }
@@ -37,73 +39,66 @@ pub struct RunConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
-    /// A model folder, or `ORG/NAME` in the Hugging Face cache: a checkpoint, or for `init = "fresh"` config and tokenizer
+    /// A model directory, or `ORG/NAME` in the Hugging Face cache: a checkpoint, or for `init = "random"` config and tokenizer
     /// without weights.
-    pub folder: PathBuf,
-    /// Where the first weights come from.
+    pub path: PathBuf,
+    /// Where the initial weights come from.
     pub init: Init,
-    /// Which parts learn.
-    pub learn: Learn,
+    /// Parts that are not trained.
+    pub freeze: Vec<Part>,
 }
 
-/// Where the first weights come from.
+/// Where the initial weights come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
-    /// From the folder.
+    /// The checkpoint.
     #[default]
-    Weights,
-    /// Random, from the run's seed.
-    Fresh,
+    Pretrained,
+    /// Random initialization with the run's seed.
+    Random,
 }
 
-/// Which parts of the network learn.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Learn {
-    /// The vision tower up to its last norm.
-    pub vision: How,
-    /// What turns patches into tokens: downsampling and merger.
-    pub merger: How,
-    /// Embeddings, text decoder and head.
-    pub text: How,
-}
-
-/// How a part learns.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A part of the network that can be frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum How {
-    /// All its weights.
-    #[default]
-    Full,
-    /// Not at all.
-    Frozen,
+pub enum Part {
+    /// The vision tower up to its last norm.
+    Vision,
+    /// Patches to tokens: downsampling and merger.
+    Merger,
+    /// The text decoder with embeddings and head.
+    Text,
+    /// The token embeddings.
+    Embeddings,
+    /// The language model head.
+    Head,
 }
 
 /// Adapters: they learn, and of the model's own weights only what `modules_to_save` names. Names are PEFT's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraSection {
-    /// An adapter folder to go on from; its config stands for all keys below. Fresh adapters if empty.
-    pub adapter: PathBuf,
-    /// Linear maps: a list of names or their ends, as `["q_proj", "v_proj"]`; one regular expression for whole names; or
+    /// An adapter directory to continue from; its config replaces all keys below. New adapters if empty.
+    pub adapter_path: PathBuf,
+    /// Linear layers: a list of names or their ends, as `["q_proj", "v_proj"]`; one regular expression for whole names; or
     /// `"all-linear"`, every one but the head. Those of the text decoder, or with experts those of its attention, if neither
     /// this nor `target_parameters` is given.
     pub target_modules: Names,
     /// Experts, as `["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`.
     pub target_parameters: Vec<String>,
-    /// Linear maps that are left out again.
+    /// Linear layers that are left out again.
     pub exclude_modules: Names,
     /// Modules that learn whole and are kept in the adapter, as `["lm_head"]` or `["model.visual.merger"]`.
     pub modules_to_save: Vec<String>,
     /// Rank.
     pub r: usize,
-    /// The scale is `alpha / r`.
-    pub alpha: f64,
-    /// Share of the inputs of every adapter that is left out at random.
-    pub dropout: f64,
-    /// Whether the scale is `alpha / √r` instead.
-    pub rslora: bool,
+    /// The scale is `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// Dropout probability on the inputs of every adapter.
+    pub lora_dropout: f64,
+    /// Whether the scale is `lora_alpha / √r` instead (rank-stabilized LoRA).
+    pub use_rslora: bool,
     /// Other ranks for modules by the end of their names, a regular expression; of several that fit the first counts.
     pub rank_pattern: IndexMap<String, usize>,
     /// Other alphas for modules by the end of their names, a regular expression; of several that fit the first counts.
@@ -113,25 +108,25 @@ pub struct LoraSection {
 impl Default for LoraSection {
     fn default() -> Self {
         Self {
-            adapter: PathBuf::new(),
+            adapter_path: PathBuf::new(),
             target_modules: Names::default(),
             target_parameters: Vec::new(),
             exclude_modules: Names::default(),
             modules_to_save: Vec::new(),
             r: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            rslora: false,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            use_rslora: false,
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
         }
     }
 }
 
-/// The linear maps of the text decoder as a regular expression.
+/// The linear layers of the text decoder as a regular expression.
 const TEXT_DECODER: &str = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.[a-z_]+_proj";
 
-/// The same for a text decoder with experts: PEFT takes every other linear map for an expert's.
+/// The same for a text decoder with experts: PEFT takes every other linear layer for an expert's.
 const TEXT_ATTENTION: &str = r"model\.language_model\.layers\.\d+\.self_attn\.[a-z_]+_proj";
 
 impl LoraSection {
@@ -142,15 +137,15 @@ impl LoraSection {
         let text = if architecture == Architecture::Glm4vMoe { TEXT_ATTENTION } else { TEXT_DECODER };
         let by_default = || self.target_parameters.is_empty().then(|| Names::Pattern(text.into()));
         AdapterConfig {
-            lora_dropout: self.dropout,
-            use_rslora: self.rslora,
+            lora_dropout: self.lora_dropout,
+            use_rslora: self.use_rslora,
             target_modules: given(&self.target_modules).or_else(by_default),
             target_parameters: some(&self.target_parameters),
             exclude_modules: given(&self.exclude_modules),
             modules_to_save: some(&self.modules_to_save),
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
-            ..AdapterConfig::new(self.r, self.alpha)
+            ..AdapterConfig::new(self.r, self.lora_alpha)
         }
     }
 }
@@ -159,25 +154,23 @@ impl LoraSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSection {
-    /// Folder with `dataset_info.json`.
-    pub folder: PathBuf,
-    /// Folder in which pictures are looked for first; relative to their file if empty.
-    pub media_folder: PathBuf,
-    /// Data set to learn: `NAME`, `NAME:SPLIT`, or the path of a file.
+    /// Directory with `dataset_info.json`.
+    pub dir: PathBuf,
+    /// Directory in which images and videos are looked up first; relative to their file if empty.
+    pub media_dir: PathBuf,
+    /// Training dataset: `NAME`, `NAME:SPLIT`, or the path of a file.
     pub train: String,
-    /// Data set to be examined on; none if empty.
-    pub eval: String,
-    /// Records a step.
+    /// Records per step.
     pub batch_size: usize,
-    /// Most tokens of a record, pictures included; 0 allows what the model was made for. No record is ever cut.
+    /// Maximum number of tokens per record, images included; 0 means the model's `max_position_embeddings`. No record is truncated.
     pub max_length: usize,
     /// What happens to longer records.
-    pub overlong: OverlongChoice,
+    pub on_long: OnLongChoice,
     /// What happens to records that cannot be used: those that are not understood, or whose media are missing or damaged.
     pub on_bad: OnBadChoice,
     /// A json file with the record numbers of every batch, `[[3, 1, …], …]`, to repeat another run's order; the order
     /// is drawn from the seed if empty.
-    pub order: PathBuf,
+    pub batch_order: PathBuf,
     /// Threads that prepare batches; 0 prepares them in between the steps.
     pub workers: usize,
 }
@@ -185,7 +178,7 @@ pub struct DataSection {
 /// What happens to records that are too long.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum OverlongChoice {
+pub enum OnLongChoice {
     /// The run ends with an error that names the record.
     #[default]
     Error,
@@ -207,15 +200,14 @@ pub enum OnBadChoice {
 impl Default for DataSection {
     fn default() -> Self {
         Self {
-            folder: "datasets".into(),
-            media_folder: PathBuf::new(),
+            dir: "datasets".into(),
+            media_dir: PathBuf::new(),
             train: String::new(),
-            eval: String::new(),
             batch_size: 8,
             max_length: 0,
-            overlong: OverlongChoice::Error,
+            on_long: OnLongChoice::Error,
             on_bad: OnBadChoice::Stop,
-            order: PathBuf::new(),
+            batch_order: PathBuf::new(),
             workers: 1,
         }
     }
@@ -234,10 +226,10 @@ pub struct OptimSection {
     /// AdamW's decoupled weight decay, on all parameters.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 leaves them.
-    pub clip_norm: f64,
-    /// How much uneven use of experts adds to the loss (`router_aux_loss_coef`; 1e-4 in published configs); 0 leaves
-    /// routing to itself, as transformers does by default. For models with experts.
-    pub router_aux_loss: f64,
+    pub max_grad_norm: f64,
+    /// Coefficient of the load balancing loss of experts (1e-4 in published configs); 0 switches it off, as transformers does by
+    /// default. For models with experts.
+    pub router_aux_loss_coef: f64,
 }
 
 impl Default for OptimSection {
@@ -247,8 +239,8 @@ impl Default for OptimSection {
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.01,
-            clip_norm: 1.0,
-            router_aux_loss: 0.0,
+            max_grad_norm: 1.0,
+            router_aux_loss_coef: 0.0,
         }
     }
 }
@@ -258,18 +250,41 @@ impl Default for OptimSection {
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleSection {
     /// Shape of the curve after the warm-up.
-    pub kind: ScheduleKind,
+    pub r#type: ScheduleKind,
     /// Steps over which the rate rises from zero.
     pub warmup_steps: usize,
     /// Steps of the run; 0 leaves it to `epochs`.
-    pub steps: usize,
-    /// Times that the data is gone through, if `steps` is 0.
+    pub max_steps: usize,
+    /// Epochs, if `max_steps` is 0.
     pub epochs: f64,
 }
 
 impl Default for ScheduleSection {
     fn default() -> Self {
-        Self { kind: ScheduleKind::Cosine, warmup_steps: 0, steps: 0, epochs: 1.0 }
+        Self { r#type: ScheduleKind::Cosine, warmup_steps: 0, max_steps: 0, epochs: 1.0 }
+    }
+}
+
+/// Evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalSection {
+    /// Evaluation dataset; none if empty.
+    pub data: String,
+    /// Steps between two evaluations; 0 evaluates at the end only. A checkpoint is written before each, unless
+    /// `run.save_steps` is 0.
+    pub steps: usize,
+    /// Records that are answered at once.
+    pub batch_size: usize,
+    /// Maximum number of new tokens per answer.
+    pub max_new_tokens: usize,
+    /// Answers that are printed at the end.
+    pub log_samples: usize,
+}
+
+impl Default for EvalSection {
+    fn default() -> Self {
+        Self { data: String::new(), steps: 0, batch_size: 32, max_new_tokens: 64, log_samples: 8 }
     }
 }
 
@@ -277,38 +292,20 @@ impl Default for ScheduleSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunSection {
-    /// Run folder; made if it is not there.
-    pub folder: PathBuf,
-    /// Start of all random numbers.
+    /// Run directory; created if it does not exist.
+    pub output_dir: PathBuf,
+    /// Random seed.
     pub seed: u64,
-    /// Steps between two examinations; 0 examines at the end only. A checkpoint is written before each, unless
-    /// `save_every` is 0.
-    pub eval_every: usize,
-    /// Records of an examination answered at once.
-    pub eval_batch_size: usize,
-    /// Most tokens of an answer.
-    pub eval_tokens: usize,
-    /// Steps between two checkpoints; one more is written at the end, from which more steps can follow. 0 writes none but
-    /// where the run stops before its end.
-    pub save_every: usize,
-    /// Newest checkpoints that are kept.
-    pub keep: usize,
-    /// Answers shown at the end.
-    pub show: usize,
+    /// Steps between two checkpoints; one more is written at the end, from which the run can be extended. 0 writes none
+    /// unless the run is interrupted.
+    pub save_steps: usize,
+    /// Checkpoints that are kept, the newest ones.
+    pub save_total_limit: usize,
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        Self {
-            folder: "runs/run".into(),
-            seed: 0,
-            eval_every: 0,
-            eval_batch_size: 32,
-            eval_tokens: 64,
-            save_every: 500,
-            keep: 2,
-            show: 8,
-        }
+        Self { output_dir: "runs/run".into(), seed: 0, save_steps: 500, save_total_limit: 2 }
     }
 }
 
@@ -400,10 +397,10 @@ impl RunConfig {
         };
         let [beta1, beta2] = self.optim.betas;
         let quoted = |path: &Path| format!("\"{}\"", path.display());
-        let folder = &self.model.folder;
-        need(!folder.as_os_str().is_empty(), "model.folder", quoted(folder), "the path of a model folder")?;
+        let folder = &self.model.path;
+        need(!folder.as_os_str().is_empty(), "model.path", quoted(folder), "the path of a model folder")?;
         let train = format!("\"{}\"", self.data.train);
-        need(!self.data.train.is_empty(), "data.train", train, "the name of a data set, as digits:train")?;
+        need(!self.data.train.is_empty(), "data.train", train, "the name of a dataset, as digits:train")?;
         need(self.data.batch_size > 0, "data.batch_size", self.data.batch_size.to_string(), "at least 1")?;
         need(self.data.workers <= 64, "data.workers", self.data.workers.to_string(), "0 to 64")?;
         need(positive(self.optim.lr), "optim.lr", self.optim.lr.to_string(), "a positive number")?;
@@ -416,30 +413,37 @@ impl RunConfig {
         need(positive(self.optim.eps), "optim.eps", self.optim.eps.to_string(), "a positive number")?;
         let decay = self.optim.weight_decay;
         need(decay.is_finite() && decay >= 0.0, "optim.weight_decay", decay.to_string(), "0 or more")?;
-        let clip = self.optim.clip_norm;
-        need(clip.is_finite() && clip >= 0.0, "optim.clip_norm", clip.to_string(), "0 (off) or more")?;
-        let router = self.optim.router_aux_loss;
+        let clip = self.optim.max_grad_norm;
+        need(clip.is_finite() && clip >= 0.0, "optim.max_grad_norm", clip.to_string(), "0 (off) or more")?;
+        let router = self.optim.router_aux_loss_coef;
         need(
             router.is_finite() && router >= 0.0,
-            "optim.router_aux_loss",
+            "optim.router_aux_loss_coef",
             router.to_string(),
             "0 (off) or more",
         )?;
         if let Some(lora) = &self.lora {
-            lora.check(self.model.learn, &need)?;
+            lora.check(&self.model.freeze, &need)?;
         }
         let epochs = self.schedule.epochs;
         need(
-            self.schedule.steps > 0 || (positive(epochs) && epochs <= 1e6),
+            self.schedule.max_steps > 0 || (positive(epochs) && epochs <= 1e6),
             "schedule.epochs",
             epochs.to_string(),
             "more than 0, at most a million",
         )?;
         let run = &self.run;
-        need(!run.folder.as_os_str().is_empty(), "run.folder", quoted(&run.folder), "the path of a folder")?;
-        need(run.eval_batch_size > 0, "run.eval_batch_size", run.eval_batch_size.to_string(), "at least 1")?;
-        need(run.eval_tokens > 0, "run.eval_tokens", run.eval_tokens.to_string(), "at least 1")?;
-        need(run.keep > 0, "run.keep", run.keep.to_string(), "at least 1")?;
+        let eval = &self.eval;
+        need(
+            !run.output_dir.as_os_str().is_empty(),
+            "run.output_dir",
+            quoted(&run.output_dir),
+            "the path of a directory",
+        )?;
+        need(eval.batch_size > 0, "eval.batch_size", eval.batch_size.to_string(), "at least 1")?;
+        need(eval.max_new_tokens > 0, "eval.max_new_tokens", eval.max_new_tokens.to_string(), "at least 1")?;
+        let limit = run.save_total_limit;
+        need(limit > 0, "run.save_total_limit", limit.to_string(), "at least 1")?;
         need(run.seed <= i64::MAX as u64, "run.seed", run.seed.to_string(), "at most 2^63 - 1")
     }
 }
@@ -447,7 +451,7 @@ impl RunConfig {
 impl LoraSection {
     fn check(
         &self,
-        learn: Learn,
+        freeze: &[Part],
         need: &impl Fn(bool, &'static str, String, &'static str) -> Result<(), RunConfigError>,
     ) -> Result<(), RunConfigError> {
         need((1..=1 << 16).contains(&self.r), "lora.r", self.r.to_string(), "1 to 65536")?;
@@ -457,20 +461,25 @@ impl LoraSection {
             format!("{:?}", self.rank_pattern),
             "ranks from 1 to 65536",
         )?;
-        need(positive(self.alpha), "lora.alpha", self.alpha.to_string(), "a positive number")?;
-        need(share(self.dropout), "lora.dropout", self.dropout.to_string(), "from 0 to below 1")?;
-        let alone = Self { adapter: self.adapter.clone(), ..Self::default() };
+        need(positive(self.lora_alpha), "lora.lora_alpha", self.lora_alpha.to_string(), "a positive number")?;
         need(
-            self.adapter.as_os_str().is_empty() || *self == alone,
-            "lora.adapter",
-            format!("\"{}\"", self.adapter.display()),
+            share(self.lora_dropout),
+            "lora.lora_dropout",
+            self.lora_dropout.to_string(),
+            "from 0 to below 1",
+        )?;
+        let alone = Self { adapter_path: self.adapter_path.clone(), ..Self::default() };
+        need(
+            self.adapter_path.as_os_str().is_empty() || *self == alone,
+            "lora.adapter_path",
+            format!("\"{}\"", self.adapter_path.display()),
             "nothing beside other keys of [lora], as the adapter's own config stands for them",
         )?;
         need(
-            learn == Learn::default(),
-            "model.learn",
-            format!("{learn:?}"),
-            "left out beside [lora]: its weights are frozen, and lora.modules_to_save names parts that learn whole",
+            freeze.is_empty(),
+            "model.freeze",
+            format!("{freeze:?}").to_lowercase(),
+            "left out beside [lora]: the model's weights are frozen, and lora.modules_to_save names modules that are trained",
         )
     }
 }
@@ -507,6 +516,32 @@ fn check_keys(path: &Path, table: &Table) -> Result<(), RunConfigError> {
     check_table(path, table, known.as_table().expect("a run is a table"), "")
 }
 
+/// Keys of the first schema and their successors.
+const RENAMED: [(&str, &str); 22] = [
+    ("model.folder", "model.path"),
+    ("model.learn", "model.freeze"),
+    ("lora.adapter", "lora.adapter_path"),
+    ("lora.alpha", "lora.lora_alpha"),
+    ("lora.dropout", "lora.lora_dropout"),
+    ("lora.rslora", "lora.use_rslora"),
+    ("data.folder", "data.dir"),
+    ("data.media_folder", "data.media_dir"),
+    ("data.eval", "eval.data"),
+    ("data.overlong", "data.on_long"),
+    ("data.order", "data.batch_order"),
+    ("optim.clip_norm", "optim.max_grad_norm"),
+    ("optim.router_aux_loss", "optim.router_aux_loss_coef"),
+    ("schedule.kind", "schedule.type"),
+    ("schedule.steps", "schedule.max_steps"),
+    ("run.folder", "run.output_dir"),
+    ("run.eval_every", "eval.steps"),
+    ("run.eval_batch_size", "eval.batch_size"),
+    ("run.eval_tokens", "eval.max_new_tokens"),
+    ("run.save_every", "run.save_steps"),
+    ("run.keep", "run.save_total_limit"),
+    ("run.show", "eval.log_samples"),
+];
+
 fn check_table(path: &Path, table: &Table, known: &Table, prefix: &str) -> Result<(), RunConfigError> {
     for (key, value) in table {
         match (known.get(key), value) {
@@ -527,6 +562,8 @@ fn check_table(path: &Path, table: &Table, known: &Table, prefix: &str) -> Resul
                     }
                 };
                 let key = format!("{prefix}{key}");
+                let renamed = RENAMED.iter().find(|(old, _)| *old == key);
+                let hint = renamed.map_or(hint, |(_, new)| format!("its name is \"{new}\" now"));
                 return Err(RunConfigError::UnknownKey { path: path.to_owned(), key, hint });
             }
         }
@@ -538,7 +575,7 @@ fn check_table(path: &Path, table: &Table, known: &Table, prefix: &str) -> Resul
 mod tests {
     use super::*;
 
-    const TEXT: &str = "[model]\nfolder = \"m\"\n[data]\ntrain = \"d\"\n[optim]\nlr = 1e-3\n";
+    const TEXT: &str = "[model]\npath = \"m\"\n[data]\ntrain = \"d\"\n[optim]\nlr = 1e-3\n";
 
     fn read(text: &str, settings: &[&str]) -> Result<RunConfig, String> {
         let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
@@ -557,20 +594,30 @@ mod tests {
             read(TEXT, &["optm.lr=1"]).unwrap_err(),
             "x.toml: unknown key \"optm\"; did you mean \"optim\"?"
         );
-        assert!(read(TEXT, &["run.something_else=1"]).unwrap_err().contains("known here: folder, seed, "));
+        assert!(
+            read(TEXT, &["run.something_else=1"]).unwrap_err().contains("known here: output_dir, seed, ")
+        );
+    }
+
+    #[test]
+    fn a_key_of_the_first_schema_is_answered_with_its_new_name() {
+        for (old, new) in RENAMED {
+            let error = read(TEXT, &[&format!("{old}=1")]).unwrap_err();
+            assert_eq!(error, format!("x.toml: unknown key \"{old}\"; its name is \"{new}\" now"));
+            let known = read(TEXT, &[&format!("{new}=1")]);
+            assert!(known.is_ok() || !known.unwrap_err().contains("unknown key"), "{new}");
+        }
     }
 
     #[test]
     fn settings_change_single_values() {
-        let config = read(
-            TEXT,
-            &["optim.lr=2e-4", "run.seed = 7", "data.eval=digits:test", "model.learn.text=frozen"],
-        );
+        let config =
+            read(TEXT, &["optim.lr=2e-4", "run.seed = 7", "eval.data=digits:test", "model.freeze=['text']"]);
 
         let config = config.unwrap();
         assert_eq!((config.optim.lr, config.run.seed), (2e-4, 7));
-        assert_eq!(config.data.eval, "digits:test");
-        assert_eq!(config.model.learn.text, How::Frozen);
+        assert_eq!(config.eval.data, "digits:test");
+        assert_eq!(config.model.freeze, [Part::Text]);
         for wrong in ["lr", "optim.lr", "=1", "lr=1", "optim.=1"] {
             let error = read(TEXT, &[wrong]).unwrap_err();
             assert!(error.starts_with(&format!("setting \"{wrong}\": needed: section.key=value")), "{error}");
@@ -582,8 +629,11 @@ mod tests {
         let error = read(&TEXT.replace("1e-3", "\"fast\""), &[]).unwrap_err();
 
         assert!(error.contains("line 6") && error.contains("fast"), "{error}");
-        let error = read(TEXT, &["model.learn.text=ful"]).unwrap_err();
-        assert_eq!(error, "x.toml: unknown variant `ful`, expected `full` or `frozen` in `model.learn.text`");
+        let error = read(TEXT, &["model.freeze=['txt']"]).unwrap_err();
+        assert_eq!(
+            error,
+            "x.toml: unknown variant `txt`, expected one of `vision`, `merger`, `text`, `embeddings`, `head` in `model.freeze`"
+        );
     }
 
     #[test]
@@ -593,7 +643,7 @@ mod tests {
             "x.toml: data.batch_size is 0; needed: at least 1"
         );
         assert!(read(TEXT, &["optim.betas=[0.9, 1.0]"]).unwrap_err().contains("optim.betas is [0.9, 1]"));
-        assert!(read("", &[]).unwrap_err().contains("model.folder"));
+        assert!(read("", &[]).unwrap_err().contains("model.path"));
     }
 
     #[test]
@@ -610,7 +660,7 @@ mod tests {
 
     #[test]
     fn what_is_written_out_reads_back_the_same() {
-        let config = read(TEXT, &["schedule.steps=10"]).unwrap();
+        let config = read(TEXT, &["schedule.max_steps=10"]).unwrap();
 
         assert_eq!(read(&config.to_toml(), &[]).unwrap(), config);
         assert!(!config.to_toml().contains("[lora"), "without the section there are no adapters");
@@ -618,8 +668,12 @@ mod tests {
 
     #[test]
     fn a_lora_section_with_any_key_or_none_switches_adapters_on_for_the_text_decoder() {
-        let sections: [(&str, &[&str]); 4] =
-            [("[lora]\n", &[]), ("", &["lora.r=8"]), ("", &["lora.alpha=4"]), ("", &["lora.dropout=0.1"])];
+        let sections: [(&str, &[&str]); 4] = [
+            ("[lora]\n", &[]),
+            ("", &["lora.r=8"]),
+            ("", &["lora.lora_alpha=4"]),
+            ("", &["lora.lora_dropout=0.1"]),
+        ];
         for (section, settings) in sections {
             let config = read(&format!("{TEXT}{section}"), settings).unwrap();
 
@@ -638,12 +692,12 @@ mod tests {
 
     #[test]
     fn an_adapter_to_go_on_from_brings_its_own_settings() {
-        let error = read(TEXT, &["lora.adapter=a", "lora.r=4"]).unwrap_err();
+        let error = read(TEXT, &["lora.adapter_path=a", "lora.r=4"]).unwrap_err();
 
         assert!(
-            error.starts_with("x.toml: lora.adapter is \"a\"; needed: nothing beside other keys"),
+            error.starts_with("x.toml: lora.adapter_path is \"a\"; needed: nothing beside other keys"),
             "{error}"
         );
-        assert!(read(TEXT, &["lora.adapter=a"]).is_ok());
+        assert!(read(TEXT, &["lora.adapter_path=a"]).is_ok());
     }
 }

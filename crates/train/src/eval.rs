@@ -1,4 +1,4 @@
-//! Examination: loss, and answers generated for real.
+//! Evaluation: loss, and answers generated for real.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,27 +33,27 @@ pub trait Answering {
 
 /// A question with the right answer and the one that was given.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Examined {
+pub struct Prediction {
     /// The question.
     pub item: EvalItem,
     /// What the model said.
     pub answer: Answer,
 }
 
-impl Examined {
+impl Prediction {
     /// Whether the answer is right to the letter, and ended.
-    pub fn is_right(&self) -> bool {
+    pub fn is_correct(&self) -> bool {
         self.answer.ended && self.answer.text.trim() == self.item.answer.trim()
     }
 }
 
-/// The result of an examination.
+/// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalReport {
-    /// Mean cross entropy over all taught tokens; none if every record was left out.
+    /// Mean cross entropy over all label tokens; none if every record was left out.
     pub loss: Option<f64>,
     /// Every question with its answer.
-    pub examined: Vec<Examined>,
+    pub predictions: Vec<Prediction>,
     /// Records left out as too long.
     pub dropped: usize,
     /// Records left out as they cannot be used.
@@ -62,8 +62,8 @@ pub struct EvalReport {
 
 impl EvalReport {
     /// Answers that are right.
-    pub fn right(&self) -> usize {
-        self.examined.iter().filter(|examined| examined.is_right()).count()
+    pub fn correct(&self) -> usize {
+        self.predictions.iter().filter(|prediction| prediction.is_correct()).count()
     }
 
     /// The result in a line.
@@ -76,7 +76,7 @@ impl EvalReport {
         let left_out = left_out(self.dropped, "too long") + &left_out(self.skipped, "bad");
         let result = match (self.exact_match(), self.loss) {
             (Some(share), Some(loss)) => {
-                let (right, all) = (self.right(), self.examined.len());
+                let (right, all) = (self.correct(), self.predictions.len());
                 format!("exact match: {right} of {all} ({:.1} %), loss {loss:.4}", 100.0 * share)
             }
             _ => "exact match: none, as no record was evaluated".to_owned(),
@@ -86,12 +86,12 @@ impl EvalReport {
 
     /// Share of answers that are right; none without answers.
     pub fn exact_match(&self) -> Option<f64> {
-        let all = self.examined.len();
-        (all > 0).then(|| self.right() as f64 / all as f64)
+        let all = self.predictions.len();
+        (all > 0).then(|| self.correct() as f64 / all as f64)
     }
 }
 
-/// Examines a model, without gradients, on a whole data set, `batch_size` records at a time; none once `stop` is true,
+/// Evaluates a model, without gradients, on a whole dataset, `batch_size` records at a time; none once `stop` is true,
 /// since answers that were cut short say nothing about the model.
 ///
 /// # Errors
@@ -107,7 +107,7 @@ pub fn evaluate<A: Answering>(
 ) -> Result<Option<EvalReport>, TrainError> {
     let indices: Vec<usize> = (0..dataset.len()).collect();
     let (mut total, mut count) = (0.0, 0usize);
-    let mut examined = Vec::with_capacity(indices.len());
+    let mut predictions = Vec::with_capacity(indices.len());
     let mut dropped = 0;
     let stopped = || stop.load(Ordering::Relaxed);
     for part in indices.chunks(batch_size.max(1)) {
@@ -133,13 +133,14 @@ pub fn evaluate<A: Answering>(
             let items: Vec<EvalItem> = records.filter_map(EvalItem::of).collect();
             let answers = answering.answer(model, &items);
             let answers = answers.map_err(|error| TrainError::Answering(Box::new(error)))?;
-            examined.extend(items.into_iter().zip(answers).map(|(item, answer)| Examined { item, answer }));
+            predictions
+                .extend(items.into_iter().zip(answers).map(|(item, answer)| Prediction { item, answer }));
         }
         if stopped() {
             return Ok(None);
         }
-        progress(examined.len() + dropped);
+        progress(predictions.len() + dropped);
     }
     let loss = (count > 0).then(|| total / count as f64);
-    Ok(Some(EvalReport { loss, examined, dropped, skipped: dataset.left_out() }))
+    Ok(Some(EvalReport { loss, predictions, dropped, skipped: dataset.left_out() }))
 }

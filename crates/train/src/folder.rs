@@ -23,7 +23,7 @@ const LOCK: &str = ".lock";
 pub enum RunFolderError {
     /// Another process trains there.
     #[error(
-        "{}: in use by {}; needed: the end of that run, or another run.folder",
+        "{}: in use by {}; needed: the end of that run, or another run.output_dir",
         folder.display(), describe_process(*process)
     )]
     InUse {
@@ -56,9 +56,9 @@ pub enum RunFolderError {
     },
     /// The run is finished, and has no checkpoint from which more steps could follow.
     #[error(
-        "{}: the run is finished and has no checkpoint to resume from (run.save_every = 0 keeps none); to train its weights \
-         further, start a run in another run.folder with {} = \"{}\" and model.init = \"weights\"",
-        folder.display(), if *adapter { "lora.adapter" } else { "model.folder" }, folder.join(FINAL).display()
+        "{}: the run is finished and has no checkpoint to resume from (run.save_steps = 0 keeps none); to train its weights \
+         further, start a run in another run.output_dir with {} = \"{}\" and model.init = \"weights\"",
+        folder.display(), if *adapter { "lora.adapter_path" } else { "model.path" }, folder.join(FINAL).display()
     )]
     NoCheckpoint {
         /// The folder.
@@ -69,7 +69,7 @@ pub enum RunFolderError {
     /// The run is finished: nothing is left to do.
     #[error(
         "{}: the run is finished after {done} steps, its weights are in {FINAL}; needed: more than {done} steps \
-         (schedule.steps or schedule.epochs), to go on from {}",
+         (schedule.max_steps or schedule.epochs), to go on from {}",
         folder.display(), checkpoint.display()
     )]
     Finished {
@@ -82,8 +82,8 @@ pub enum RunFolderError {
     },
     /// More steps are done than the run should have.
     #[error(
-        "{}: {done} steps are done, and the schedule has {steps}; needed: at least {done} (schedule.steps or \
-         schedule.epochs), or another run.folder",
+        "{}: {done} steps are done, and the schedule has {steps}; needed: at least {done} (schedule.max_steps or \
+         schedule.epochs), or another run.output_dir",
         folder.display()
     )]
     FewerSteps {
@@ -386,7 +386,7 @@ mod tests {
 
     #[test]
     fn advice_for_a_finished_run_without_checkpoints_names_its_weights() {
-        for (file, key) in [("config.json", "model.folder"), ("adapter_config.json", "lora.adapter")] {
+        for (file, key) in [("config.json", "model.path"), ("adapter_config.json", "lora.adapter_path")] {
             let folder = folder(5, &[], true);
             let last = folder.path().join(FINAL);
             fs::write(last.join(file), "").unwrap();

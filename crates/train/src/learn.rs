@@ -5,19 +5,27 @@ use burn::prelude::*;
 use glm4v_model::{Glm4v, NamedMapper, map_named};
 use glm4v_weights::{AdapterConfig, learns_with};
 
-use crate::config::{How, Learn};
+use crate::config::Part;
 
 /// Stops the gradients of the parts that are frozen; returns how many parameters learn.
-pub fn freeze(model: Glm4v, learn: Learn) -> (Glm4v, usize) {
-    freeze_where(model, |name| {
-        let mut parts = name.split('.').skip(1); // behind "model"
-        let how = match (parts.next(), parts.next()) {
-            (Some("visual"), Some("merger" | "downsample")) => learn.merger,
-            (Some("visual"), _) => learn.vision,
-            _ => learn.text,
-        };
-        how == How::Frozen
-    })
+pub fn freeze(model: Glm4v, frozen: &[Part]) -> (Glm4v, usize) {
+    freeze_where(model, |name| frozen.iter().any(|part| part.holds(name)))
+}
+
+impl Part {
+    /// Whether a parameter belongs to it. A head that is tied to the embeddings is one parameter with them.
+    fn holds(self, parameter: &str) -> bool {
+        let merger = ["model.visual.merger.", "model.visual.downsample."];
+        let merger = merger.iter().any(|start| parameter.starts_with(start));
+        let visual = parameter.starts_with("model.visual.");
+        match self {
+            Self::Merger => merger,
+            Self::Vision => visual && !merger,
+            Self::Text => !visual,
+            Self::Embeddings => parameter.starts_with("model.language_model.embed_tokens."),
+            Self::Head => parameter.starts_with("lm_head."),
+        }
+    }
 }
 
 /// Stops the gradients of all but adapters and what learns whole beside them; returns how many parameters learn.

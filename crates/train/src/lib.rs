@@ -24,10 +24,10 @@ pub use adamw::{AdamW, AdamWConfig};
 pub use changes::Change;
 pub use checkpoint::{Checkpoints, TrainerState};
 pub use config::{
-    DataSection, How, Init, Learn, LoraSection, ModelSection, OnBadChoice, OptimSection, OverlongChoice,
+    DataSection, EvalSection, Init, LoraSection, ModelSection, OnBadChoice, OnLongChoice, OptimSection, Part,
     RunConfig, RunConfigError, RunSection, ScheduleSection,
 };
-pub use eval::{Answer, Answering, EvalReport, Examined, evaluate};
+pub use eval::{Answer, Answering, EvalReport, Prediction, evaluate};
 pub use folder::RunFolderError;
 pub use gradients::NamedGradients;
 pub use learn::{freeze, freeze_all_but};
@@ -53,10 +53,10 @@ pub enum TrainError {
     /// The model folder's tokenizer, template or image settings cannot be used.
     #[error(transparent)]
     Processor(#[from] ProcessorError),
-    /// No such data set.
+    /// No such dataset.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// A data set cannot be read, or has records that cannot be used.
+    /// A dataset cannot be read, or has records that cannot be used.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     /// A record cannot be used.
@@ -143,20 +143,22 @@ pub enum TrainError {
     },
     /// The checkpoint to resume from is of another network.
     #[error(
-        "{}: holds another network than model.folder {}; resume with the model.folder that the run began with",
+        "{}: holds another network than model.path {}; resume with the model.path that the run began with",
         checkpoint.display(),
         folder.display()
     )]
     OtherModel {
         /// The checkpoint.
         checkpoint: PathBuf,
-        /// `model.folder`.
+        /// `model.path`.
         folder: PathBuf,
     },
     /// Every part is frozen.
-    #[error("model.learn freezes every part; needed: at least one of vision, merger, text = \"full\"")]
+    #[error(
+        "model.freeze leaves no trainable parameters; needed: at least one of vision, merger, text not in it"
+    )]
     NothingLearns,
-    /// `data.order` cannot be drawn.
+    /// `data.batch_order` cannot be drawn.
     #[error("{}: {source}", path.display())]
     Order {
         /// The file.
@@ -164,9 +166,9 @@ pub enum TrainError {
         /// What is wrong with it.
         source: SamplerError,
     },
-    /// `data.order` numbers records of which some are left out.
+    /// `data.batch_order` numbers records of which some are left out.
     #[error(
-        "{}: data.order numbers every record, and {left_out} are left out as bad; needed: data.on_bad = \"stop\" and data \
+        "{}: data.batch_order numbers every record, and {left_out} are left out as bad; needed: data.on_bad = \"stop\" and data \
          without them",
         path.display()
     )]
@@ -176,8 +178,8 @@ pub enum TrainError {
         /// Records left out.
         left_out: usize,
     },
-    /// `data.order` has too few batches.
-    #[error("{}: data.order has {found} batches; needed: one for each of the {needed} steps", path.display())]
+    /// `data.batch_order` has too few batches.
+    #[error("{}: data.batch_order has {found} batches; needed: one for each of the {needed} steps", path.display())]
     OrderEnds {
         /// The file.
         path: PathBuf,

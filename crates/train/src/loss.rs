@@ -1,6 +1,6 @@
-//! What training minimises: the mean surprise at the tokens that are taught.
+//! Cross-entropy loss, averaged over the label tokens.
 //!
-//! Dimensions: `N` taught tokens, `V` vocabulary.
+//! Dimensions: `N` label tokens, `V` vocabulary.
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
@@ -10,23 +10,23 @@ use glm4v_model::{Batch, FusionError, Glm4v, Probe};
 /// Which scores the loss looks at, and which token each of them should have predicted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Targets {
-    /// Indices into the `[B, S]` positions: one before each taught token.
+    /// Indices into the `[B, S]` positions: one before each trained on token.
     pub slots: Vec<usize>,
-    /// The taught tokens.
+    /// The label tokens.
     pub ids: Vec<u32>,
 }
 
 impl Targets {
-    /// Finds what a batch teaches. The first token of a row is never taught: nothing comes before it.
+    /// Finds what a batch trains. The first token of a row is never trained on: nothing comes before it.
     pub fn of(batch: &Batch) -> Self {
         let width = batch.shape[1];
-        let taught = (0..batch.taught.len()).filter(|i| batch.taught[*i] && i % width != 0);
-        let (slots, ids) = taught.map(|i| (i - 1, batch.input_ids[i])).unzip();
+        let loss_mask = (0..batch.loss_mask.len()).filter(|i| batch.loss_mask[*i] && i % width != 0);
+        let (slots, ids) = loss_mask.map(|i| (i - 1, batch.input_ids[i])).unzip();
         Self { slots, ids }
     }
 }
 
-/// Mean cross entropy in f32 over the taught tokens of a batch.
+/// Mean cross entropy in f32 over the label tokens of a batch.
 ///
 /// The head runs at these positions alone: the logits of all others are never made.
 ///

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one object a step, and one an examination.
+//! `metrics.jsonl`: one object a step, and one an evaluation.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -15,28 +15,28 @@ pub struct StepReport {
     pub step: usize,
     /// Times that the data was gone through, as a fraction.
     pub epoch: f64,
-    /// Mean cross entropy over the taught tokens of the batch, before the step.
+    /// Mean cross entropy over the label tokens of the batch, before the step.
     pub loss: f64,
     /// Global norm of the gradients before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
-    /// Tokens of the batch, pictures included, padding not.
+    /// Tokens of the batch, images included, padding not.
     pub tokens: usize,
     /// Tokens over the time of the step.
     pub tokens_per_second: f64,
 }
 
-/// What an examination found.
+/// What an evaluation found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalSummary {
     /// Steps done before.
     pub step: usize,
-    /// Mean cross entropy over all taught tokens; null if every record was left out.
+    /// Mean cross entropy over all label tokens; null if every record was left out.
     pub eval_loss: Option<f64>,
     /// Share of answers that are right to the letter; null if every record was left out.
     pub exact_match: Option<f64>,
-    /// Answers examined.
+    /// Answers evaluated.
     pub samples: usize,
     /// Records left out as too long.
     pub dropped: usize,

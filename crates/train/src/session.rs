@@ -23,7 +23,7 @@ use crate::TrainError;
 use crate::adamw::{AdamW, AdamWConfig};
 use crate::changes::{Change, Fate, changes};
 use crate::checkpoint::{Checkpoints, Learned, OPTIMIZER, TrainerState};
-use crate::config::{Init, LoraSection, OnBadChoice, OverlongChoice, RunConfig};
+use crate::config::{Init, LoraSection, OnBadChoice, OnLongChoice, RunConfig};
 use crate::eval::{Answering, EvalReport, evaluate};
 use crate::finite::not_finite;
 use crate::folder::{FINAL, Goal, METRICS, RunFolder};
@@ -41,10 +41,10 @@ pub trait Observer {
     fn stepped(&mut self, report: &StepReport);
     /// Records were left out as too long.
     fn dropped(&mut self, records: usize);
-    /// An examination goes on: answers so far, of how many.
-    fn examining(&mut self, done: usize, of: usize);
-    /// An examination is over.
-    fn examined(&mut self, summary: &EvalSummary);
+    /// An evaluation goes on: answers so far, of how many.
+    fn evaluating(&mut self, done: usize, of: usize);
+    /// An evaluation is over.
+    fn evaluated(&mut self, summary: &EvalSummary);
     /// A folder with weights appeared.
     fn saved(&mut self, folder: &Path);
 }
@@ -62,7 +62,7 @@ pub struct Plan {
     pub learning: usize,
     /// Records to learn from.
     pub train_records: usize,
-    /// Records to be examined on.
+    /// Records to be evaluated on.
     pub eval_records: usize,
     /// The adapters that learn; none if the model's own weights do.
     pub lora: Option<LoraPlan>,
@@ -82,7 +82,7 @@ pub struct LoraPlan {
 /// What a run leaves.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The last examination, if the config names a data set for it.
+    /// The last evaluation, if the config names a dataset for it.
     pub report: Option<EvalReport>,
     /// Folder with the final weights.
     pub folder: PathBuf,
@@ -137,15 +137,15 @@ impl Session {
         resume: bool,
         watch: Watch<'_>,
     ) -> Result<Self, TrainError> {
-        let mut folder = RunFolder::open(&config.run.folder)?;
-        let evaluates = !config.data.eval.is_empty();
+        let mut folder = RunFolder::open(&config.run.output_dir)?;
+        let evaluates = !config.eval.data.is_empty();
         // What needs no data is found out before it is read.
         folder.beginning(resume, Goal { steps: None, evaluates })?;
-        let origin = ModelFolder::open(&config.model.folder)?;
+        let origin = ModelFolder::open(&config.model.path)?;
         // Of a repository's branch the commit is kept: a run that goes on must find the same weights.
-        config.model.folder = origin.name();
-        if let Some(lora) = config.lora.as_mut().filter(|lora| !lora.adapter.as_os_str().is_empty()) {
-            lora.adapter = AdapterFolder::open(&lora.adapter)?.name();
+        config.model.path = origin.name();
+        if let Some(lora) = config.lora.as_mut().filter(|lora| !lora.adapter_path.as_os_str().is_empty()) {
+            lora.adapter_path = AdapterFolder::open(&lora.adapter_path)?.name();
         }
         let Inputs { train, eval, mut sampler, steps } = Inputs::read(&config, &origin)?;
         folder.claim()?;
@@ -167,7 +167,7 @@ impl Session {
             return Err(TrainError::NothingLearns);
         }
         let optimizer = start.optimizer(checkpoint.as_deref(), &model)?;
-        write_file(&config.run.folder.join("config.toml"), config.to_toml().as_bytes())?;
+        write_file(&config.run.output_dir.join("config.toml"), config.to_toml().as_bytes())?;
         let step = saved.as_ref().map(|saved| saved.state.step);
         Ok(Self {
             schedule: schedule(&config, steps),
@@ -209,7 +209,7 @@ impl Session {
         }
     }
 
-    /// Trains to the end, writes the final model folder, and examines.
+    /// Trains to the end, writes the final model folder, and evaluates.
     ///
     /// An evaluation comes after what it looks at is saved, so that nothing is lost if it fails. When `stop` turns true the
     /// step under way is finished, a checkpoint written, and [`TrainError::Interrupted`] returned.
@@ -224,21 +224,21 @@ impl Session {
         stop: &AtomicBool,
     ) -> Result<Outcome, TrainError> {
         observer.started(&self.plan());
-        let path = self.config.run.folder.join(METRICS);
+        let path = self.config.run.output_dir.join(METRICS);
         let evaluated = progress(&path).evaluated;
         let metrics = Metrics::open(&path, self.step)?;
         let mut run = Running { answering, observer, metrics, stop };
         // A run that ended during an evaluation begins with it.
         if self.step > 0 && evaluated < Some(self.step) && self.evaluates_now() {
-            self.examine(&mut run)?;
+            self.evaluate(&mut run)?;
         }
         self.train(&mut run)?;
-        if self.config.run.save_every > 0 {
+        if self.config.run.save_steps > 0 {
             self.keep(run.observer)?;
         }
         let folder = self.finish()?;
         run.observer.saved(&folder);
-        let report = self.examine(&mut run)?;
+        let report = self.evaluate(&mut run)?;
         let adapter = matches!(self.learned, Learned::Adapter(_));
         Ok(Outcome { report, folder, adapter })
     }
@@ -256,13 +256,13 @@ impl Session {
             if self.step == self.schedule.steps {
                 break;
             }
-            let save_every = self.config.run.save_every;
+            let save_steps = self.config.run.save_steps;
             let evaluates = self.evaluates_now();
-            if save_every > 0 && (evaluates || self.step.is_multiple_of(save_every)) {
+            if save_steps > 0 && (evaluates || self.step.is_multiple_of(save_steps)) {
                 self.keep(run.observer)?;
             }
             if evaluates {
-                self.examine(run)?;
+                self.evaluate(run)?;
             }
         }
         Ok(())
@@ -276,7 +276,7 @@ impl Session {
     ) -> Result<LoadedBatch, TrainError> {
         // A given order may still end early: batches whose records were all dropped make no step.
         let ended = || TrainError::OrderEnds {
-            path: self.config.data.order.clone(),
+            path: self.config.data.batch_order.clone(),
             found: self.step,
             needed: self.schedule.steps,
         };
@@ -290,7 +290,7 @@ impl Session {
 
     /// Whether an evaluation between two steps is due.
     fn evaluates_now(&self) -> bool {
-        let every = self.config.run.eval_every;
+        let every = self.config.eval.steps;
         let due = every > 0 && self.step.is_multiple_of(every) && self.step < self.schedule.steps;
         due && self.eval.is_some()
     }
@@ -315,9 +315,10 @@ impl Session {
             // Every step begins its own random numbers: a run that goes on draws what it would have drawn.
             self.model().device().seed(self.config.run.seed ^ (self.step as u64 + 1).rotate_left(32));
         }
-        let loss = balanced_loss(self.model(), &loaded.batch, &targets, self.config.optim.router_aux_loss)?;
+        let loss =
+            balanced_loss(self.model(), &loaded.batch, &targets, self.config.optim.router_aux_loss_coef)?;
         let gradients = NamedGradients::backward(self.model(), &loss);
-        // A batch without pictures moves nothing where the vision tower alone learns.
+        // A batch without images moves nothing where the vision tower alone learns.
         let norm = gradients.norm().unwrap_or_else(|| Tensor::zeros([1], &loss.device().inner()));
         // One read for both: each makes the device wait.
         let numbers = Tensor::cat(vec![loss.inner(), norm.inner()], 0).cast(DType::F32).try_into_data();
@@ -329,7 +330,7 @@ impl Session {
             return Err(TrainError::NotFinite { step, loss, grad_norm, lr, checkpoint });
         }
         let lr = self.schedule.rate(self.step);
-        let scale = match self.config.optim.clip_norm {
+        let scale = match self.config.optim.max_grad_norm {
             0.0 => 1.0,
             most => (most / (grad_norm + 1e-6)).min(1.0), // torch's clip_grad_norm_
         };
@@ -353,14 +354,14 @@ impl Session {
     /// Evaluates what is saved; none without data for it.
     ///
     /// The run ends here if the evaluation fails or is stopped. It can be resumed then, and begins with this evaluation.
-    fn examine<A: Answering, O: Observer>(
+    fn evaluate<A: Answering, O: Observer>(
         &mut self,
         run: &mut Running<'_, A, O>,
     ) -> Result<Option<EvalReport>, TrainError> {
         let Some(eval) = &self.eval else { return Ok(None) };
         let model = self.model().valid();
-        let size = self.config.run.eval_batch_size;
-        let progress = |done| run.observer.examining(done, eval.len());
+        let size = self.config.eval.batch_size;
+        let progress = |done| run.observer.evaluating(done, eval.len());
         let report = match evaluate(&model, eval, size, run.answering, run.stop, progress) {
             Ok(Some(report)) => report,
             Ok(None) => {
@@ -373,11 +374,11 @@ impl Session {
             step: self.step,
             eval_loss: report.loss,
             exact_match: report.exact_match(),
-            samples: report.examined.len(),
+            samples: report.predictions.len(),
             dropped: report.dropped,
         };
         run.metrics.write(&summary)?;
-        run.observer.examined(&summary);
+        run.observer.evaluated(&summary);
         Ok(Some(report))
     }
 
@@ -389,7 +390,7 @@ impl Session {
     ) -> Result<TrainError, TrainError> {
         let last = self.step == self.schedule.steps;
         let checkpoint = self.keep(observer)?;
-        let weights = if last { self.config.run.folder.join(FINAL) } else { checkpoint };
+        let weights = if last { self.config.run.output_dir.join(FINAL) } else { checkpoint };
         Ok(TrainError::Evaluation { step: self.step, weights, source: Box::new(source) })
     }
 
@@ -414,8 +415,13 @@ impl Session {
             dtype: self.precision.to_string(),
             data: self.fingerprint.clone(),
         };
-        let folder =
-            checkpoints.save(self.model(), &self.learned, &self.optimizer, &state, self.config.run.keep)?;
+        let folder = checkpoints.save(
+            self.model(),
+            &self.learned,
+            &self.optimizer,
+            &state,
+            self.config.run.save_total_limit,
+        )?;
         self.saved = Some(self.step);
         observer.saved(&folder);
         Ok(folder)
@@ -423,7 +429,7 @@ impl Session {
 
     fn finish(&self) -> Result<PathBuf, TrainError> {
         self.check_finite()?;
-        let folder = self.config.run.folder.join(FINAL);
+        let folder = self.config.run.output_dir.join(FINAL);
         let staged = StagedFolder::new(&folder)?;
         self.learned.save(self.model(), staged.path())?;
         staged.publish()?;
@@ -464,22 +470,22 @@ impl Inputs {
     fn read(config: &RunConfig, origin: &ModelFolder) -> Result<Self, TrainError> {
         let longest = origin.config().text.max_position_embeddings;
         let processor = Arc::new(Processor::load(origin.path())?.with_max_tokens(longest));
-        let registry = Registry::load(&config.data.folder)?;
+        let registry = Registry::load(&config.data.dir)?;
         let open = |name: &str| dataset(config, &registry, name, &processor, longest);
         let train = Arc::new(open(&config.data.train)?);
-        let eval = (!config.data.eval.is_empty()).then(|| open(&config.data.eval)).transpose()?;
-        if train.left_out() > 0 && !config.data.order.as_os_str().is_empty() {
-            let (path, left_out) = (config.data.order.clone(), train.left_out());
+        let eval = (!config.eval.data.is_empty()).then(|| open(&config.eval.data)).transpose()?;
+        if train.left_out() > 0 && !config.data.batch_order.as_os_str().is_empty() {
+            let (path, left_out) = (config.data.batch_order.clone(), train.left_out());
             return Err(TrainError::OrderSkips { path, left_out });
         }
         let sampler = sampler(config, train.len())?;
         let found = sampler.batches_per_epoch();
-        let steps = match config.schedule.steps {
+        let steps = match config.schedule.max_steps {
             0 => (config.schedule.epochs * found as f64).ceil() as usize,
             steps => steps,
         };
         if sampler.state().order == Order::Fixed && found < steps {
-            let path = config.data.order.clone();
+            let path = config.data.batch_order.clone();
             return Err(TrainError::OrderEnds { path, found, needed: steps });
         }
         Ok(Self { train, eval, sampler, steps })
@@ -547,7 +553,7 @@ impl Start<'_> {
             Some(checkpoint) => self.saved(checkpoint, watch)?,
             None => self.base(watch)?,
         };
-        let (model, learning) = freeze(model, self.config.model.learn);
+        let (model, learning) = freeze(model, &self.config.model.freeze);
         let learned = Learned::Model { origin: self.origin.path().to_owned(), precision: self.precision };
         Ok(Started { model, learned, lora: None, learning })
     }
@@ -563,15 +569,16 @@ impl Start<'_> {
         saved.load_on(&self.site, self.precision, watch).map_err(damaged)
     }
 
-    /// Adapters learn: those of the checkpoint, of `lora.adapter`, or fresh ones.
+    /// Adapters learn: those of the checkpoint, of `lora.adapter_path`, or fresh ones.
     fn adapter(
         &self,
         lora: &LoraSection,
         checkpoint: Option<&Path>,
         watch: Watch<'_>,
     ) -> Result<Started, TrainError> {
-        let given =
-            (!lora.adapter.as_os_str().is_empty()).then(|| AdapterFolder::open(&lora.adapter)).transpose()?;
+        let given = (!lora.adapter_path.as_os_str().is_empty())
+            .then(|| AdapterFolder::open(&lora.adapter_path))
+            .transpose()?;
         let config = match &given {
             Some(folder) => folder.config().clone(),
             None => {
@@ -609,8 +616,8 @@ impl Start<'_> {
     /// The folder's weights, or fresh ones.
     fn base(&self, watch: Watch<'_>) -> Result<Glm4v, TrainError> {
         Ok(match self.config.model.init {
-            Init::Weights => self.origin.load_on(&self.site, self.precision, watch)?,
-            Init::Fresh => {
+            Init::Pretrained => self.origin.load_on(&self.site, self.precision, watch)?,
+            Init::Random => {
                 let network = self.site.build(self.origin.config()).map_err(WeightsError::from)?;
                 initialize(network, self.config.run.seed, self.precision.dtype())
             }
@@ -620,7 +627,7 @@ impl Start<'_> {
 
 fn schedule(config: &RunConfig, steps: usize) -> Schedule {
     Schedule {
-        kind: config.schedule.kind,
+        kind: config.schedule.r#type,
         lr: config.optim.lr,
         warmup_steps: config.schedule.warmup_steps,
         steps,
@@ -629,7 +636,7 @@ fn schedule(config: &RunConfig, steps: usize) -> Schedule {
 
 /// Where media are looked for first, if the config names a place.
 fn media_folder(config: &RunConfig) -> Option<&Path> {
-    let media = &config.data.media_folder;
+    let media = &config.data.media_dir;
     (!media.as_os_str().is_empty()).then_some(media)
 }
 
@@ -646,9 +653,9 @@ fn dataset(
             0 => longest,
             most => most.min(longest),
         }),
-        overlong: match config.data.overlong {
-            OverlongChoice::Error => Overlong::Error,
-            OverlongChoice::Drop => Overlong::Drop,
+        overlong: match config.data.on_long {
+            OnLongChoice::Error => Overlong::Error,
+            OnLongChoice::Drop => Overlong::Drop,
         },
         on_bad: match config.data.on_bad {
             OnBadChoice::Stop => OnBad::Stop,
@@ -659,11 +666,11 @@ fn dataset(
     Ok(Dataset::open(&registry.find(name)?, media, processor.clone(), options)?)
 }
 
-/// Longest file of `data.order`, in bytes: a hundred million record numbers.
+/// Longest file of `data.batch_order`, in bytes: a hundred million record numbers.
 const LONGEST_ORDER: u64 = 1 << 30;
 
 fn sampler(config: &RunConfig, records: usize) -> Result<Sampler, TrainError> {
-    let path = &config.data.order;
+    let path = &config.data.batch_order;
     if path.as_os_str().is_empty() {
         return Ok(Sampler::shuffled(records, config.data.batch_size, config.run.seed)?);
     }

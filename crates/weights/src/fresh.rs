@@ -1,4 +1,4 @@
-//! Fresh weights in files, without a network in between.
+//! Random weights in files, without a network in between.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ const CHUNK: usize = 1 << 16;
 const RUN: usize = 1 << 21;
 
 impl ModelFolder {
-    /// Writes fresh weights for the folder's config into `out`, with all that lies beside it but weights; returns how
+    /// Writes random weights for the folder's config into `out`, with all that lies beside it but weights; returns how
     /// many parameters they are.
     ///
     /// The values are those of [`initialize`](glm4v_model::initialize), made and written a chunk at a time. `out` must

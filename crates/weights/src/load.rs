@@ -104,7 +104,7 @@ impl ModelFolder {
             unknown.len(),
             list_names(&unknown, LISTED)
         );
-        // Published checkpoints have layers for predicting several tokens at once behind the last: no surprise.
+        // Published checkpoints have layers for multi-token prediction (MTP) after the last one, which is expected.
         let ahead = |name: &String| {
             let rest = name.strip_prefix("model.language_model.layers.");
             let layer = rest.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());

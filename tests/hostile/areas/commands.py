@@ -236,28 +236,28 @@ def help_and_version(desk):
 def info_of_sizes(desk):
     giant = 2**63
     for words in (
-        ["--batch", giant],
-        ["--length", giant],
-        ["--answer", giant],
+        ["--batch-size", giant],
+        ["--seq-len", giant],
+        ["--max-new-tokens", giant],
         ["--lora-rank", giant],
-        ["--batch", giant, "--length", giant],
-        ["--batch", 0],
-        ["--length", 0],
-        ["--answer", 0],
+        ["--batch-size", giant, "--seq-len", giant],
+        ["--batch-size", 0],
+        ["--seq-len", 0],
+        ["--max-new-tokens", 0],
         ["--lora-rank", 0],
-        ["--length", 2**64],
-        ["--image", "0x0"],
-        ["--image", "99999999999x99999999999"],
-        ["--image", "4294967295x4294967295"],
-        ["--image", "x"],
-        ["--image", "1x1"],
-        ["--image", "-1x5"],
-        ["--image", "10000x1"],
-        ["--image", "none"],
-        ["--image", ""],
-        ["--answer", 4000, "--length", 10],
-        ["--batch", 2**32, "--length", 2**32],
-        ["--lora-rank", 2**40, "--batch", 2**40],
+        ["--seq-len", 2**64],
+        ["--image-size", "0x0"],
+        ["--image-size", "99999999999x99999999999"],
+        ["--image-size", "4294967295x4294967295"],
+        ["--image-size", "x"],
+        ["--image-size", "1x1"],
+        ["--image-size", "-1x5"],
+        ["--image-size", "10000x1"],
+        ["--image-size", "none"],
+        ["--image-size", ""],
+        ["--max-new-tokens", 4000, "--seq-len", 10],
+        ["--batch-size", 2**32, "--seq-len", 2**32],
+        ["--lora-rank", 2**40, "--batch-size", 2**40],
     ):
         desk.run("info", "--model", desk.world.model, *words).expect(0, 1, 2)
 
@@ -266,7 +266,7 @@ def info_of_sizes(desk):
 def info_of_published_sizes(desk):
     for config in sorted(CONFIGS.iterdir()):
         if config.is_dir():
-            desk.run("info", "--model", config, "--batch", 10**6, "--length", 10**6, "--json").expect(0, 1)
+            desk.run("info", "--model", config, "--batch-size", 10**6, "--seq-len", 10**6, "--json").expect(0, 1)
 
 
 @AREA.case

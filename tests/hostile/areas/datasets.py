@@ -65,7 +65,7 @@ add("git-lfs-pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:
 add("yaml", b"- messages:\n  - role: user\n", codes=(1,))
 
 # Formats that people have; the error says what the file is.
-UNKNOWN = "no data set"
+UNKNOWN = "no dataset"
 
 
 def add_format(name, file, content, *words):
@@ -410,22 +410,22 @@ def most_tokens(desk):
 
 
 @AREA.case
-def long_answer_is_dropped_from_an_examination(desk):
+def long_answer_is_dropped_from_an_evaluation(desk):
     # Every record of a batch may be too long.
     data = desk.lines("long.jsonl", [{"messages": [USER, {"role": "assistant", "content": "x y " * 50_000}]}])
-    desk.train(f"data.eval={data}", "data.overlong=drop").held("long.jsonl")
+    desk.train(f"eval.data={data}", "data.on_long=drop").held("long.jsonl")
     mixed = desk.lines("mixed.jsonl", [GOOD, {"messages": [USER, {"role": "assistant", "content": "x y " * 50_000}]}])
-    desk.train(f"data.eval={mixed}", "data.overlong=drop", "run.eval_batch_size=1", run="mixed").held("mixed.jsonl")
+    desk.train(f"eval.data={mixed}", "data.on_long=drop", "eval.batch_size=1", run="mixed").held("mixed.jsonl")
 
 
 @AREA.case
 def bad_records_are_found_before_the_first_step(desk):
     bad = {"messages": [{"role": "user", "content": "<image>"}, ANSWER], "images": ["/no/such.png"]}
     data = desk.lines("bad.jsonl", [GOOD] * 7 + [bad] + [GOOD] * 40)
-    desk.train(f"data.train={data}", "schedule.steps=3", "data.batch_size=1").refused(
+    desk.train(f"data.train={data}", "schedule.max_steps=3", "data.batch_size=1").refused(
         "bad.jsonl: line 8", "such.png"
     ).avoids("step 1/")
-    desk.train(f"data.eval={data}", run="examined").refused("bad.jsonl: line 8", "such.png").avoids("step 1/")
+    desk.train(f"eval.data={data}", run="evaluated").refused("bad.jsonl: line 8", "such.png").avoids("step 1/")
 
 
 @AREA.case
@@ -450,7 +450,7 @@ def bad_pixels_are_skipped_if_asked(desk):
     broken = desk.file("broken.png", b"not a picture")
     record = {"messages": [{"role": "user", "content": "<image>"}, ANSWER], "images": [str(broken)]}
     data = desk.lines("bad.jsonl", [GOOD] * 8 + [record] + [GOOD] * 8)
-    desk.train(f"data.train={data}", "data.on_bad=skip", "schedule.steps=4").held("broken.png")
+    desk.train(f"data.train={data}", "data.on_bad=skip", "schedule.max_steps=4").held("broken.png")
 
 
 # dataset_info.json.
@@ -460,7 +460,7 @@ def add_registry(name, entries, *words, codes=(1,), data="mine", fill=None):
         desk.file("d/dataset_info.json", entries)
         if fill:
             fill(desk)
-        outcome = desk.evaluate(data, "--data-folder", desk.folder / "d").expect(*codes)
+        outcome = desk.evaluate(data, "--data-dir", desk.folder / "d").expect(*codes)
         if outcome.code == 1:
             outcome.says(*words)
 
@@ -541,7 +541,7 @@ def registry_is_something_else(desk):
         folder = desk.path(f"d{len(desk.outcomes)}")
         folder.mkdir()
         make(folder / "dataset_info.json")
-        desk.evaluate("mine", "--data-folder", folder).refused("dataset_info.json")
+        desk.evaluate("mine", "--data-dir", folder).refused("dataset_info.json")
 
 
 @AREA.case
@@ -549,9 +549,9 @@ def media_folder(desk):
     data = desk.lines(
         "a.jsonl", [{"messages": [{"role": "user", "content": "<image>"}, ANSWER], "images": ["1081.png"]}]
     )
-    desk.evaluate(data, "--media-folder", desk.world.image.parent).accepted()
+    desk.evaluate(data, "--media-dir", desk.world.image.parent).accepted()
     for folder in ("no/such", "/dev/null", "", desk.world.image):
-        desk.evaluate(data, "--media-folder", folder).expect(1, 2)
+        desk.evaluate(data, "--media-dir", folder).expect(1, 2)
 
 
 KEYS = [
@@ -606,7 +606,7 @@ def odd_registry(desk):
     }
     desk.lines("d/a.jsonl", [GOOD])
     desk.file("d/dataset_info.json", mutate.odd_json(desk.random, entry))
-    desk.evaluate("mine", "--data-folder", desk.folder / "d").expect(0, 1)
+    desk.evaluate("mine", "--data-dir", desk.folder / "d").expect(0, 1)
 
 
 for number in range(15):

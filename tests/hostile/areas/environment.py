@@ -30,7 +30,7 @@ def each_command(desk, suffix=""):
             3,
         ],
         "eval": ["eval", "--model", model, "--data", desk.world.questions, "--max-new-tokens", 3],
-        "train": desk.training("run.save_every=1", run=f"run{suffix}"),
+        "train": desk.training("run.save_steps=1", run=f"run{suffix}"),
         "init": ["init", "--config", SMALL, "--out", desk.path(f"init{suffix}")],
         "convert": ["convert", "--model", model, "--out", desk.path(f"convert{suffix}")],
         "merge": ["merge", "--model", model, "--adapter", desk.world.adapter, "--out", desk.path(f"merge{suffix}")],
@@ -325,7 +325,7 @@ def disk_fills(desk):
                 ["init", "--config", SMALL, "--out", disk / "init"],
                 ["convert", "--model", model, "--out", disk / "convert"],
                 ["merge", "--model", model, "--adapter", adapter, "--out", disk / "merge"],
-                desk.training("run.save_every=1", "schedule.steps=4", f"run.folder={disk / 'run'}"),
+                desk.training("run.save_steps=1", "schedule.max_steps=4", f"run.output_dir={disk / 'run'}"),
                 ["trace", "--model", model, "--prompt", "x", "--out", disk / "trace"],
             ):
                 desk.run(*words).held()

@@ -315,7 +315,7 @@ for name, value in (
         ask(desk, model).expect(0, 1)
         desk.look(desk.world.image, "--temperature", 1, model=model).expect(0, 1)
         desk.evaluate(desk.world.questions, model=model).expect(0, 1)
-        desk.train(f"model.folder={model}").expect(0, 1)
+        desk.train(f"model.path={model}").expect(0, 1)
 
     AREA.add(f"weights-all-{name}", with_numbers)
 

@@ -58,11 +58,11 @@ def metrics(desk):
     path = run / "metrics.jsonl"
     path.write_bytes(mutate.damage(desk.random, path.read_bytes()))
     desk.train(
-        f"model.folder={SMALL}",
-        "model.init=fresh",
+        f"model.path={SMALL}",
+        "model.init=random",
         "data.batch_size=16",
-        "schedule.steps=62",
-        "run.save_every=20",
+        "schedule.max_steps=62",
+        "run.save_steps=20",
         extra=["--resume"],
     ).expect(0, 1)
 

@@ -30,12 +30,12 @@ def many_questions(desk):
 
 
 LONG = {
-    "train": lambda desk: desk.training("schedule.steps=100000", "run.save_every=7"),
+    "train": lambda desk: desk.training("schedule.max_steps=100000", "run.save_steps=7"),
     "train-lora": lambda desk: desk.training(
-        "schedule.steps=100000", "run.save_every=7", "lora.target_modules=all-linear"
+        "schedule.max_steps=100000", "run.save_steps=7", "lora.target_modules=all-linear"
     ),
-    "train-examining": lambda desk: desk.training(
-        "schedule.steps=100000", "run.eval_every=2", f"data.eval={many_questions(desk)}", "run.eval_batch_size=8"
+    "train-evaluating": lambda desk: desk.training(
+        "schedule.max_steps=100000", "eval.steps=2", f"eval.data={many_questions(desk)}", "eval.batch_size=8"
     ),
     "eval": lambda desk: ["eval", "--model", desk.world.model, "--data", many_questions(desk)],
     "generate": lambda desk: [
@@ -107,8 +107,8 @@ def signals_by_the_dozen(desk):
     for _ in range(12):
         started = desk.start(
             *desk.training(
-                "schedule.steps=100000",
-                "run.save_every=3",
+                "schedule.max_steps=100000",
+                "run.save_steps=3",
                 extra=["--resume"] if list(desk.folder.glob("run/checkpoints/step-*")) else [],
             )
         )
@@ -125,9 +125,9 @@ def killed_by_the_dozen(desk):
         resume = ["--resume"] if list(desk.folder.glob("run/checkpoints/step-*")) else []
         if not resume:
             shutil.rmtree(desk.folder / "run", ignore_errors=True)
-        started = desk.start(*desk.training("schedule.steps=100000", "run.save_every=2", extra=resume))
+        started = desk.start(*desk.training("schedule.max_steps=100000", "run.save_steps=2", extra=resume))
         started.after(desk.random.uniform(0.2, 1.0), signal.SIGKILL).wait().expect(-signal.SIGKILL)
-    resumed = desk.start(*desk.training("schedule.steps=100000", "run.save_every=2", extra=["--resume"]))
+    resumed = desk.start(*desk.training("schedule.max_steps=100000", "run.save_steps=2", extra=["--resume"]))
     resumed.after(2, signal.SIGINT).wait().stopped_by(signal.SIGINT)
     if list(desk.folder.rglob("*.partial")):
         desk.blame("leftovers of killed runs stay after a resume", desk.outcomes[-1])
@@ -217,7 +217,7 @@ def at_once(desk, commands, wait=0.0):
 def two_runs_in_one_folder(desk):
     for pause in (0.0, 0.05, 0.4):
         run = f"run-{pause}"
-        first, second = at_once(desk, [desk.training("schedule.steps=150", run=run)] * 2, pause)
+        first, second = at_once(desk, [desk.training("schedule.max_steps=150", run=run)] * 2, pause)
         one_wins(first, second)
 
 
@@ -230,9 +230,9 @@ def one_wins(first, second):
 
 @AREA.case
 def resume_beside_the_running_run(desk):
-    first = desk.start(*desk.training("schedule.steps=300", "run.save_every=10"))
+    first = desk.start(*desk.training("schedule.max_steps=300", "run.save_steps=10"))
     first.when(lambda: list(desk.folder.glob("run/checkpoints/step-*")))
-    second = desk.run(*desk.training("schedule.steps=300", "run.save_every=10", "optim.lr=1e-9", extra=["--resume"]))
+    second = desk.run(*desk.training("schedule.max_steps=300", "run.save_steps=10", "optim.lr=1e-9", extra=["--resume"]))
     outcome = first.wait()
     if (outcome.code, second.code) != (0, 1):
         second.blame(f"--resume beside the running run: {outcome.code} and {second.code}, needed 0 and 1")
@@ -281,7 +281,7 @@ def data_changes_while_it_is_learned(desk):
         part = record["messages"][0]["content"][0]
         part["path"] = str(pictures / os.path.basename(part["path"]))
     data = desk.lines("data.jsonl", records)
-    training = desk.start(*desk.training(f"data.train={data}", "schedule.steps=100000", "run.save_every=5"))
+    training = desk.start(*desk.training(f"data.train={data}", "schedule.max_steps=100000", "run.save_steps=5"))
     training.when(lambda: list(desk.folder.glob("run/checkpoints/step-*")))
     data.write_text("")
     shutil.rmtree(pictures)
@@ -308,13 +308,13 @@ def many_generate_at_once(desk):
 
 @AREA.case
 def stopped_run_goes_on_number_for_number(desk):
-    desk.train("schedule.steps=30", run="straight").accepted()
-    started = desk.start(*desk.training("schedule.steps=30", "run.save_every=1000"))
+    desk.train("schedule.max_steps=30", run="straight").accepted()
+    started = desk.start(*desk.training("schedule.max_steps=30", "run.save_steps=1000"))
     metrics = desk.folder / "run/metrics.jsonl"
     started.when(lambda: metrics.exists() and metrics.read_text().count("\n") > 5)
     started.send(signal.SIGINT)
     if started.wait().stopped_by(signal.SIGINT).code != 0:
-        desk.train("schedule.steps=30", extra=["--resume"]).accepted()
+        desk.train("schedule.max_steps=30", extra=["--resume"]).accepted()
     straight, resumed = ((desk.folder / name / "final/model.safetensors").read_bytes() for name in ("straight", "run"))
     if straight != resumed:
         desk.blame("a run that was stopped and resumed ends with other weights", desk.outcomes[-1])

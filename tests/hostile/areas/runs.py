@@ -15,35 +15,35 @@ AREA = Area("runs")
 
 # Every key, with values that are no good for most of them.
 KEYS = {
-    "model": ["folder", "init", "learn.vision", "learn.merger", "learn.text", "learn"],
+    "model": ["path", "init", "freeze"],
     "lora": [
-        "adapter",
+        "adapter_path",
         "target_modules",
         "target_parameters",
         "exclude_modules",
         "modules_to_save",
         "r",
-        "alpha",
-        "dropout",
-        "rslora",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
         "rank_pattern",
         "alpha_pattern",
     ],
     "data": [
-        "folder",
-        "media_folder",
+        "dir",
+        "media_dir",
         "train",
-        "eval",
         "batch_size",
         "max_length",
-        "overlong",
-        "order",
+        "on_long",
+        "batch_order",
         "workers",
         "on_bad",
     ],
-    "optim": ["lr", "betas", "eps", "weight_decay", "clip_norm", "router_aux_loss"],
-    "schedule": ["kind", "warmup_steps", "epochs"],
-    "run": ["seed", "eval_every", "eval_batch_size", "eval_tokens", "save_every", "keep", "show"],
+    "optim": ["lr", "betas", "eps", "weight_decay", "max_grad_norm", "router_aux_loss_coef"],
+    "schedule": ["type", "warmup_steps", "epochs"],
+    "eval": ["data", "steps", "batch_size", "max_new_tokens", "log_samples"],
+    "run": ["seed", "save_steps", "save_total_limit"],
 }
 VALUES = [
     "-1",
@@ -103,14 +103,14 @@ for section, names in KEYS.items():
 @AREA.case
 def steps_that_never_end(desk):
     for steps in (10**12, 2**63 - 1):
-        started = desk.start(*desk.training(f"schedule.steps={steps}", run=f"run-{steps}"))
+        started = desk.start(*desk.training(f"schedule.max_steps={steps}", run=f"run-{steps}"))
         started.after(2.5, signal.SIGINT).wait().stopped_by(signal.SIGINT)
 
 
 @AREA.case
 def epochs_that_never_end(desk):
     for epochs in ("1e15", "1e300", "nan", "-1", "0"):
-        started = desk.start(*desk.training("schedule.steps=0", f"schedule.epochs={epochs}", run=f"run-{epochs}"))
+        started = desk.start(*desk.training("schedule.max_steps=0", f"schedule.epochs={epochs}", run=f"run-{epochs}"))
         started.after(2.5, signal.SIGINT).wait().expect(1, 130)
 
 
@@ -146,7 +146,7 @@ add_toml("deep-keys", lambda: "[" + "a." * 100_000 + "a]\nb = 1\n")
 add_toml("dotted-deep", lambda: "optim." + "a." * 100_000 + "b = 1\n")
 add_toml("comment-of-50-mb", lambda: "# " + "x" * (50 << 20) + "\n", codes=(0, 1))
 add_toml("million-keys", lambda: "[optim]\n" + "".join(f"k{number} = 1\n" for number in range(300_000)))
-add_toml("string-never-ends", '[run]\nfolder = """' + "x" * 100_000)
+add_toml("string-never-ends", '[run]\noutput_dir = """' + "x" * 100_000)
 add_toml("number-of-digits", "[optim]\nlr = 0." + "1" * 100_000 + "\n", codes=(0, 1))
 add_toml("key-of-a-later-release", '[memory]\nrecompute = "all"\n', "memory")
 
@@ -184,7 +184,7 @@ def settings_that_are_none(desk):
         "optim.lr",
         "optim=1",
         "optim.lr.x=1",
-        "run.folder=\0".replace("\0", "\x01"),
+        "run.output_dir=\0".replace("\0", "\x01"),
         "data.train=\n",
         "optim.lr=1\nrun.seed=5",
         "model.freeze_vision_tower=true",
@@ -195,7 +195,7 @@ def settings_that_are_none(desk):
 # LoRA sections.
 @AREA.case
 def lora_rank_without_targets_is_lora(desk):
-    for setting in ("lora.r=4", "lora.alpha=8", "lora.dropout=0.1", "lora.rslora=true"):
+    for setting in ("lora.r=4", "lora.lora_alpha=8", "lora.lora_dropout=0.1", "lora.use_rslora=true"):
         outcome = desk.train(setting, run=setting).held()
         if outcome.code == 0 and "633,280 of 633,280" in outcome.stderr:
             outcome.blame(f"{setting} trains all weights without a word")
@@ -224,29 +224,29 @@ for name, settings in {
     "rank-pattern-broken": ["lora.target_modules=['q_proj']", "lora.rank_pattern={'(' = 4}"],
     "rank-pattern-giant": ["lora.target_modules=['q_proj']", "lora.rank_pattern={q_proj = 1000000000000}"],
     "alpha-pattern-nan": ["lora.target_modules=['q_proj']", "lora.alpha_pattern={q_proj = nan}"],
-    "alpha-tiny": ["lora.target_modules=['q_proj']", "lora.alpha=1e-300"],
-    "alpha-giant": ["lora.target_modules=['q_proj']", "lora.alpha=1e300"],
-    "dropout-almost-1": ["lora.target_modules=['q_proj']", "lora.dropout=0.9999999999999999"],
-    "with-frozen": ["lora.target_modules=['q_proj']", "model.learn.vision=frozen"],
-    "with-fresh": ["lora.target_modules=['q_proj']", "model.init=fresh"],
-    "adapter-missing": ["lora.adapter=no/such"],
-    "adapter-empty": ["lora.adapter=''", "lora.r=4"],
+    "alpha-tiny": ["lora.target_modules=['q_proj']", "lora.lora_alpha=1e-300"],
+    "alpha-giant": ["lora.target_modules=['q_proj']", "lora.lora_alpha=1e300"],
+    "dropout-almost-1": ["lora.target_modules=['q_proj']", "lora.lora_dropout=0.9999999999999999"],
+    "with-frozen": ["lora.target_modules=['q_proj']", "model.freeze=['vision']"],
+    "with-fresh": ["lora.target_modules=['q_proj']", "model.init=random"],
+    "adapter-missing": ["lora.adapter_path=no/such"],
+    "adapter-empty": ["lora.adapter_path=''", "lora.r=4"],
 }.items():
     AREA.add(f"lora-{name}", lambda desk, settings=settings: desk.train(*settings).expect(0, 1))
 
 
 @AREA.case
 def lora_goes_on_from_an_adapter(desk):
-    desk.train(f"lora.adapter={desk.world.adapter}").accepted()
-    desk.train(f"lora.adapter={desk.world.adapter}", "lora.r=64", run="other").held()
-    desk.train(f"lora.adapter={desk.world.model}", run="model").refused()
+    desk.train(f"lora.adapter_path={desk.world.adapter}").accepted()
+    desk.train(f"lora.adapter_path={desk.world.adapter}", "lora.r=64", run="other").held()
+    desk.train(f"lora.adapter_path={desk.world.model}", run="model").refused()
 
 
 # Numbers that break.
 @AREA.case
 def broken_weights_are_not_saved(desk):
     for setting in ("optim.lr=1e300", "optim.weight_decay=1e300", "optim.lr=1e38"):
-        outcome = desk.train(setting, "schedule.steps=1", run=setting).held()
+        outcome = desk.train(setting, "schedule.max_steps=1", run=setting).held()
         if outcome.code == 0 and is_broken(desk.folder / setting / "final/model.safetensors"):
             outcome.blame("saves weights that are not numbers, with exit code 0")
 
@@ -256,9 +256,9 @@ def is_broken(path):
     return any(value != value for _, _, raw in tensors.values() for value in struct.unpack(f"<{len(raw) // 4}f", raw))
 
 
-# A bad examination must not cost the run.
+# A bad evaluation must not cost the run.
 @AREA.case
-def examination_fails_at_its_first_record(desk):
+def evaluation_fails_at_its_first_record(desk):
     data = desk.file(
         "bad.jsonl",
         json.dumps(
@@ -268,11 +268,11 @@ def examination_fails_at_its_first_record(desk):
             }
         ),
     )
-    outcome = desk.train(f"data.eval={data}", "schedule.steps=5").refused("a.png")
+    outcome = desk.train(f"eval.data={data}", "schedule.max_steps=5").refused("a.png")
     trained = (desk.folder / "run/metrics.jsonl").exists() and (desk.folder / "run/metrics.jsonl").read_text()
     saved = (desk.folder / "run/final").exists() or any((desk.folder / "run").glob("checkpoints/step-*"))
     if trained and not saved:
-        outcome.blame("trained, and lost it all to the examination")
+        outcome.blame("trained, and lost it all to the evaluation")
 
 
 # Run folders.
@@ -292,7 +292,7 @@ def folder_is_no_folder(desk):
         desk.file("parent", b"") / "run",
         "",
     ):
-        desk.train(f"run.folder={folder}").expect(0 if folder == "" else 1, 1)
+        desk.train(f"run.output_dir={folder}").expect(0 if folder == "" else 1, 1)
 
 
 @AREA.case
@@ -304,7 +304,7 @@ def folder_is_a_link_loop(desk):
 @AREA.case
 def folder_is_the_model(desk):
     model = desk.model()
-    desk.train(f"model.folder={model}", f"run.folder={model}").held()
+    desk.train(f"model.path={model}", f"run.output_dir={model}").held()
 
 
 @AREA.case
@@ -315,8 +315,8 @@ def folder_is_not_permitted(desk):
 
 @AREA.case
 def folder_is_long(desk):
-    desk.train("run.folder=" + str(desk.folder / ("x" * 300))).refused()
-    desk.train("run.folder=" + str(desk.folder) + "/x" * 3000).refused()
+    desk.train("run.output_dir=" + str(desk.folder / ("x" * 300))).refused()
+    desk.train("run.output_dir=" + str(desk.folder) + "/x" * 3000).refused()
 
 
 @AREA.case
@@ -327,7 +327,7 @@ def folder_has_odd_letters(desk):
 
 @AREA.case
 def folder_vanishes(desk):
-    started = desk.start(*desk.training("schedule.steps=100000", "run.save_every=50"))
+    started = desk.start(*desk.training("schedule.max_steps=100000", "run.save_steps=50"))
     metrics = desk.folder / "run/metrics.jsonl"
     started.when(metrics.exists)
     shutil.rmtree(desk.folder / "run", ignore_errors=True)
@@ -349,12 +349,12 @@ def stopped_run(desk):
 
 def resuming(desk, *settings, flags=(), **how):
     return desk.train(
-        f"model.folder={SMALL}",
-        "model.init=fresh",
+        f"model.path={SMALL}",
+        "model.init=random",
         "optim.lr=2e-3",
         "data.batch_size=16",
-        "schedule.steps=60",
-        "run.save_every=20",
+        "schedule.max_steps=60",
+        "run.save_steps=20",
         *settings,
         extra=["--resume", *flags],
         **how,
@@ -375,24 +375,24 @@ def resume_without_a_run(desk):
 @AREA.case
 def resume_advice_helps(desk):
     # What the error proposes must not be what was just tried.
-    desk.train("schedule.steps=2").accepted()
-    outcome = desk.train("schedule.steps=4", extra=["--resume"]).held()
-    if outcome.code == 1 and "a higher schedule.steps lets it go on" in outcome.stderr:
-        outcome.blame("advises a higher schedule.steps, which was just given")
+    desk.train("schedule.max_steps=2").accepted()
+    outcome = desk.train("schedule.max_steps=4", extra=["--resume"]).held()
+    if outcome.code == 1 and "a higher schedule.max_steps lets it go on" in outcome.stderr:
+        outcome.blame("advises a higher schedule.max_steps, which was just given")
 
 
 for name, settings in {
     "batch-size": ["data.batch_size=8"],
     "learning-rate": ["optim.lr=1"],
     "betas": ["optim.betas=[0.5, 0.5]"],
-    "frozen": ["model.learn.vision=frozen"],
-    "fewer-steps": ["schedule.steps=10"],
+    "frozen": ["model.freeze=['vision']"],
+    "fewer-steps": ["schedule.max_steps=10"],
     "seed": ["run.seed=7"],
     "lora": ["lora.target_modules=all-linear"],
-    "schedule": ["schedule.kind=constant"],
+    "schedule": ["schedule.type=constant"],
     "decay": ["optim.weight_decay=0.5"],
     "max-length": ["data.max_length=200"],
-    "clip": ["optim.clip_norm=0.1"],
+    "clip": ["optim.max_grad_norm=0.1"],
 }.items():
 
     def resume_with(desk, settings=settings):
@@ -548,12 +548,12 @@ def lock_left_by_a_dead_run(desk):
     run = stopped_run(desk)
     started = desk.start(
         *desk.training(
-            f"model.folder={SMALL}",
-            "model.init=fresh",
+            f"model.path={SMALL}",
+            "model.init=random",
             "optim.lr=2e-3",
             "data.batch_size=16",
-            "schedule.steps=60000",
-            "run.save_every=20",
+            "schedule.max_steps=60000",
+            "run.save_steps=20",
             extra=["--resume"],
         )
     )
@@ -596,29 +596,27 @@ def order_files(desk):
         b"\xff",
         "[[9223372036854775808]]",
     ):
-        desk.train(f"data.order={desk.file('o.json', content)}", run=f"run-{len(desk.outcomes)}").expect(0, 1)
-    desk.train("data.order=/dev/zero", run="zero").refused("/dev/zero").within(megabytes=1000)
-    desk.train(f"data.order={desk.folder}", run="folder").refused()
+        desk.train(f"data.batch_order={desk.file('o.json', content)}", run=f"run-{len(desk.outcomes)}").expect(0, 1)
+    desk.train("data.batch_order=/dev/zero", run="zero").refused("/dev/zero").within(megabytes=1000)
+    desk.train(f"data.batch_order={desk.folder}", run="folder").refused()
 
 
 # Damage by chance.
 CONFIG = f"""[model]
-folder = "{SMALL}"
-init = "fresh"
-
-[model.learn]
-vision = "full"
+path = "{SMALL}"
+init = "random"
+freeze = ["vision"]
 
 [lora]
 target_modules = ["q_proj", "v_proj"]
 r = 4
-alpha = 8.0
+lora_alpha = 8.0
 rank_pattern = {{ q_proj = 2 }}
 
 [data]
 batch_size = 4
 max_length = 300
-overlong = "drop"
+on_long = "drop"
 workers = 1
 
 [optim]
@@ -626,12 +624,14 @@ lr = 1e-3
 betas = [0.9, 0.95]
 
 [schedule]
-kind = "cosine"
-steps = 1
+type = "cosine"
+max_steps = 1
+
+[eval]
+log_samples = 2
 
 [run]
 seed = 0
-show = 2
 """
 WORDS = [
     "nan",

@@ -135,7 +135,7 @@ def rate_is_asked_for_once(desk):
         "videos": [str(folder)],
     }
     data = desk.lines("a.jsonl", [record] * 24)
-    outcome = desk.train(f"data.train={data}", "schedule.steps=6").accepted()
+    outcome = desk.train(f"data.train={data}", "schedule.max_steps=6").accepted()
     if outcome.stderr.count("frame rate") > 2:
         outcome.blame(f"warns {outcome.stderr.count('frame rate')} times of a frame rate that is not known")
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use glm4v_data::{Dataset, DatasetOptions, Registry};
 use glm4v_infer::{GenerationConfig, Sampling};
-use glm4v_train::{Examined, evaluate};
+use glm4v_train::{Prediction, evaluate};
 use serde_json::json;
 
 use super::{load_model, open_model, print_line};
@@ -21,8 +21,8 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let (site, precision) = device::open(global)?;
     let (folder, processor) = open_model(&args.model)?;
     let processor = Arc::new(processor);
-    let source = Registry::load(&args.data_folder)?.find(&args.data)?;
-    let media = args.media_folder.as_deref();
+    let source = Registry::load(&args.data_dir)?.find(&args.data)?;
+    let media = args.media_dir.as_deref();
     let options = DatasetOptions {
         max_length: Some(folder.config().text.max_position_embeddings),
         ..DatasetOptions::default()
@@ -35,47 +35,48 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
     let mut answering = Greedy { processor: &processor, config, stop };
     let mut progress = Progress::new(global.quiet);
     let report = evaluate(&model, &dataset, args.batch_size, &mut answering, stop, |done| {
-        glm4v_train::Observer::examining(&mut progress, done, dataset.len());
+        glm4v_train::Observer::evaluating(&mut progress, done, dataset.len());
     })?;
     drop(progress);
     let report = report.ok_or(Stopped { missing: "stopped; no result" })?;
 
-    let right = report.right();
+    let right = report.correct();
     if args.json {
-        for examined in &report.examined {
-            let item = &examined.item;
+        for prediction in &report.predictions {
+            let item = &prediction.item;
             print_line(
-                &json!({"at": item.at.to_string(), "images": item.images, "videos": item.videos, "expected": item.answer,
-                    "answer": examined.answer.text, "ended": examined.answer.ended, "right": examined.is_right()})
+                &json!({"source": item.at.to_string(), "images": item.images, "videos": item.videos, "expected": item.answer,
+                    "answer": prediction.answer.text, "finish_reason": if prediction.answer.ended { "stop" } else { "length" }, "ended": prediction.answer.ended, "correct": prediction.is_correct()})
                 .to_string(),
             )?;
         }
         return print_line(
-            &json!({"samples": report.examined.len(), "right": right, "exact_match": report.exact_match(),
+            &json!({"samples": report.predictions.len(), "correct": right, "exact_match": report.exact_match(),
                 "loss": report.loss})
             .to_string(),
         );
     }
-    let wrong: Vec<&Examined> = report.examined.iter().filter(|examined| !examined.is_right()).collect();
+    let wrong: Vec<&Prediction> =
+        report.predictions.iter().filter(|prediction| !prediction.is_correct()).collect();
     if !wrong.is_empty() {
-        print_line(&format!("wrong answers, {} of {}:", wrong.len().min(WRONG_SHOWN), wrong.len()))?;
+        print_line(&format!("incorrect predictions, {} of {}:", wrong.len().min(WRONG_SHOWN), wrong.len()))?;
         print_line(&table(wrong.into_iter().take(WRONG_SHOWN)))?;
     }
     print_line(&report.summary())
 }
 
 /// Answers in columns: where, what was expected, what was said.
-pub(crate) fn table<'a>(examined: impl Iterator<Item = &'a Examined>) -> String {
-    let mut rows = vec![["picture or record".to_owned(), "expected".to_owned(), "answer".to_owned()]];
-    for examined in examined {
-        let item = &examined.item;
+pub(crate) fn table<'a>(predictions: impl Iterator<Item = &'a Prediction>) -> String {
+    let mut rows = vec![["example".to_owned(), "expected".to_owned(), "answer".to_owned()]];
+    for prediction in predictions {
+        let item = &prediction.item;
         let place =
             item.images.iter().chain(&item.videos).next().cloned().unwrap_or_else(|| item.at.to_string());
-        let mut answer = shorten(&examined.answer.text);
-        if !examined.answer.ended {
-            answer.push_str(" … (did not end)");
+        let mut answer = shorten(&prediction.answer.text);
+        if !prediction.answer.ended {
+            answer.push_str(" … (truncated)");
         }
-        if !examined.is_right() {
+        if !prediction.is_correct() {
             answer.push_str("  <- wrong");
         }
         rows.push([place, shorten(&item.answer), answer]);

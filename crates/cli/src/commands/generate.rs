@@ -74,7 +74,7 @@ pub(crate) fn generate(args: &Generate, global: &Global) -> anyhow::Result<()> {
         print_line(
             &json!({"text": text, "finish_reason": finish, "prompt_tokens": batch.tokens(),
                 "completion_tokens": answer.ids.len(), "seconds": seconds,
-                "seconds_to_first_token": first.map_or(0.0, |first| first.as_secs_f64())})
+                "ttft_seconds": first.map_or(0.0, |first| first.as_secs_f64())})
             .to_string(),
         )?;
     } else {

@@ -87,7 +87,7 @@ fn devices() -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "compiled_in": compiled.join(", "),
-        "auto_means": Backend::Auto.resolve().to_string(),
+        "auto_backend": Backend::Auto.resolve().to_string(),
         "device": found.iter().map(|(name, what)| format!("{name}: {what}")).collect::<Vec<_>>(),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
     })
@@ -112,9 +112,9 @@ fn model(folder: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<V
         "merger": sizes.merger,
         "embedding": sizes.embedding,
         "text_decoder": sizes.decoder,
-        "in_experts": sizes.experts,
+        "expert_params": sizes.experts,
         "head": sizes.head,
-        "active_per_token": sizes.read_per_token(),
+        "active_params": sizes.read_per_token(),
         "tensors": sizes.tensors,
         "weights": weights(folder)?,
         "text": format!("{} layers of width {}, {} heads on {} key heads, vocabulary {}",
@@ -123,14 +123,14 @@ fn model(folder: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<V
         "experts": experts,
         "vision": format!("{} blocks of width {}, {} heads, patches of {} pixels, {} a token",
             vision.depth, vision.hidden_size, vision.num_heads, vision.patch_size, vision.merged_patches()),
-        "longest_sequence": text.max_position_embeddings,
+        "max_position_embeddings": text.max_position_embeddings,
     });
     if sizes.experts == 0 {
         let keys = report.as_object_mut().context("a report is an object")?;
         keys.retain(|key, _| !key.contains("experts"));
     }
-    let (picture, grid) = picture(folder, args)?;
-    report["picture"] = picture;
+    let (image, grid) = image(folder, args)?;
+    report["image"] = image;
     report["estimate"] = estimate(config, &sizes, grid, args, global, &device)?;
     Ok(report)
 }
@@ -138,16 +138,16 @@ fn model(folder: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<V
 /// What lies on the disk.
 fn weights(folder: &ModelFolder) -> anyhow::Result<Value> {
     if !folder.has_weights() {
-        return Ok(json!("none: glm4v init makes fresh ones"));
+        return Ok(json!("none; glm4v init creates random ones"));
     }
     let stored = Stored::of(folder.path())?;
     Ok(
-        json!({"files": stored.files, "tensors": stored.tensors, "in_all_bytes": stored.bytes, "types": stored.types}),
+        json!({"files": stored.files, "tensors": stored.tensors, "total_bytes": stored.bytes, "types": stored.types}),
     )
 }
 
-/// What a picture of the wanted size becomes, and its grid.
-fn picture(folder: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<Grid>)> {
+/// What an image of the wanted size becomes, and its grid.
+fn image(folder: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<Grid>)> {
     const FILE: &str = "preprocessor_config.json";
     let path = folder.path().join(FILE);
     let (config, from) = match read_text(&path, LONGEST_CONFIG) {
@@ -159,12 +159,12 @@ fn picture(folder: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<G
         Err(error) => return Err(error.into()),
     };
     let side = config.patch_size * config.merge_size;
-    let token = config.temporal_patch_size * side * side; // a still picture counts for every frame of a patch
-    let limits = json!({"fewest_tokens": config.min_pixels.div_ceil(token), "most_tokens": config.max_pixels / token,
+    let token = config.temporal_patch_size * side * side; // a still image counts for every frame of a patch
+    let limits = json!({"min_image_tokens": config.min_pixels.div_ceil(token), "max_image_tokens": config.max_pixels / token,
         "by": from});
-    let Some((width, height)) = args.image.0 else { return Ok((limits, None)) };
+    let Some((width, height)) = args.image_size.0 else { return Ok((limits, None)) };
     let processor = ImageProcessor::new(&config);
-    let grid = processor.grid(height, width).with_context(|| format!("--image {width}x{height}"))?;
+    let grid = processor.grid(height, width).with_context(|| format!("--image-size {width}x{height}"))?;
     let mut report = json!({"pixels": format!("{width}x{height}"), "patches": format!("{}x{}", grid[2], grid[1]),
         "tokens": processor.tokens(grid)});
     if let (Some(report), Value::Object(limits)) = (report.as_object_mut(), limits) {
@@ -176,29 +176,30 @@ fn picture(folder: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<G
 fn estimate(
     config: &Glm4vConfig,
     sizes: &Sizes,
-    picture: Option<Grid>,
+    image: Option<Grid>,
     args: &Info,
     global: &Global,
     device: &Device,
 ) -> anyhow::Result<Value> {
-    let tokens = picture.map_or(0, |grid| grid.tokens(config.vision.spatial_merge_size));
+    let tokens = image.map_or(0, |grid| grid.tokens(config.vision.spatial_merge_size));
     ensure!(
-        tokens + args.answer < args.length,
-        "--length {}: the picture takes {tokens} tokens and the answer {}; needed: more than both",
-        args.length,
-        args.answer
+        tokens + args.max_new_tokens < args.seq_len,
+        "--seq-len {}: the image takes {tokens} tokens and the answer {}; needed: more than both",
+        args.seq_len,
+        args.max_new_tokens
     );
     let precision = device::precision(global)?;
     let bytes = precision.dtype().size() as u64;
-    let workload = Workload { rows: args.batch, length: args.length, answer: args.answer, picture };
+    let workload =
+        Workload { rows: args.batch_size, length: args.seq_len, answer: args.max_new_tokens, image };
     let cpu = global.backend.resolve() == Backend::Cpu;
     let estimate = Estimate { config, sizes, bytes, cpu, workload };
     let lora = |vision| estimate.training(Learning::lora(&mut config.init(device), args.lora_rank, vision));
     Ok(json!({
         "counts": "tensors; whole runs took up to a fifth more, see benches/memory",
-        "for": format!("{precision}, batch {}, length {}, {} of them answer{}", args.batch, args.length, args.answer,
-            if picture.is_some() { ", a picture a row" } else { "" }),
-        "decoding_reads_bytes": sizes.read_per_token() * bytes,
+        "for": format!("{precision}, batch {}, length {}, {} of them answer{}", args.batch_size, args.seq_len, args.max_new_tokens,
+            if image.is_some() { ", an image a row" } else { "" }),
+        "bytes_read_per_token": sizes.read_per_token() * bytes,
         "cache_per_token_bytes": estimate.cache_per_token(),
         "generation": memory(estimate.generation()),
         "training": memory(estimate.training(Learning::Full)),
@@ -214,8 +215,8 @@ fn memory(memory: Memory) -> Value {
         ("cache_bytes", memory.cache),
         ("optimizer_bytes", memory.optimizer),
         ("gradients_bytes", memory.gradients),
-        ("kept_bytes", memory.kept),
-        ("working_bytes", memory.working),
+        ("activation_bytes", memory.kept),
+        ("workspace_bytes", memory.working),
     ];
     let largest = parts.iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(key, _)| key);
     let mut report: Map<String, Value> = parts

@@ -71,7 +71,7 @@ impl Rendering {
     }
 }
 
-/// Longest file of messages or tools; pictures in it are base64.
+/// Longest file of messages or tools; images in it are base64.
 const LONGEST: u64 = 256 << 20;
 
 /// Reads json.

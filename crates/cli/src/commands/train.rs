@@ -15,10 +15,11 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
     if global.threads == Some(1) {
         config.data.workers = 0; // one thread means one
     }
-    let show = config.run.show;
+    let show = config.eval.log_samples;
     let (site, precision) = device::open(global)?;
-    let (folder, processor) = open_model(&config.model.folder)?;
-    let mut settings = GenerationConfig::of_folder(folder.path(), folder.config(), config.run.eval_tokens)?;
+    let (folder, processor) = open_model(&config.model.path)?;
+    let mut settings =
+        GenerationConfig::of_folder(folder.path(), folder.config(), config.eval.max_new_tokens)?;
     settings.sampling = glm4v_infer::Sampling::greedy();
     let mut transfer = Transfer::new("loading", global.quiet);
     let session =
@@ -30,7 +31,7 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
     let outcome = session.run(&mut answering, &mut progress, stop)?;
     drop(progress);
     if let Some(report) = &outcome.report {
-        if show > 0 && !report.examined.is_empty() {
+        if show > 0 && !report.predictions.is_empty() {
             print_line(&sample(report, show))?;
         }
         print_line(&report.summary())?;
@@ -39,9 +40,9 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
     print_line(&format!("{made}: {}", outcome.folder.display()))
 }
 
-/// So many answers from all over the data set.
+/// So many answers from all over the dataset.
 fn sample(report: &EvalReport, show: usize) -> String {
-    table(spread(report.examined.len(), show).map(|index| &report.examined[index]))
+    table(spread(report.predictions.len(), show).map(|index| &report.predictions[index]))
 }
 
 /// `most` of `all` indices, or all of them, evenly spread.

@@ -117,7 +117,7 @@ pub struct TextConfig {
     pub eos_token_id: Vec<u32>,
     /// Filler of short rows; its embedding is zero at first and is not trained.
     pub pad_token_id: Option<u32>,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of random weights.
     pub initializer_range: f64,
 }
 
@@ -184,7 +184,7 @@ pub struct VisionConfig {
     pub num_heads: usize,
     /// Colour channels.
     pub in_channels: usize,
-    /// Side in pixels of the square picture that the table of learned positions belongs to.
+    /// Side in pixels of the square image that the table of learned positions belongs to.
     pub image_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
@@ -210,7 +210,7 @@ pub struct VisionConfig {
     pub rope_theta: f64,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f64,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of random weights.
     pub initializer_range: f64,
 }
 

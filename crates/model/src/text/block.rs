@@ -16,8 +16,7 @@ use crate::probe::Probe;
 use crate::rope::RotaryTable;
 use crate::site::Site;
 
-/// Norm, attention, sum; norm, feed-forward, sum. Most members of the family normalise what is added once more before
-/// the sum (sandwich norms).
+/// Pre-norm decoder layer. All but `glm4v_moe` also normalize each branch before the residual addition (sandwich norms).
 #[derive(Module, Debug)]
 pub struct TextLayer {
     /// Before the attention.

@@ -1,9 +1,9 @@
-//! From pixels to the patch stream: one linear map a patch, and learned positions stretched to the picture.
+//! From pixels to the patch stream: one linear layer a patch, and learned positions stretched to the image.
 //!
 //! Checkpoint names: `model.visual.patch_embed.*`, `model.visual.embeddings.*`.
 //!
 //! Dimensions: `P` patches, `V` values a patch, `H` width of the stream, `G` side of the grid of learned positions,
-//! `h` x `w` patches of a picture.
+//! `h` x `w` patches of an image.
 
 use burn::module::Param;
 use burn::prelude::*;
@@ -99,7 +99,7 @@ impl PositionEmbedding {
     ///
     /// # Shapes
     ///
-    /// - patches, output: `[P, H]`, the pictures of `grids` one after another in block order
+    /// - patches, output: `[P, H]`, the images of `grids` one after another in block order
     pub fn forward(&self, patches: Tensor<2>, grids: &[Grid]) -> Tensor<2> {
         let [_, hidden] = patches.dims();
         let table = self.position_embedding.weight.val();
@@ -117,7 +117,7 @@ impl PositionEmbedding {
         patches + Tensor::cat(parts, 0)
     }
 
-    /// The table read at the patches of an `h` x `w` picture, in block order.
+    /// The table read at the patches of an `h` x `w` image, in block order.
     ///
     /// # Shapes
     ///
@@ -132,9 +132,9 @@ impl PositionEmbedding {
         };
         // Along the rows first, as the reference sums.
         let columns = weights(w).unsqueeze_dim::<3>(0).expand([self.side, w, self.side]).matmul(table); // [G, w, H]
-        let picture = weights(h).matmul(columns.reshape([self.side, w * hidden])); // [h, w·H]
+        let image = weights(h).matmul(columns.reshape([self.side, w * hidden])); // [h, w·H]
         let merge = self.merge;
-        picture
+        image
             .reshape([h / merge, merge, w / merge, merge * hidden])
             .swap_dims(1, 2) // [h/m, w/m, m, m·H]
             .reshape([h * w, hidden])
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_of_the_table_s_own_size_reads_it_as_it_is() {
+    fn a_image_of_the_table_s_own_size_reads_it_as_it_is() {
         let expected = (0.1f32 * (3 * 24 + 5) as f32).sin();
         assert!((at(24, 24, (3, 5)) - expected).abs() < 2e-6);
     }

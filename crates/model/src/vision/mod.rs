@@ -66,12 +66,12 @@ impl VisionTower {
         }
     }
 
-    /// Encodes pictures; each frame of a video is a picture of its own.
+    /// Encodes images; each frame of a video is an image of its own.
     ///
     /// # Shapes
     ///
     /// - patches: `[P, V]` values
-    /// - output: `[N, O]`, the tokens of all pictures in order
+    /// - output: `[N, O]`, the tokens of all images in order
     pub fn forward(&self, patches: &Patches, probe: &mut Probe) -> Tensor<2> {
         let device = self.post_layernorm.weight.device();
         let count = patches.count();

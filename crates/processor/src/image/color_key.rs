@@ -2,16 +2,16 @@
 //!
 //! Pillow drops an alpha channel when it converts to RGB, but remembers a transparent *colour*, and
 //! transformers then paints every pixel of that colour white (`convert_to_rgb`). To see the same
-//! picture we read the colour from the file's header.
+//! image we read the colour from the file's header.
 
 use super::Rgb;
 
 /// Paints every pixel of the colour that the PNG calls transparent white.
-pub(super) fn paint_white(png: &[u8], picture: &mut Rgb) {
+pub(super) fn paint_white(png: &[u8], image: &mut Rgb) {
     let Some(key) = transparent_color(png) else {
         return;
     };
-    for pixel in picture.pixels.chunks_exact_mut(3) {
+    for pixel in image.pixels.chunks_exact_mut(3) {
         if pixel == key {
             pixel.fill(255);
         }

@@ -1,4 +1,4 @@
-//! `preprocessor_config.json`: what a checkpoint wants done to a picture.
+//! `preprocessor_config.json`: what a checkpoint wants done to an image.
 
 use serde::Deserialize;
 
@@ -27,7 +27,7 @@ pub enum ConfigError {
     },
 }
 
-/// What a checkpoint wants done to a picture; read with [`from_json`](Self::from_json).
+/// What a checkpoint wants done to an image; read with [`from_json`](Self::from_json).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ImageConfig {

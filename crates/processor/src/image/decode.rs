@@ -1,10 +1,10 @@
 //! Image files to 8-bit RGB, the way transformers' `load_image` sees them.
 //!
-//! Published behaviour differs by the door a picture comes through; we follow `load_image` (Pillow):
+//! Published behaviour differs by the door an image comes through; we follow `load_image` (Pillow):
 //!
 //! - the EXIF orientation is applied;
 //! - alpha is dropped, not blended; a single transparent colour (PNG `tRNS`, GIF) becomes white;
-//! - 16-bit grey is clipped at 255, other 16-bit pictures keep their high byte;
+//! - 16-bit grey is clipped at 255, other 16-bit images keep their high byte;
 //! - of an animation the first frame is taken.
 //!
 //! Every format comes out bit for bit; JPEG has its own decoder for that, see `jpeg.rs`. Of TIFF some kinds that Pillow
@@ -12,7 +12,7 @@
 //! and there.
 //!
 //! A file is refused by its header before its pixels get memory, see [`DecodeLimits`], and a JPEG or
-//! PNG that ends early is an error, not a picture with a grey rest.
+//! PNG that ends early is an error, not an image with a grey rest.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Cursor, Seek};
@@ -33,7 +33,7 @@ use super::{Rgb, color_key, jpeg};
 use crate::messages::ImageSource;
 use crate::notice::Notice;
 
-/// Why there is no picture.
+/// Why there is no image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
@@ -46,7 +46,7 @@ pub enum ImageError {
     /// More bytes than the limits allow.
     #[error("{name}: {bytes} bytes, more than the limit of {limit}")]
     FileSize {
-        /// Where the picture comes from.
+        /// Where the image comes from.
         name: String,
         /// Size found.
         bytes: u64,
@@ -56,19 +56,19 @@ pub enum ImageError {
     /// No bytes at all.
     #[error("{name}: is empty")]
     Empty {
-        /// Where the picture comes from.
+        /// Where the image comes from.
         name: String,
     },
     /// Not a format that can be decoded.
-    #[error("{name}: not a picture; png, jpeg, webp, gif, bmp and tiff are known")]
+    #[error("{name}: not an image; png, jpeg, webp, gif, bmp and tiff are known")]
     NotAnImage {
-        /// Where the picture comes from.
+        /// Where the image comes from.
         name: String,
     },
     /// The header announces more than the limits allow.
     #[error("{name}: announces {width}x{height} pixels, more than {max_side} a side or {max_pixels} in all")]
     TooLarge {
-        /// Where the picture comes from.
+        /// Where the image comes from.
         name: String,
         /// Width announced.
         width: u32,
@@ -79,16 +79,16 @@ pub enum ImageError {
         /// Most pixels allowed.
         max_pixels: u64,
     },
-    /// The file ends before the picture does.
+    /// The file ends before the image does.
     #[error("{name}: ends early, the file is cut off")]
     Truncated {
-        /// Where the picture comes from.
+        /// Where the image comes from.
         name: String,
     },
     /// The file is damaged, or uses something that the decoder does not know.
     #[error("{name}: damaged or unsupported {format}")]
     Decode {
-        /// Where the picture comes from.
+        /// Where the image comes from.
         name: String,
         /// The format that the first bytes tell.
         format: &'static str,
@@ -123,7 +123,7 @@ pub enum ImageError {
         /// The URL.
         url: String,
     },
-    /// A picture that cannot be brought to a size of the model.
+    /// An image that cannot be brought to a size of the model.
     #[error(transparent)]
     Resize(#[from] ResizeError),
 }
@@ -137,7 +137,7 @@ pub struct DecodeLimits {
     pub max_pixels: u64,
     /// Largest file; 256 MiB.
     pub max_file_bytes: u64,
-    /// Most memory that a decoder may take for one picture; 1 GiB.
+    /// Most memory that a decoder may take for one image; 1 GiB.
     pub max_memory: u64,
     /// Whether `http(s)` URLs are fetched, and what that may cost; they are not.
     pub http: Option<HttpLimits>,
@@ -156,11 +156,11 @@ impl Default for DecodeLimits {
 }
 
 impl DecodeLimits {
-    /// Reads and decodes a picture.
+    /// Reads and decodes an image.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, is damaged, is not a picture, or is larger than these limits.
+    /// When it cannot be read, is damaged, is not an image, or is larger than these limits.
     pub fn load(&self, source: &ImageSource) -> Result<Rgb, ImageError> {
         match source {
             ImageSource::Path(path) => self.decode(&self.read(path)?, &path.display().to_string()),
@@ -169,9 +169,9 @@ impl DecodeLimits {
                 let name = if url.starts_with("http") { url.as_str() } else { "data URL" };
                 self.decode(&self.fetch(url)?, name)
             }
-            ImageSource::Pixels(picture) => {
-                self.check_size(picture.width() as u32, picture.height() as u32, "image in memory")?;
-                Ok(picture.clone())
+            ImageSource::Pixels(image) => {
+                self.check_size(image.width() as u32, image.height() as u32, "image in memory")?;
+                Ok(image.clone())
             }
         }
     }
@@ -204,7 +204,7 @@ impl DecodeLimits {
                 self.probe_header(BufReader::with_capacity(HEADER, file), &path.display().to_string())
             }
             ImageSource::Bytes(bytes) => self.probe_header(Cursor::new(bytes), "image in memory"),
-            ImageSource::Pixels(picture) => Ok(Some((picture.width() as u32, picture.height() as u32))),
+            ImageSource::Pixels(image) => Ok(Some((image.width() as u32, image.height() as u32))),
             ImageSource::Url(url) if url.starts_with("data:") => Ok(None),
             ImageSource::Url(url) if self.http.is_none() => self.fetch(url).map(|_| None),
             ImageSource::Url(_) => Ok(None),
@@ -309,7 +309,7 @@ impl DecodeLimits {
         };
 
         let too_large = |(width, height)| self.check_size(width, height, &name());
-        let (picture, orientation) = if format == ImageFormat::Jpeg {
+        let (image, orientation) = if format == ImageFormat::Jpeg {
             let file = Jpeg::open(bytes, self.max_memory).map_err(damaged)?;
             let (width, height) = file.dimensions();
             too_large((width, height))?;
@@ -325,10 +325,10 @@ impl DecodeLimits {
             reader.limits(self.memory(bytes));
             let mut decoder = reader.into_decoder().map_err(damaged)?;
             too_large(decoder.dimensions())?;
-            // A picture with damaged EXIF is shown as it lies in the file.
+            // An image with damaged EXIF is shown as it lies in the file.
             let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
             let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-            // A transparent level of grey comes as alpha; the picture is grey all the same.
+            // A transparent level of grey comes as alpha; the image is grey all the same.
             if format == ImageFormat::Png
                 && let (DynamicImage::ImageLumaA16(levels), Some(0)) = (&decoded, bytes.get(PNG_COLOR_TYPE))
             {
@@ -338,11 +338,11 @@ impl DecodeLimits {
             }
             (to_rgb(decoded, format), orientation)
         };
-        let mut picture = picture.ok_or_else(|| ImageError::NotAnImage { name: name() })?;
+        let mut image = image.ok_or_else(|| ImageError::NotAnImage { name: name() })?;
         if format == ImageFormat::Png {
-            color_key::paint_white(bytes, &mut picture);
+            color_key::paint_white(bytes, &mut image);
         }
-        Ok(orient(picture, orientation))
+        Ok(orient(image, orientation))
     }
 }
 
@@ -407,34 +407,32 @@ pub(crate) fn to_rgb(decoded: DynamicImage, format: ImageFormat) -> Option<Rgb> 
     let gray = |levels: &mut dyn Iterator<Item = u8>| levels.flat_map(|v| [v; 3]).collect();
     let high = |value: u16| (value >> 8) as u8;
     let pixels: Vec<u8> = match decoded {
-        DynamicImage::ImageRgb8(picture) => picture.into_raw(),
-        DynamicImage::ImageLuma8(picture) => gray(&mut picture.into_raw().into_iter()),
-        DynamicImage::ImageLumaA8(picture) => gray(&mut picture.pixels().map(|p| p.0[0])),
-        DynamicImage::ImageLuma16(picture) => gray(&mut picture.pixels().map(|p| p.0[0].min(255) as u8)),
-        DynamicImage::ImageLumaA16(picture) => gray(&mut picture.pixels().map(|p| high(p.0[0]))),
-        DynamicImage::ImageRgb16(picture) => picture.pixels().flat_map(|p| p.0.map(high)).collect(),
-        DynamicImage::ImageRgba16(picture) => {
-            let colors = picture.pixels().map(|p| [p.0[0], p.0[1], p.0[2]]);
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
+        DynamicImage::ImageLuma8(image) => gray(&mut image.into_raw().into_iter()),
+        DynamicImage::ImageLumaA8(image) => gray(&mut image.pixels().map(|p| p.0[0])),
+        DynamicImage::ImageLuma16(image) => gray(&mut image.pixels().map(|p| p.0[0].min(255) as u8)),
+        DynamicImage::ImageLumaA16(image) => gray(&mut image.pixels().map(|p| high(p.0[0]))),
+        DynamicImage::ImageRgb16(image) => image.pixels().flat_map(|p| p.0.map(high)).collect(),
+        DynamicImage::ImageRgba16(image) => {
+            let colors = image.pixels().map(|p| [p.0[0], p.0[1], p.0[2]]);
             colors.flat_map(|color| color.map(high)).collect()
         }
-        DynamicImage::ImageRgba8(picture) if format == ImageFormat::Gif => {
+        DynamicImage::ImageRgba8(image) if format == ImageFormat::Gif => {
             // In a GIF transparency is a colour of the palette, which Pillow paints white.
             let seen = |p: [u8; 4]| if p[3] == 0 { [255; 3] } else { [p[0], p[1], p[2]] };
-            picture.pixels().flat_map(|p| seen(p.0)).collect()
+            image.pixels().flat_map(|p| seen(p.0)).collect()
         }
-        DynamicImage::ImageRgba8(picture) => {
-            picture.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect()
-        }
+        DynamicImage::ImageRgba8(image) => image.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect(),
         other => other.into_rgb8().into_raw(),
     };
     Rgb::new(height, width, pixels)
 }
 
-fn orient(picture: Rgb, orientation: Orientation) -> Rgb {
+fn orient(image: Rgb, orientation: Orientation) -> Rgb {
     if orientation == Orientation::NoTransforms {
-        return picture;
+        return image;
     }
-    let Rgb { height, width, pixels } = picture;
+    let Rgb { height, width, pixels } = image;
     let buffer = image::RgbImage::from_raw(width as u32, height as u32, pixels);
     let mut turned = DynamicImage::ImageRgb8(buffer.expect("three bytes a pixel"));
     turned.apply_orientation(orientation);

@@ -17,7 +17,7 @@ use image::metadata::Orientation;
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
 use memchr::memchr;
 
-/// Most scans of a progressive file. Encoders write about ten; each costs a walk over the whole picture,
+/// Most scans of a progressive file. Encoders write about ten; each costs a walk over the whole image,
 /// however few bytes it has.
 const MAX_SCANS: usize = 100;
 
@@ -47,7 +47,7 @@ impl<'a> Jpeg<'a> {
         (u32::from(header.width), u32::from(header.height))
     }
 
-    /// How a viewer turns the picture.
+    /// How a viewer turns the image.
     pub(super) fn orientation(&self) -> Orientation {
         let value = self.0.exif_orientation();
         value.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)

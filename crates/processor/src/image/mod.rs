@@ -1,4 +1,4 @@
-//! Pictures: from a file to the rows that the vision tower reads.
+//! Images: from a file to the rows that the vision tower reads.
 //!
 //! [`ImageProcessor`] does what the processor of the checkpoint says (`preprocessor_config.json`):
 //! decode, bring to a size that fits the limits, normalise, cut into patches.
@@ -27,7 +27,7 @@ use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
 
 use crate::messages::ImageSource;
 
-/// A decoded picture, 8 bits, `[H, W, 3]`.
+/// A decoded image, 8 bits, `[H, W, 3]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rgb {
     height: usize,
@@ -58,7 +58,7 @@ impl Rgb {
         &self.pixels
     }
 
-    /// The picture as a PNG file.
+    /// The image as a PNG file.
     pub(crate) fn to_png(&self) -> Vec<u8> {
         let mut file = Vec::new();
         let (width, height) = (self.width as u32, self.height as u32);
@@ -70,19 +70,19 @@ impl Rgb {
 }
 
 impl From<DynamicImage> for Rgb {
-    /// Sees a decoded picture as [`DecodeLimits::load`] sees a file: alpha is dropped, 16-bit grey is clipped.
+    /// Sees a decoded image as [`DecodeLimits::load`] sees a file: alpha is dropped, 16-bit grey is clipped.
     ///
-    /// (transformers blends a picture that it is handed on white; a file it does not.)
+    /// (transformers blends an image that it is handed on white; a file it does not.)
     ///
     /// # Panics
     ///
-    /// When the picture has no pixels.
-    fn from(picture: DynamicImage) -> Self {
-        to_rgb(picture, ImageFormat::Png).expect("a picture has pixels")
+    /// When the image has no pixels.
+    fn from(image: DynamicImage) -> Self {
+        to_rgb(image, ImageFormat::Png).expect("an image has pixels")
     }
 }
 
-/// A picture as the vision tower reads it.
+/// An image as the vision tower reads it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchedImage {
     /// `[P, 1176]`, P being the product of the grid.
@@ -91,7 +91,7 @@ pub struct PatchedImage {
     pub grid: [usize; 3],
 }
 
-/// Turns pictures into patches, as one checkpoint wants them.
+/// Turns images into patches, as one checkpoint wants them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageProcessor {
     geometry: Geometry,
@@ -126,7 +126,7 @@ impl ImageProcessor {
         }
     }
 
-    /// Replaces the most pixels a picture may have, counted over the two frames it is shown for.
+    /// Replaces the most pixels an image may have, counted over the two frames it is shown for.
     ///
     /// Fewer pixels are fewer tokens: a token is 28 x 28 pixels, so `2 * 28 * 28 * n` gives at most
     /// about `n` tokens. Without this the limit of the checkpoint holds.
@@ -136,7 +136,7 @@ impl ImageProcessor {
         self
     }
 
-    /// Replaces the fewest pixels a picture may have, counted over the two frames it is shown for.
+    /// Replaces the fewest pixels an image may have, counted over the two frames it is shown for.
     #[must_use]
     pub fn with_min_pixels(mut self, min_pixels: usize) -> Self {
         self.min_pixels = min_pixels;
@@ -165,16 +165,16 @@ impl ImageProcessor {
         self.geometry.merge * self.geometry.merge
     }
 
-    /// Reads and decodes a picture within the default [`DecodeLimits`].
+    /// Reads and decodes an image within the default [`DecodeLimits`].
     ///
     /// # Errors
     ///
-    /// When it cannot be read, is damaged, is not a picture, or is larger than the limits.
+    /// When it cannot be read, is damaged, is not an image, or is larger than the limits.
     pub fn load_image(source: &ImageSource) -> Result<Rgb, ImageError> {
         DecodeLimits::default().load(source)
     }
 
-    /// The grid that a picture of this size gets, without looking at it.
+    /// The grid that an image of this size gets, without looking at it.
     ///
     /// # Errors
     ///
@@ -185,26 +185,26 @@ impl ImageProcessor {
         Ok([1, height / patch, width / patch])
     }
 
-    /// Tokens that a picture with this grid takes in the prompt.
+    /// Tokens that an image with this grid takes in the prompt.
     pub fn tokens(&self, grid: [usize; 3]) -> usize {
         grid.iter().product::<usize>() / self.patches_per_token()
     }
 
-    /// Resizes, normalises and cuts a picture.
+    /// Resizes, normalises and cuts an image.
     ///
     /// # Errors
     ///
     /// When one side is over 200 times the other.
-    pub fn process(&self, picture: &Rgb) -> Result<PatchedImage, ImageError> {
-        let grid = self.grid(picture.height(), picture.width())?;
+    pub fn process(&self, image: &Rgb) -> Result<PatchedImage, ImageError> {
+        let grid = self.grid(image.height(), image.width())?;
         let [_, rows, columns] = grid;
         let patch = self.geometry.patch;
         let (height, width) = (rows * patch, columns * patch);
         let mut pixel_values = Vec::new();
-        if (height, width) == (picture.height(), picture.width()) {
-            self.geometry.cut(&[picture], &self.levels, &mut pixel_values);
+        if (height, width) == (image.height(), image.width()) {
+            self.geometry.cut(&[image], &self.levels, &mut pixel_values);
         } else {
-            let resized = resize_bicubic(picture, height, width);
+            let resized = resize_bicubic(image, height, width);
             self.geometry.cut(&[&resized], &self.levels, &mut pixel_values);
         }
         Ok(PatchedImage { pixel_values, grid })
@@ -212,7 +212,7 @@ impl ImageProcessor {
 
     fn target(&self, height: usize, width: usize) -> Result<(usize, usize), ResizeError> {
         let Geometry { patch, temporal, merge } = self.geometry;
-        // A still picture is shown `temporal` times, and every showing counts.
+        // A still image is shown `temporal` times, and every showing counts.
         let limits = [self.min_pixels, self.max_pixels];
         let allowed = self.decode_limits.max_pixels;
         bounded_resize(temporal, [height, width], temporal, patch * merge, limits, allowed)

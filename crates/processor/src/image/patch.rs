@@ -1,8 +1,8 @@
-//! A picture cut into the rows that the vision tower reads.
+//! A image cut into the rows that the vision tower reads.
 //!
 //! A row is one patch in the order (channel, frame, y, x). Rows go block by block: a block is the
 //! `merge` x `merge` patches that become one token, so its rows are neighbours. Where a temporal patch
-//! has fewer frames than it takes, the last is shown again: a still picture fills it alone.
+//! has fewer frames than it takes, the last is shown again: a still image fills it alone.
 
 use super::Rgb;
 
@@ -86,12 +86,12 @@ mod tests {
     fn rows_go_block_by_block() {
         // 4x6 patches of one pixel; the red channel numbers the pixels, row by row.
         let pixels = (0..24u8).flat_map(|i| [i, 0, 0]).collect();
-        let picture = Rgb::new(4, 6, pixels).unwrap();
+        let image = Rgb::new(4, 6, pixels).unwrap();
         let geometry = Geometry { patch: 1, temporal: 2, merge: 2 };
         let levels = Levels::new([0.0; 3], [1.0; 3], 1.0);
 
         let mut rows = Vec::new();
-        geometry.cut(&[&picture], &levels, &mut rows);
+        geometry.cut(&[&image], &levels, &mut rows);
 
         let reds: Vec<f32> = rows.iter().step_by(6).copied().collect();
         let blocks = [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11].map(|i| i as f32);

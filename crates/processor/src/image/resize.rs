@@ -1,4 +1,4 @@
-//! Bicubic resampling of 8-bit pictures with antialiasing, bit for bit like torchvision.
+//! Bicubic resampling of 8-bit images with antialiasing, bit for bit like torchvision.
 //!
 //! The published processors resize with `torchvision.transforms.v2.functional.resize(uint8, BICUBIC,
 //! antialias=True)`, which on a CPU is PyTorch's fixed-point kernel. Its arithmetic, which decides the
@@ -11,7 +11,7 @@
 //!   length is skipped.
 //!
 //! Pillow's own resize uses 22 fraction bits and, since version 13, sometimes the other order of
-//! passes; its pixels differ by up to 15 levels on the pictures of our golden data.
+//! passes; its pixels differ by up to 15 levels on the images of our golden data.
 //!
 //! The fast_image_resize crate has this arithmetic too, in vector instructions, when it is given one axis
 //! at a time and our kernel: it descends from the same source, Pillow-SIMD. It differs where an axis
@@ -181,15 +181,15 @@ mod tests {
 
     #[test]
     fn an_unchanged_size_changes_nothing() {
-        let picture = noise(5, 7);
-        assert_eq!(resize_bicubic(&picture, 5, 7), picture);
+        let image = noise(5, 7);
+        assert_eq!(resize_bicubic(&image, 5, 7), image);
     }
 
     #[test]
     fn a_plain_colour_stays_plain() {
-        let picture = Rgb::new(30, 50, [10, 200, 255].repeat(30 * 50)).unwrap();
+        let image = Rgb::new(30, 50, [10, 200, 255].repeat(30 * 50)).unwrap();
         for (height, width) in [(28, 28), (84, 140), (30, 51), (1, 1)] {
-            let resized = resize_bicubic(&picture, height, width);
+            let resized = resize_bicubic(&image, height, width);
             assert_eq!(resized.pixels(), [10, 200, 255].repeat(height * width));
         }
     }
@@ -203,17 +203,17 @@ mod tests {
                 if length == target || length >= 100 * target {
                     continue;
                 }
-                let picture = noise(5, length);
+                let image = noise(5, length);
                 let (from, to) = ([5, length], [5, target]);
                 assert_eq!(
-                    pass_of_library(picture.pixels(), from, to),
-                    plain_pass(picture.pixels(), from, to),
+                    pass_of_library(image.pixels(), from, to),
+                    plain_pass(image.pixels(), from, to),
                     "{length} to {target} columns"
                 );
                 let (from, to) = ([length, 5], [target, 5]);
                 assert_eq!(
-                    pass_of_library(picture.pixels(), from, to),
-                    plain_pass(picture.pixels(), from, to),
+                    pass_of_library(image.pixels(), from, to),
+                    plain_pass(image.pixels(), from, to),
                     "{length} to {target} rows"
                 );
             }

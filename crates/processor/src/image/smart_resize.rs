@@ -1,6 +1,6 @@
-//! The size that a picture is brought to before it is cut into patches.
+//! The size that an image is brought to before it is cut into patches.
 
-/// Why a picture has no size that the model could take.
+/// Why an image has no size that the model could take.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResizeError {
@@ -41,7 +41,7 @@ pub enum ResizeError {
         max_pixels: u64,
     },
     /// A side of zero pixels.
-    #[error("a picture of {width}x{height} pixels has nothing to see")]
+    #[error("an image of {width}x{height} pixels has nothing to see")]
     Empty {
         /// Height in pixels.
         height: usize,
@@ -52,7 +52,7 @@ pub enum ResizeError {
 
 /// Height and width, multiples of `factor`, whose volume over all frames is within the limits.
 ///
-/// Follows transformers 5: pixels are counted over `num_frames`, so a still picture, which is doubled
+/// Follows transformers 5: pixels are counted over `num_frames`, so a still image, which is doubled
 /// to fill a temporal patch of two, counts twice. Rounding is Python's, half to even.
 ///
 /// # Errors

@@ -5,11 +5,11 @@
 //!
 //! - `{"type":"text","text"}`
 //! - `{"type":"image","path"|"url"|"image"}` and `{"type":"image_url","image_url":{"url"}}`
-//! - the same two for `video`, whose value may also be a folder or a list of pictures, with `frame_rate`
+//! - the same two for `video`, whose value may also be a folder or a list of images, with `frame_rate`
 //!   beside it
 //!
 //! A value is a path, a `file://` or a `data:` URL; `http(s)` is kept as a URL and refused when the
-//! picture is loaded. Keys that are not known here (`reasoning_content`, `tool_calls`, `metadata`)
+//! image is loaded. Keys that are not known here (`reasoning_content`, `tool_calls`, `metadata`)
 //! reach the chat template untouched.
 
 mod parse;
@@ -54,13 +54,13 @@ pub enum Part {
         /// The words.
         text: String,
     },
-    /// A still picture.
+    /// A still image.
     Image(ImageSource),
-    /// A clip.
+    /// A video.
     Video(VideoSource),
 }
 
-/// Where a picture comes from.
+/// Where an image comes from.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum ImageSource {
@@ -68,14 +68,14 @@ pub enum ImageSource {
     Path(PathBuf),
     /// The bytes of an image file.
     Bytes(Vec<u8>),
-    /// A `data:` URL. Others are refused when the picture is loaded.
+    /// A `data:` URL. Others are refused when the image is loaded.
     Url(String),
-    /// A decoded picture.
+    /// A decoded image.
     Pixels(Rgb),
 }
 
 impl fmt::Display for ImageSource {
-    /// The path of a picture, or the beginning of its URL.
+    /// The path of an image, or the beginning of its URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 60;
         match self {
@@ -84,42 +84,42 @@ impl fmt::Display for ImageSource {
                 write!(f, "{}…", url.chars().take(SHOWN).collect::<String>())
             }
             Self::Url(url) => f.write_str(url),
-            Self::Bytes(_) | Self::Pixels(_) => f.write_str("a picture in memory"),
+            Self::Bytes(_) | Self::Pixels(_) => f.write_str("an image in memory"),
         }
     }
 }
 
-/// A clip.
+/// A video.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoSource {
     /// Where it comes from.
     pub data: VideoData,
-    /// Frames a second, for a folder or list of pictures; other clips say it themselves.
+    /// Frames a second, for a folder or list of images; other videos say it themselves.
     pub frame_rate: Option<f64>,
 }
 
-/// Where a clip comes from.
+/// Where a video comes from.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum VideoData {
-    /// A file on this machine, or a folder of pictures.
+    /// A file on this machine, or a folder of images.
     Path(PathBuf),
     /// The bytes of a video file.
     Bytes(Vec<u8>),
-    /// A `data:` URL. Others are refused when the clip is loaded.
+    /// A `data:` URL. Others are refused when the video is loaded.
     Url(String),
-    /// Pictures, each a frame.
+    /// Images, each a frame.
     Frames(Vec<ImageSource>),
 }
 
 impl fmt::Display for VideoSource {
-    /// The path of a clip, or the beginning of its URL.
+    /// The path of a video, or the beginning of its URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.data {
             VideoData::Path(path) => path.display().fmt(f),
             VideoData::Url(url) => ImageSource::Url(url.clone()).fmt(f),
-            VideoData::Bytes(_) => f.write_str("a clip in memory"),
-            VideoData::Frames(frames) => write!(f, "a list of {} pictures", frames.len()),
+            VideoData::Bytes(_) => f.write_str("a video in memory"),
+            VideoData::Frames(frames) => write!(f, "a list of {} images", frames.len()),
         }
     }
 }
@@ -138,7 +138,7 @@ impl Message {
         })
     }
 
-    /// The clips of this message, in order.
+    /// The videos of this message, in order.
     pub fn videos(&self) -> impl Iterator<Item = &VideoSource> {
         self.content.parts().iter().filter_map(|part| match part {
             Part::Video(source) => Some(source),

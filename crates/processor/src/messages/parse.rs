@@ -134,7 +134,7 @@ pub(super) fn locate(value: &str, base: &Path) -> Location {
     } else if value.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
         Location::Url(value.to_owned())
     } else if value.len() > LONGEST_PATH {
-        // No path, so what `load_image` takes for a picture: base64 alone.
+        // No path, so what `load_image` takes for an image: base64 alone.
         Location::Url(format!("data:image;base64,{value}"))
     } else if value.is_empty() {
         Location::Path(PathBuf::new())
@@ -203,7 +203,7 @@ fn part(message: usize, part: usize, value: Value, base: &Path) -> Result<Part, 
                     let frames = frames.iter().map(|frame| Some(ImageSource::parse(frame.as_str()?, base)));
                     let frames = frames.collect::<Option<Vec<_>>>();
                     VideoData::Frames(frames.ok_or_else(|| {
-                        bad("a list of frames that are not strings", "paths or URLs of pictures")
+                        bad("a list of frames that are not strings", "paths or URLs of images")
                     })?)
                     .into()
                 }
@@ -294,13 +294,13 @@ fn part_value(part: Part) -> Value {
     }
 }
 
-/// The key and the value of a picture.
+/// The key and the value of an image.
 fn image_value(image: ImageSource) -> (&'static str, String) {
     match image {
         ImageSource::Path(path) => ("path", path.to_string_lossy().into_owned()),
         ImageSource::Url(url) => ("url", url),
         ImageSource::Bytes(bytes) => ("url", data_url(&bytes)),
-        ImageSource::Pixels(picture) => ("url", data_url(&picture.to_png())),
+        ImageSource::Pixels(image) => ("url", data_url(&image.to_png())),
     }
 }
 

@@ -4,7 +4,7 @@
 //! string methods, `tojson` that writes like `json.dumps`, `raise_exception`, `break` and `continue`.
 //!
 //! What a template sees of a message is its role, its content, and every other key as it was given.
-//! Parts of pictures and clips are handed over as `{"type": "image"}` and `{"type": "video"}` however
+//! Parts of images and videos are handed over as `{"type": "image"}` and `{"type": "video"}` however
 //! they were written, since templates differ in the spellings they know. Where a turn of the system or
 //! the model is a list of texts only, it is handed over as one string: the template of GLM-4.1V prints
 //! such a list as Python would (`[{'type': ...`), and a model should not learn that.

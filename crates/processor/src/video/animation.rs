@@ -1,6 +1,6 @@
 //! Animated GIF, WebP and PNG.
 //!
-//! The rate of a clip is its frames over its length, as torchcodec has it for every file, so frames that
+//! The rate of a video is its frames over its length, as torchcodec has it for every file, so frames that
 //! stay longer than others are not told apart. A frame without a time stays for a tenth of a second, as
 //! in browsers and in ffmpeg.
 
@@ -11,7 +11,7 @@ use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::{AnimationDecoder, DynamicImage, Frame, Frames, ImageDecoder, ImageFormat};
 
-use super::clip::Clock;
+use super::reader::Clock;
 use super::{VideoError, VideoLimits};
 use crate::image::{ImageError, Rgb, to_rgb};
 
@@ -108,8 +108,8 @@ impl Animation {
             let frame = frame.map_err(|problem| self.damaged(name, index, problem))?;
             if **next == index {
                 wanted.next();
-                let picture = to_rgb(DynamicImage::ImageRgba8(frame.into_buffer()), self.format);
-                each(picture.ok_or_else(|| VideoError::NoFrames { name: name.to_owned() })?)?;
+                let image = to_rgb(DynamicImage::ImageRgba8(frame.into_buffer()), self.format);
+                each(image.ok_or_else(|| VideoError::NoFrames { name: name.to_owned() })?)?;
             }
         }
         Ok(())

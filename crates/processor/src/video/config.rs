@@ -1,15 +1,15 @@
-//! `video_preprocessor_config.json`: what a checkpoint wants done to a clip.
+//! `video_preprocessor_config.json`: what a checkpoint wants done to a video.
 
 use serde::Deserialize;
 
 use super::sampling::{Sampling, SamplingRule};
 use crate::image::{ConfigError, ImageConfig};
 
-/// What a checkpoint wants done to a clip; read with [`from_json`](Self::from_json).
+/// What a checkpoint wants done to a video; read with [`from_json`](Self::from_json).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct VideoConfig {
-    /// What is done to a frame; pixels are counted over all frames of a clip.
+    /// What is done to a frame; pixels are counted over all frames of a video.
     pub frame: ImageConfig,
     /// Which frames are taken.
     pub sampling: Sampling,
@@ -22,7 +22,7 @@ impl VideoConfig {
     /// of transformers' `Glm4vVideoProcessor`.
     ///
     /// The text may be that of a `preprocessor_config.json`, which stands in where a checkpoint has no
-    /// file for clips (GLM-OCR).
+    /// file for videos (GLM-OCR).
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl VideoConfig {
     }
 }
 
-/// The keys that pictures do not have.
+/// The keys that images do not have.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Raw {
@@ -90,7 +90,7 @@ mod tests {
         let rule = |json| VideoConfig::from_json(json).unwrap().sampling.rule;
 
         assert_eq!(rule(r#"{"video_processor_type": "Glm46VVideoProcessor"}"#), SamplingRule::Glm46v);
-        // The file of the pictures, where there is none of its own.
+        // The file of the images, where there is none of its own.
         assert_eq!(rule(r#"{"image_processor_type": "Glm46VImageProcessor"}"#), SamplingRule::Glm46v);
         let both = r#"{"video_processor_type": "Glm4vVideoProcessor", "processor_class": "Glm46VProcessor"}"#;
         assert_eq!(rule(both), SamplingRule::Glm4v);

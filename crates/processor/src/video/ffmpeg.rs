@@ -1,14 +1,14 @@
-//! Films (mp4, mov, webm, …), decoded by the `ffmpeg` that is installed.
+//! Video files (mp4, mov, webm, …), decoded by the `ffmpeg` that is installed.
 //!
-//! A film is looked through twice: `ffprobe` lists its packets, which tells the number of frames and
+//! A video file is looked through twice: `ffprobe` lists its packets, which tells the number of frames and
 //! their times without decoding, and `ffmpeg` decodes up to the last frame that is wanted and sends the
-//! wanted ones through a pipe. Neither keeps what it has read, so memory does not grow with the film.
-//! Frame rate and length are torchcodec's, which transformers reads films with: frames over the time
-//! from the first to the end of the last. So are the colours and the way up: a film is turned by quarters,
+//! wanted ones through a pipe. Neither keeps what it has read, so memory does not grow with the video file.
+//! Frame rate and length are torchcodec's, which transformers reads video files with: frames over the time
+//! from the first to the end of the last. So are the colours and the way up: a video file is turned by quarters,
 //! and one that its file says to mirror is not mirrored, although players do that.
 //!
-//! A film may be hostile. The programs may read this one file and no network, formats that name other
-//! files (playlists) are off, the size of a picture is limited, and they are killed when the time is
+//! A video file may be hostile. The programs may read this one file and no network, formats that name other
+//! files (playlists) are off, the size of an image is limited, and they are killed when the time is
 //! over or anything is wrong.
 
 use std::io::{self, BufRead, BufReader, Read};
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use super::clip::{Clock, absolute};
+use super::reader::{Clock, absolute};
 use super::{VideoError, VideoLimits};
 use crate::image::Rgb;
 
@@ -35,20 +35,20 @@ const LONGEST_COMPLAINT: u64 = 2000;
 /// Longest line of a listing; those of packets have a hundred bytes.
 const LONGEST_LINE: u64 = 1 << 16;
 
-/// A film.
-pub(super) struct Film {
+/// A video file.
+pub(super) struct VideoFile {
     path: PathBuf,
-    /// Keeps the file of a film that came as bytes.
+    /// Keeps the file of a video file that came as bytes.
     _written: Option<NamedTempFile>,
     /// Frames found.
     pub(super) frames: usize,
     /// From the first frame to the end of the last.
     pub(super) seconds: f64,
-    /// Filters that make a frame a picture.
+    /// Filters that make a frame an image.
     filters: String,
 }
 
-impl Film {
+impl VideoFile {
     pub(super) fn open(
         path: PathBuf,
         written: Option<NamedTempFile>,
@@ -103,8 +103,8 @@ impl Film {
         let (mut running, output) = Running::start("ffmpeg", command, name, clock)?;
         let mut output = BufReader::new(output);
         for done in 0..wanted.len() {
-            match picture(&mut output, limits, name)? {
-                Some(picture) => each(picture)?,
+            match image(&mut output, limits, name)? {
+                Some(image) => each(image)?,
                 None => {
                     running.end()?;
                     let needed = wanted.len();
@@ -141,7 +141,7 @@ struct Packets {
     time_base: Option<(f64, f64)>,
     /// Degrees counter-clockwise to the right way up.
     rotation: f64,
-    /// Whether the film says that it is RGB and not YUV.
+    /// Whether the video file says that it is RGB and not YUV.
     rgb: bool,
 }
 
@@ -187,7 +187,7 @@ impl Packets {
         }
     }
 
-    /// Length of the film, if anything says it.
+    /// Length of the video file, if anything says it.
     fn seconds(&self) -> Option<f64> {
         let listed = self.span.zip(self.time_base).filter(|_| self.untimed == 0);
         let listed = listed.map(|((first, last), (above, below))| {
@@ -198,13 +198,13 @@ impl Packets {
         listed.filter(|seconds| *seconds > 0.0).or_else(announced)
     }
 
-    /// Filters that make a frame the picture that torchcodec makes of it.
+    /// Filters that make a frame the image that torchcodec makes of it.
     ///
     /// The rule is read from torchcodec's source (`SwScale.cpp`, `CpuDeviceInterface.cpp`, `Transform.cpp`)
     /// and was found to hold for 0.17, to the bit. Whatever the pixel format, swscale is given no flags,
     /// which is bicubic, and the frame is turned when it is RGB, by the nearest quarter. A frame that is not
     /// turned and as wide as a multiple of 32 goes to swscale directly, any other through a graph of
-    /// filters. The two differ for films that say to be RGB: swscale has BT.709 for them, filters have
+    /// filters. The two differ for video files that say to be RGB: swscale has BT.709 for them, filters have
     /// BT.601, and RGB of more than 8 bits is brought through YUV and back.
     fn filters(&self) -> String {
         let turn = match (self.rotation / 90.0).round() as i32 {
@@ -233,8 +233,8 @@ fn one_of(indices: &[usize]) -> String {
     }
 }
 
-/// One picture of the stream, `None` at its end.
-fn picture(
+/// One image of the stream, `None` at its end.
+fn image(
     output: &mut BufReader<ChildStdout>,
     limits: &VideoLimits,
     name: &str,
@@ -257,7 +257,7 @@ fn picture(
     let mut pixels = vec![0; width as usize * height as usize * 3];
     match output.read_exact(&mut pixels) {
         Ok(()) => Rgb::new(height as usize, width as usize, pixels).map(Some).ok_or_else(broken),
-        // Half a picture: the program died, and its complaint says why.
+        // Half an image: the program died, and its complaint says why.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(_) => Err(broken()),
     }
@@ -425,7 +425,7 @@ mod tests {
 
     #[test]
     fn the_length_is_from_the_first_frame_to_the_end_of_the_last() {
-        // Out of order, as films with B-frames are stored.
+        // Out of order, as video files with B-frames are stored.
         let lines = [
             "packet|pts=1024|dts=0|duration=512|flags=K__",
             "packet|pts=2048|dts=512|duration=512|flags=___",

@@ -1,4 +1,4 @@
-//! A folder whose pictures are the frames of a clip.
+//! A folder whose images are the frames of a video.
 
 use std::cmp::Ordering;
 use std::fs;
@@ -7,10 +7,10 @@ use std::path::Path;
 use super::VideoError;
 use crate::messages::ImageSource;
 
-/// Endings of the pictures that count; other files of the folder are passed over.
+/// Endings of the images that count; other files of the folder are passed over.
 const ENDINGS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// The pictures of a folder in the order of their names, numbers by their value: `2.png` before `10.png`.
+/// The images of a folder in the order of their names, numbers by their value: `2.png` before `10.png`.
 pub(super) fn of_folder(folder: &Path) -> Result<Vec<ImageSource>, VideoError> {
     let unreadable = |source| VideoError::Read { name: folder.display().to_string(), source };
     let mut names = Vec::new();

@@ -1,20 +1,20 @@
-//! Clips: from a file to the rows that the vision tower reads, and the times between them.
+//! Videos: from a file to the rows that the vision tower reads, and the times between them.
 //!
-//! A clip is a folder or list of pictures, an animated GIF, WebP or PNG, or a film that `ffmpeg` decodes.
+//! A video is a folder or list of images, an animated GIF, WebP or PNG, or a video file that `ffmpeg` decodes.
 //! [`VideoProcessor`] does what the checkpoint says (`video_preprocessor_config.json`): choose frames,
 //! bring them to a size that fits the limits over all of them, normalise, cut two at a time into patches.
 //! Frames are resized and cut as they come; what is kept is the patches.
 //!
-//! Pictures have no frame rate of their own. Without one all of them are shown, and their times count 24
+//! Images have no frame rate of their own. Without one all of them are shown, and their times count 24
 //! a second, as the published processors do with frames that were chosen before. With one
-//! ([`VideoSource::frame_rate`](crate::VideoSource), [`VideoProcessor::with_frame_rate`]) they are a clip
+//! ([`VideoSource::frame_rate`](crate::VideoSource), [`VideoProcessor::with_frame_rate`]) they are a video
 //! like any other, of which frames are chosen.
 
 mod animation;
-mod clip;
 mod config;
 mod ffmpeg;
 mod frames;
+mod reader;
 mod sampling;
 
 use crate::image::{
@@ -24,25 +24,25 @@ use crate::messages::VideoSource;
 use crate::notice::Notice;
 
 pub use config::VideoConfig;
-pub use sampling::{ClipInfo, Sampling, SamplingRule};
+pub use sampling::{Sampling, SamplingRule, VideoMetadata};
 
-use clip::Clip;
+use reader::VideoReader;
 
-/// Why there is no clip.
+/// Why there is no video.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VideoError {
     /// A file or folder could not be read.
     #[error("{name}: cannot be read")]
     Read {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// What the system said.
         #[source]
         source: std::io::Error,
     },
     /// No path at all.
-    #[error("the path of the video is empty, needed a video file or a folder of pictures")]
+    #[error("the path of the video is empty, needed a video file or a folder of images")]
     NoPath,
     /// The file cannot be used.
     #[error(transparent)]
@@ -50,7 +50,7 @@ pub enum VideoError {
     /// A frame cannot be used.
     #[error("{name}: frame {frame} cannot be used")]
     Frame {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// Index of the frame, from 0.
         frame: usize,
@@ -58,42 +58,42 @@ pub enum VideoError {
         #[source]
         source: Box<ImageError>,
     },
-    /// A picture that does not move.
-    #[error("{name}: is a still picture, needed a clip; give it as an image")]
+    /// A image that does not move.
+    #[error("{name}: is a still image, needed a video; give it as an image")]
     Still {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
     },
     /// Nothing to show.
     #[error("{name}: has no frames")]
     NoFrames {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
     },
     /// Nothing says how fast the frames follow each other.
     #[error("{name}: says neither the times of its frames nor their rate; convert it to mp4")]
     NoTimes {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
     },
     /// A frame rate that cannot be.
     #[error("{name}: the frame rate is {found}, needed more than 0, at most 1000")]
     FrameRate {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// The rate.
         found: f64,
     },
     /// A frame rate where the file has its own.
-    #[error("{name}: was given a frame rate but has its own; a rate is for folders and lists of pictures")]
+    #[error("{name}: was given a frame rate but has its own; a rate is for folders and lists of images")]
     OwnRate {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
     },
     /// More frames than the limits allow.
-    #[error("{name}: {found} frames or more, the limit is {limit}; cut the clip")]
+    #[error("{name}: {found} frames or more, the limit is {limit}; cut the video")]
     ManyFrames {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// Frames found.
         found: usize,
@@ -102,10 +102,10 @@ pub enum VideoError {
     },
     /// More frames to show than the limits allow.
     #[error(
-        "{name}: {found} frames would be shown, the limit is {limit}; cut the clip or take fewer frames a second"
+        "{name}: {found} frames would be shown, the limit is {limit}; cut the video or take fewer frames a second"
     )]
     ManyShown {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// Frames chosen.
         found: usize,
@@ -115,7 +115,7 @@ pub enum VideoError {
     /// Fewer frames than a temporal patch takes.
     #[error("{name}: {found} frame to show, needed at least {needed}; give it as an image")]
     FewFrames {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// Frames to show.
         found: usize,
@@ -124,10 +124,10 @@ pub enum VideoError {
     },
     /// Too short for the rule by which frames are chosen.
     #[error(
-        "{name}: is {seconds} s long, and the model's rule takes no frame of a clip under 1/6 s; give its frames as images"
+        "{name}: is {seconds} s long, and the model's rule takes no frame of a video under 1/6 s; give its frames as images"
     )]
     Short {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// Length in seconds.
         seconds: f64,
@@ -137,7 +137,7 @@ pub enum VideoError {
         "{name}: frame {frame} has {width}x{height} pixels, those before have {first_width}x{first_height}"
     )]
     FrameSize {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// Which of the frames that were chosen, from 0.
         frame: usize,
@@ -153,7 +153,7 @@ pub enum VideoError {
     /// Frames that cannot be brought to a size of the model.
     #[error("{name}: {source}")]
     Resize {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// What is wrong with its size.
         source: ResizeError,
@@ -161,7 +161,7 @@ pub enum VideoError {
     /// Fewer frames than the file announces.
     #[error("{name}: ends after {found} of the {needed} frames to show; the file is damaged or cut off")]
     CutOff {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// Frames found.
         found: usize,
@@ -171,10 +171,10 @@ pub enum VideoError {
     /// ffmpeg is not there.
     #[error(
         "{name}: reading it needs {program}, which is not installed; install it (Debian and Ubuntu: apt-get install \
-         ffmpeg, Fedora: dnf install ffmpeg-free, macOS: brew install ffmpeg), or give the frames as a folder of pictures"
+         ffmpeg, Fedora: dnf install ffmpeg-free, macOS: brew install ffmpeg), or give the frames as a folder of images"
     )]
     NoFfmpeg {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// `ffmpeg` or `ffprobe`.
         program: &'static str,
@@ -182,7 +182,7 @@ pub enum VideoError {
     /// ffmpeg is there and cannot be started.
     #[error("{name}: {program} cannot be started")]
     Start {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// `ffmpeg` or `ffprobe`.
         program: &'static str,
@@ -193,39 +193,39 @@ pub enum VideoError {
     /// ffmpeg does not take the file.
     #[error("{name}: not a video that {program} can read: {said}")]
     Refused {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// `ffmpeg` or `ffprobe`.
         program: &'static str,
         /// What it said.
         said: String,
     },
-    /// ffmpeg sent something else than pictures.
-    #[error("{name}: ffmpeg sent something that is no picture")]
+    /// ffmpeg sent something else than images.
+    #[error("{name}: ffmpeg sent something that is no image")]
     Stream {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
     },
     /// Took too long.
-    #[error("{name}: not read after {seconds} s, the limit; cut the clip")]
+    #[error("{name}: not read after {seconds} s, the limit; cut the video")]
     Slow {
-        /// Where the clip comes from.
+        /// Where the video comes from.
         name: String,
         /// Seconds allowed.
         seconds: u64,
     },
 }
 
-/// What a clip may cost before it is refused.
+/// What a video may cost before it is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VideoLimits {
-    /// What a frame may cost; 8192 a side and 40 million pixels, and for clips in memory 256 MiB.
+    /// What a frame may cost; 8192 a side and 40 million pixels, and for videos in memory 256 MiB.
     pub frame: DecodeLimits,
-    /// Most frames in a clip; 500,000, over four hours at 30 a second.
+    /// Most frames in a video; 500,000, over four hours at 30 a second.
     pub max_frames: usize,
-    /// Most frames of a clip that are shown; 4096.
+    /// Most frames of a video that are shown; 4096.
     pub max_shown: usize,
-    /// Most seconds that reading a clip may take; 600.
+    /// Most seconds that reading a video may take; 600.
     pub max_seconds: u64,
 }
 
@@ -236,7 +236,7 @@ impl Default for VideoLimits {
     }
 }
 
-/// A clip as the vision tower reads it.
+/// A video as the vision tower reads it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchedVideo {
     /// `[P, 1176]`, P being the product of the grid.
@@ -247,7 +247,7 @@ pub struct PatchedVideo {
     pub timestamps: Vec<f64>,
 }
 
-/// Turns clips into patches, as one checkpoint wants them.
+/// Turns videos into patches, as one checkpoint wants them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoProcessor {
     config: VideoConfig,
@@ -258,7 +258,7 @@ pub struct VideoProcessor {
 }
 
 impl VideoProcessor {
-    /// Frames a second of pictures whose rate is not known, as upstream has it.
+    /// Frames a second of images whose rate is not known, as upstream has it.
     const UNKNOWN_RATE: f64 = 24.0;
 
     /// Makes a processor from a checked configuration.
@@ -277,35 +277,35 @@ impl VideoProcessor {
         }
     }
 
-    /// Replaces the most pixels a clip may have, counted over all frames that are shown.
+    /// Replaces the most pixels a video may have, counted over all frames that are shown.
     #[must_use]
     pub fn with_max_pixels(mut self, max_pixels: usize) -> Self {
         self.config.frame.max_pixels = max_pixels;
         self
     }
 
-    /// Replaces the fewest pixels a clip may have, counted over all frames that are shown.
+    /// Replaces the fewest pixels a video may have, counted over all frames that are shown.
     #[must_use]
     pub fn with_min_pixels(mut self, min_pixels: usize) -> Self {
         self.config.frame.min_pixels = min_pixels;
         self
     }
 
-    /// Says how many frames a second folders and lists of pictures have that do not say it themselves.
+    /// Sets the default frame rate for image sequences without one.
     #[must_use]
     pub fn with_frame_rate(mut self, frame_rate: f64) -> Self {
         self.frame_rate = Some(frame_rate);
         self
     }
 
-    /// Replaces what a clip may cost before it is refused.
+    /// Replaces what a video may cost before it is refused.
     #[must_use]
     pub fn with_limits(mut self, limits: VideoLimits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// What a clip may cost before it is refused.
+    /// What a video may cost before it is refused.
     pub fn limits(&self) -> &VideoLimits {
         &self.limits
     }
@@ -315,30 +315,30 @@ impl VideoProcessor {
         &self.config
     }
 
-    /// Reads a clip, chooses its frames, and cuts them into patches.
+    /// Reads a video, chooses its frames, and cuts them into patches.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, is damaged, is no clip, has a shape that the model cannot take, or is larger
-    /// than the limits; when it is a film and ffmpeg is not installed.
+    /// When it cannot be read, is damaged, is no video, has a shape that the model cannot take, or is larger
+    /// than the limits; when it is a video file and ffmpeg is not installed.
     pub fn load(&self, source: &VideoSource) -> Result<PatchedVideo, VideoError> {
-        let clip = Clip::open(source, self.frame_rate, &self.limits)?;
-        let (frame_rate, indices) = self.choose(&clip)?;
+        let video = VideoReader::open(source, self.frame_rate, &self.limits)?;
+        let (frame_rate, indices) = self.choose(&video)?;
         let temporal = self.geometry.temporal;
         let shown = indices.len();
         if shown < temporal {
-            return Err(VideoError::FewFrames { name: clip.name, found: shown, needed: temporal });
+            return Err(VideoError::FewFrames { name: video.name, found: shown, needed: temporal });
         }
         if shown > self.limits.max_shown {
             let (found, limit) = (shown, self.limits.max_shown);
-            return Err(VideoError::ManyShown { name: clip.name, found, limit });
+            return Err(VideoError::ManyShown { name: video.name, found, limit });
         }
 
         let mut distinct = indices.clone();
         distinct.dedup();
         let mut cutter = Cutter {
             processor: self,
-            name: &clip.name,
+            name: &video.name,
             shown,
             done: 0,
             sizes: None,
@@ -347,7 +347,7 @@ impl VideoProcessor {
         };
         // A frame that is shown twice is read once.
         let mut times = indices.chunk_by(|a, b| a == b).map(<[usize]>::len);
-        clip.read(&distinct, &mut |frame| {
+        video.read(&distinct, &mut |frame| {
             for _ in 1..times.next().unwrap_or(1) {
                 cutter.push(frame.clone())?;
             }
@@ -361,17 +361,17 @@ impl VideoProcessor {
 
     /// Looks at a video without decoding it: that there is a file that may be read, or frames.
     pub(crate) fn probe(&self, source: &VideoSource) -> Result<(), VideoError> {
-        clip::probe(source, &self.limits)
+        reader::probe(source, &self.limits)
     }
 
     /// The frame rate, and the frames to show.
-    fn choose(&self, clip: &Clip<'_>) -> Result<(f64, Vec<usize>), VideoError> {
-        let frames = clip.len();
-        let Some((frame_rate, seconds)) = clip.timing() else {
+    fn choose(&self, video: &VideoReader<'_>) -> Result<(f64, Vec<usize>), VideoError> {
+        let frames = video.len();
+        let Some((frame_rate, seconds)) = video.timing() else {
             static UNKNOWN: Notice = Notice::new();
             if let Some(times) = UNKNOWN.due() {
                 tracing::warn!(
-                    clip = clip.name,
+                    video = video.name,
                     frames,
                     times,
                     "the frame rate is not known: all frames are shown, with times of 24 a second"
@@ -379,15 +379,16 @@ impl VideoProcessor {
             }
             return Ok((Self::UNKNOWN_RATE, (0..frames).collect()));
         };
-        if !(frame_rate > 0.0 && frame_rate <= clip::MOST_FRAMES_A_SECOND && seconds.is_finite()) {
-            return Err(VideoError::FrameRate { name: clip.name.clone(), found: frame_rate });
+        if !(frame_rate > 0.0 && frame_rate <= reader::MOST_FRAMES_A_SECOND && seconds.is_finite()) {
+            return Err(VideoError::FrameRate { name: video.name.clone(), found: frame_rate });
         }
         if !self.config.sample_frames {
             return Ok((frame_rate, (0..frames).collect()));
         }
-        let indices = self.config.sampling.indices(&ClipInfo { frames, frame_rate, duration: Some(seconds) });
+        let indices =
+            self.config.sampling.indices(&VideoMetadata { frames, frame_rate, duration: Some(seconds) });
         if indices.is_empty() {
-            return Err(VideoError::Short { name: clip.name.clone(), seconds });
+            return Err(VideoError::Short { name: video.name.clone(), seconds });
         }
         Ok((frame_rate, indices))
     }

@@ -1,13 +1,13 @@
-//! Which frames of a clip the model sees.
+//! Which frames of a video the model sees.
 //!
 //! Both rules are those of transformers 5.23, to the frame: `tests/video_golden.rs` holds them to it.
 //! They take an even number of frames, since two make a temporal patch; the last is taken twice where
 //! the number would be odd.
 
-/// What is known of a clip before its frames are read.
+/// What is known of a video before its frames are read.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ClipInfo {
-    /// Frames in the clip.
+pub struct VideoMetadata {
+    /// Frames in the video.
     pub frames: usize,
     /// Frames a second.
     pub frame_rate: f64,
@@ -15,7 +15,7 @@ pub struct ClipInfo {
     pub duration: Option<f64>,
 }
 
-impl ClipInfo {
+impl VideoMetadata {
     fn seconds(&self) -> f64 {
         let counted = || (self.last() as f64 / self.frame_rate).round_ties_even() + 1.0;
         // As in Python, a length of zero is no length.
@@ -30,9 +30,9 @@ impl ClipInfo {
 /// The published rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SamplingRule {
-    /// `Glm4vVideoProcessor`: so many frames a second, over the whole clip.
+    /// `Glm4vVideoProcessor`: so many frames a second, over the whole video.
     Glm4v,
-    /// `Glm46VVideoProcessor`: fewer a second in longer clips, at most 640.
+    /// `Glm46VVideoProcessor`: fewer a second in longer videos, at most 640.
     Glm46v,
 }
 
@@ -52,14 +52,14 @@ pub struct Sampling {
 impl Sampling {
     /// Indices of the frames to take, ascending; an even number of them, the last one twice if need be.
     ///
-    /// The rule of GLM-4.6V takes nothing of a clip under a sixth of a second.
-    pub fn indices(&self, clip: &ClipInfo) -> Vec<usize> {
-        if clip.frames == 0 {
+    /// The rule of GLM-4.6V takes nothing of a video under a sixth of a second.
+    pub fn indices(&self, video: &VideoMetadata) -> Vec<usize> {
+        if video.frames == 0 {
             return Vec::new();
         }
         let mut taken = match self.rule {
-            SamplingRule::Glm4v => self.glm4v(clip),
-            SamplingRule::Glm46v => self.glm46v(clip),
+            SamplingRule::Glm4v => self.glm4v(video),
+            SamplingRule::Glm46v => self.glm46v(video),
         };
         taken.dedup();
         if taken.len() % 2 == 1 {
@@ -68,15 +68,15 @@ impl Sampling {
         taken
     }
 
-    fn glm4v(&self, clip: &ClipInfo) -> Vec<usize> {
-        let seconds = clip.seconds();
-        let last = clip.last();
-        let at = |time: f64| ((time * clip.frame_rate).ceil() as usize).min(last);
+    fn glm4v(&self, video: &VideoMetadata) -> Vec<usize> {
+        let seconds = video.seconds();
+        let last = video.last();
+        let at = |time: f64| ((time * video.frame_rate).ceil() as usize).min(last);
         if seconds <= self.max_duration {
             let count = ((seconds * self.fps).floor() as usize).max(1);
             let mut taken: Vec<usize> = Vec::new();
             for i in 0..count {
-                let index = ((i as f64 * clip.frame_rate / self.fps).ceil() as usize).min(last);
+                let index = ((i as f64 * video.frame_rate / self.fps).ceil() as usize).min(last);
                 if taken.last() != Some(&index) {
                     taken.push(index);
                 }
@@ -88,16 +88,16 @@ impl Sampling {
             return taken;
         }
         let count = (self.max_duration * self.fps) as usize;
-        if count >= clip.frames {
-            return (0..clip.frames).collect();
+        if count >= video.frames {
+            return (0..video.frames).collect();
         }
         linspace(0.0, seconds, count).map(at).collect()
     }
 
-    fn glm46v(&self, clip: &ClipInfo) -> Vec<usize> {
+    fn glm46v(&self, video: &VideoMetadata) -> Vec<usize> {
         const MOST_FRAMES: usize = 640;
         const LONGEST: f64 = 2400.0;
-        let seconds = clip.seconds();
+        let seconds = video.seconds();
         let counted = seconds.min(LONGEST);
         let fps = match counted {
             ..=30.0 => 3.0,
@@ -110,13 +110,13 @@ impl Sampling {
             let even = linspace(from as f64, to as f64, count);
             even.map(|index| index.floor() as usize).collect()
         };
-        if clip.frames < count {
-            return spread(0, clip.last());
+        if video.frames < count {
+            return spread(0, video.last());
         }
         let mut taken = Vec::new();
         let (mut next, end) = (0.0, seconds.trunc());
-        let (frame, step) = (1.0 / clip.frame_rate, 1.0 / (temporal * fps));
-        for index in 0..clip.frames {
+        let (frame, step) = (1.0 / video.frame_rate, 1.0 / (temporal * fps));
+        for index in 0..video.frames {
             // Sums and products of rounded numbers, as upstream has them: a frame more or less depends on it.
             if index as f64 * frame >= next {
                 next += step;
@@ -128,7 +128,7 @@ impl Sampling {
         }
         match taken.len() {
             found if found < count => spread(taken[0], taken[found - 1]),
-            found if found > count => spread(0, clip.last()),
+            found if found > count => spread(0, video.last()),
             _ => taken,
         }
     }
@@ -145,7 +145,7 @@ fn linspace(from: f64, to: f64, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// The times that are written between the frames of a clip, one for each of its `patches` in time.
+/// The times that are written between the frames of a video, one for each of its `patches` in time.
 ///
 /// transformers takes every second frame's, however many frames a patch has, and repeats the last where patches have one.
 pub(super) fn timestamps(indices: &[usize], frame_rate: f64, patches: usize) -> Vec<f64> {

@@ -77,14 +77,14 @@ pub(crate) fn usizes(value: &Value) -> Vec<usize> {
     values.iter().map(|v| v.as_u64().unwrap() as usize).collect()
 }
 
-/// Clips with their checksums.
-pub(crate) fn clips() -> PathBuf {
+/// Videos with their checksums.
+pub(crate) fn videos() -> PathBuf {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/processor/video").into()
 }
 
-/// The frames of a clip.
+/// The frames of a video.
 pub(crate) fn frames(file: &str) -> Vec<Rgb> {
-    let file = std::io::Cursor::new(fs::read(clips().join(file)).unwrap());
+    let file = std::io::Cursor::new(fs::read(videos().join(file)).unwrap());
     let frames = PngDecoder::new(file).unwrap().apng().unwrap().into_frames();
     frames.map(|frame| DynamicImage::ImageRgba8(frame.unwrap().into_buffer()).into()).collect()
 }
@@ -96,7 +96,7 @@ pub(crate) fn checksum(bytes: impl IntoIterator<Item = u8>) -> String {
     format!("{sum:016x}")
 }
 
-/// Whether films can be made and read. Without ffmpeg their tests have nothing to do, unless
+/// Whether video files can be made and read. Without ffmpeg their tests have nothing to do, unless
 /// `GLM4V_NEED_FFMPEG` is set, as `.ci/run` does.
 pub(crate) fn has_ffmpeg() -> bool {
     let there =
@@ -104,7 +104,7 @@ pub(crate) fn has_ffmpeg() -> bool {
     assert!(there || std::env::var_os("GLM4V_NEED_FFMPEG").is_none(), "needs ffmpeg: apt-get install ffmpeg");
     #[allow(clippy::print_stderr, reason = "a test that is left out says so")]
     if !there {
-        eprintln!("LEFT OUT: no ffmpeg here, so that tests of films have nothing to do");
+        eprintln!("LEFT OUT: no ffmpeg here, so that tests of video files have nothing to do");
     }
     there
 }

@@ -27,13 +27,13 @@ pub struct AdapterConfig {
     /// Whether the scale is `lora_alpha / √r`.
     #[serde(default)]
     pub use_rslora: bool,
-    /// Linear maps.
+    /// Linear layers.
     #[serde(default)]
     pub target_modules: Option<Names>,
     /// Stacked experts.
     #[serde(default)]
     pub target_parameters: Option<Vec<String>>,
-    /// Linear maps that are left out, whatever `target_modules` says.
+    /// Linear layers that are left out, whatever `target_modules` says.
     #[serde(default)]
     pub exclude_modules: Option<Names>,
     /// Modules that learn whole, and are kept whole in the adapter.
@@ -63,7 +63,7 @@ pub struct AdapterConfig {
 pub enum Names {
     /// Whole names, or what stands behind their last dots.
     List(Vec<String>),
-    /// A regular expression for the whole name, or `all-linear` for every linear map but the head.
+    /// A regular expression for the whole name, or `all-linear` for every linear layer but the head.
     Pattern(String),
 }
 

@@ -73,7 +73,7 @@ pub enum AdapterError {
     },
     /// A target that is not in the network.
     #[error(
-        "{key}: \"{wanted}\" matches no linear map of this model; there are: {}",
+        "{key}: \"{wanted}\" matches no linear layer of this model; there are: {}",
         list_names(kinds, usize::MAX)
     )]
     NoMatch {
@@ -81,10 +81,10 @@ pub enum AdapterError {
         key: String,
         /// The target.
         wanted: String,
-        /// Linear maps of the network, their numbers as `*`.
+        /// Linear layers of the network, their numbers as `*`.
         kinds: Vec<String>,
     },
-    /// A linear map with an adapter that is to be kept whole too.
+    /// A linear layer with an adapter that is to be kept whole too.
     #[error(
         "{module} has an adapter and belongs to modules_to_save, whose names are compared with the end of a module's; needed: one of the two"
     )]
@@ -92,9 +92,9 @@ pub enum AdapterError {
         /// The module.
         module: String,
     },
-    /// Adapters on what is no linear map.
+    /// Adapters on what is no linear layer.
     #[error(
-        "has adapters on {}; needed: adapters on linear maps and experts, others (routers, the patch convolution, embeddings) are \
+        "has adapters on {}; needed: adapters on linear layers and experts, others (routers, the patch convolution, embeddings) are \
          not supported",
         list_names(modules, 8)
     )]
@@ -181,10 +181,10 @@ pub enum AdapterError {
         /// That of its place.
         needed: Vec<usize>,
     },
-    /// Two factors that do not fit a linear map.
+    /// Two factors that do not fit a linear layer.
     #[error("{name}: lora_A is {a:?} and lora_B {b:?}; needed: [r, {d_input}] and [{d_output}, r]")]
     Factors {
-        /// The linear map.
+        /// The linear layer.
         name: String,
         /// Shape of the first factor.
         a: [usize; 2],

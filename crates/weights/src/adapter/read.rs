@@ -171,7 +171,7 @@ impl AdapterFolder {
         if self.names.is_empty() {
             return Err(self.problem(AdapterError::Empty));
         }
-        // Parts of the network that PEFT can put an adapter on, and that are no linear maps.
+        // Parts of the network that PEFT can put an adapter on, and that are no linear layers.
         const OTHERS: [&str; 3] = [".mlp.gate", ".patch_embed.proj", ".embed_tokens"];
         let adapted = |name: &str| {
             let (module, factor) = name.rsplit_once('.')?;
@@ -206,7 +206,7 @@ impl AdapterFolder {
         WeightsError::AdapterAt { path: self.place.path.clone(), source }
     }
 
-    /// The factors for a linear map in whichever form the file has them, with the size that the config gives them; notes
+    /// The factors for a linear layer in whichever form the file has them, with the size that the config gives them; notes
     /// the names they come from. The network has `experts` a layer.
     fn factors(
         &self,

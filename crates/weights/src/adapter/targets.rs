@@ -14,7 +14,7 @@ use super::config::{AdapterConfig, Names};
 /// Between the name of a layer and that of one of its experts.
 const EXPERTS: &str = ".mlp.experts.";
 
-/// A linear map that an adapter can be attached to: the name that a config speaks of.
+/// A linear layer that an adapter can be attached to: the name that a config speaks of.
 ///
 /// Experts of a layer go by one name, as transformers stacks them: `….mlp.experts.gate_up_proj`.
 pub(crate) fn spoken_name(name: &str) -> String {
@@ -27,7 +27,7 @@ pub(crate) fn spoken_name(name: &str) -> String {
     }
 }
 
-/// Names of all linear maps of a network, experts of a layer once.
+/// Names of all linear layers of a network, experts of a layer once.
 fn candidates(model: &mut Glm4v) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     model.for_each_linear(|name, _| {
@@ -83,7 +83,7 @@ pub(crate) fn pick(config: &AdapterConfig, model: &mut Glm4v) -> Result<Picked, 
 
 /// Refuses what PEFT would take for something else.
 ///
-/// The experts of a `glm4v_moe` model were linear maps in transformers 4. PEFT 0.21 reads targets of those names, long or
+/// The experts of a `glm4v_moe` model were linear layers in transformers 4. PEFT 0.21 reads targets of those names, long or
 /// short, for the experts of transformers 5 (`utils/transformers_weight_conversion.py`), and with them those of dense layers,
 /// shared experts, the vision tower and the merger: what it loads computes something else, mostly without an error.
 pub(crate) fn check_published(picked: &Picked, architecture: Architecture) -> Result<(), AdapterError> {
@@ -278,7 +278,7 @@ pub(crate) fn is_saved(config: &AdapterConfig, parameter: &str) -> bool {
     config.modules_to_save.iter().flatten().any(|wanted| modules().any(|module| module.ends_with(wanted)))
 }
 
-/// Whether `modules_to_save` keeps a linear map from getting an adapter: where the name of one is part of it (PEFT,
+/// Whether `modules_to_save` keeps a linear layer from getting an adapter: where the name of one is part of it (PEFT,
 /// `check_target_module_exists`).
 pub(crate) fn is_replaced(config: &AdapterConfig, module: &str) -> bool {
     let dotted = format!(".{module}.");

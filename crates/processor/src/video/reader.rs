@@ -1,17 +1,17 @@
-//! Frames of a clip, wherever they come from, one at a time.
+//! Frames of a video, wherever they come from, one at a time.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::animation::Animation;
-use super::ffmpeg::Film;
+use super::ffmpeg::VideoFile;
 use super::{VideoError, VideoLimits, frames};
 use crate::image::{ImageError, Rgb};
 use crate::messages::{ImageSource, VideoData, VideoSource};
 
-/// An opened clip.
-pub(super) struct Clip<'a> {
+/// An opened video.
+pub(super) struct VideoReader<'a> {
     /// Where it comes from, for errors.
     pub(super) name: String,
     kind: Kind,
@@ -20,15 +20,15 @@ pub(super) struct Clip<'a> {
 }
 
 enum Kind {
-    /// Pictures, each a frame.
-    Frames { pictures: Vec<ImageSource>, frame_rate: Option<f64> },
+    /// Images, each a frame.
+    Frames { images: Vec<ImageSource>, frame_rate: Option<f64> },
     /// A GIF, WebP or APNG.
     Animation(Animation),
     /// What ffmpeg decodes.
-    Film(Film),
+    VideoFile(VideoFile),
 }
 
-/// The time that a clip has left.
+/// The time that a video has left.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
     end: Instant,
@@ -50,7 +50,7 @@ impl Clock {
     }
 }
 
-impl<'a> Clip<'a> {
+impl<'a> VideoReader<'a> {
     pub(super) fn open(
         source: &VideoSource,
         frame_rate: Option<f64>,
@@ -65,41 +65,41 @@ impl<'a> Clip<'a> {
         }
         let end = Instant::now() + Duration::from_secs(limits.max_seconds);
         let clock = Clock { end, seconds: limits.max_seconds };
-        let pictures = match &source.data {
-            VideoData::Frames(pictures) => Some(pictures.clone()),
+        let images = match &source.data {
+            VideoData::Frames(images) => Some(images.clone()),
             VideoData::Path(path) if path.is_dir() => Some(frames::of_folder(path)?),
             _ => None,
         };
-        let kind = match pictures {
-            Some(pictures) if pictures.is_empty() => return Err(VideoError::NoFrames { name }),
-            Some(pictures) => Kind::Frames { pictures, frame_rate: given.or(frame_rate) },
+        let kind = match images {
+            Some(images) if images.is_empty() => return Err(VideoError::NoFrames { name }),
+            Some(images) => Kind::Frames { images, frame_rate: given.or(frame_rate) },
             None if given.is_some() => return Err(VideoError::OwnRate { name }),
             None => open_file(&source.data, &name, limits, clock)?,
         };
-        let clip = Self { name, kind, limits, clock };
-        let found = clip.len();
+        let video = Self { name, kind, limits, clock };
+        let found = video.len();
         if found > limits.max_frames {
-            return Err(VideoError::ManyFrames { name: clip.name, found, limit: limits.max_frames });
+            return Err(VideoError::ManyFrames { name: video.name, found, limit: limits.max_frames });
         }
-        Ok(clip)
+        Ok(video)
     }
 
-    /// Frames in the clip.
+    /// Frames in the video.
     pub(super) fn len(&self) -> usize {
         match &self.kind {
-            Kind::Frames { pictures, .. } => pictures.len(),
+            Kind::Frames { images, .. } => images.len(),
             Kind::Animation(animation) => animation.frames,
-            Kind::Film(film) => film.frames,
+            Kind::VideoFile(file) => file.frames,
         }
     }
 
-    /// Frames a second, and seconds; nothing for pictures of which that is not known.
+    /// Frames a second, and seconds; nothing for images of which that is not known.
     pub(super) fn timing(&self) -> Option<(f64, f64)> {
         let of_length = |frames: usize, seconds: f64| Some((frames as f64 / seconds, seconds));
         match &self.kind {
-            Kind::Frames { pictures, frame_rate } => frame_rate.map(|r| (r, pictures.len() as f64 / r)),
+            Kind::Frames { images, frame_rate } => frame_rate.map(|r| (r, images.len() as f64 / r)),
             Kind::Animation(animation) => of_length(animation.frames, animation.seconds),
-            Kind::Film(film) => of_length(film.frames, film.seconds),
+            Kind::VideoFile(file) => of_length(file.frames, file.seconds),
         }
     }
 
@@ -110,11 +110,11 @@ impl<'a> Clip<'a> {
         each: &mut dyn FnMut(Rgb) -> Result<(), VideoError>,
     ) -> Result<(), VideoError> {
         match &self.kind {
-            Kind::Frames { pictures, .. } => {
+            Kind::Frames { images, .. } => {
                 for &frame in wanted {
                     self.clock.check(&self.name)?;
-                    let picture = self.limits.frame.load(&pictures[frame]);
-                    each(picture.map_err(|source| VideoError::Frame {
+                    let image = self.limits.frame.load(&images[frame]);
+                    each(image.map_err(|source| VideoError::Frame {
                         name: self.name.clone(),
                         frame,
                         source: source.into(),
@@ -123,7 +123,7 @@ impl<'a> Clip<'a> {
                 Ok(())
             }
             Kind::Animation(animation) => animation.read(wanted, &self.name, self.limits, self.clock, each),
-            Kind::Film(film) => film.read(wanted, &self.name, self.limits, self.clock, each),
+            Kind::VideoFile(file) => file.read(wanted, &self.name, self.limits, self.clock, each),
         }
     }
 }
@@ -144,8 +144,8 @@ pub(super) fn probe(source: &VideoSource, limits: &VideoLimits) -> Result<(), Vi
     if frames.is_empty() {
         return Err(VideoError::NoFrames { name });
     }
-    for (frame, picture) in frames.iter().enumerate() {
-        limits.frame.probe(picture).map_err(|source| VideoError::Frame {
+    for (frame, image) in frames.iter().enumerate() {
+        limits.frame.probe(image).map_err(|source| VideoError::Frame {
             name: name.clone(),
             frame,
             source: source.into(),
@@ -189,11 +189,11 @@ fn open_file(data: &VideoData, name: &str, limits: &VideoLimits, clock: Clock) -
         return Err(VideoError::Still { name: name.to_owned() });
     }
     match (path, bytes) {
-        (Some(path), _) => Ok(Kind::Film(Film::open(path.clone(), None, name, limits, clock)?)),
+        (Some(path), _) => Ok(Kind::VideoFile(VideoFile::open(path.clone(), None, name, limits, clock)?)),
         (None, bytes) => {
             let file = written(&bytes.unwrap_or_default())
                 .map_err(|source| VideoError::Read { name: name.to_owned(), source })?;
-            Ok(Kind::Film(Film::open(file.path().to_owned(), Some(file), name, limits, clock)?))
+            Ok(Kind::VideoFile(VideoFile::open(file.path().to_owned(), Some(file), name, limits, clock)?))
         }
     }
 }
