@@ -110,7 +110,7 @@ def draw_sizes(rng, family, config):
             n_shared_experts=rng.randint(1, 2),
             norm_topk_prob=rng.random() < 0.5,
             routed_scaling_factor=rng.choice([1.0, 1.5, 2.5]),
-            first_k_dense_replace=rng.randint(0, 1),
+            first_k_dense_replace=rng.randint(0, min(1, text["num_hidden_layers"] - 1)),
         )
     of_heads = rng.choice([2, 3, 4])
     vision.update(
@@ -327,7 +327,8 @@ class Case:
             case.update(target_modules=rng.sample(attention, rng.randint(1, 4)), target_parameters=rng.sample(EXPERTS, rng.randint(1, 2)))
         else:
             more = ["gate_up_proj", "down_proj", "qkv", r"merger.gate_proj"]
-            case["target_modules"] = rng.sample(attention + more, rng.randint(1, 5))
+            # One of the text decoder's at least: batches of text alone have no gradient otherwise.
+            case["target_modules"] = sorted({rng.choice(attention), *rng.sample(attention + more, rng.randint(1, 4))})
         if "q_proj" in case["target_modules"] and rng.random() < 0.6:
             case["alpha_pattern"] = {"layers.0.self_attn.q_proj": 2, "q_proj": 32}
             case["rank_pattern"] = {r"language_model.*\.q_proj": rng.randint(1, 4)}
@@ -365,10 +366,13 @@ class Case:
         whole = rng.random() < 0.5
         found = self.train(talks, order, optim, clip, whole)
         expected = self.reference(talks, order, optim, clip, whole)
-        for step, ((loss, norm), (of_loss, of_norm)) in enumerate(zip(found, expected), 1):
-            where = f"training {'whole' if whole else 'the adapter'}, step {step}"
-            self.see("loss", below(LOSS, abs(loss - of_loss) / max(1.0, of_loss), f"{where}: loss"))
-            self.see("norm", below(NORM, abs(norm - of_norm) / of_norm, f"{where}: gradient norm"))
+        (loss, norm), noise = apart(found, expected), (0.0, 0.0)
+        if loss > LOSS or norm > NORM:
+            # A run may magnify rounding errors: how far apart is the reference from itself, moved by one?
+            noise = apart(self.reference(talks, order, optim, clip, whole, nudge=1e-7), expected)
+        where = f"training {'whole' if whole else 'the adapter'}"
+        self.see("loss", below(max(LOSS, 10 * noise[0]), loss, f"{where}: loss"))
+        self.see("norm", below(max(NORM, 10 * noise[1]), norm, f"{where}: gradient norm"))
 
     def train(self, talks, order, optim, clip, whole):
         data, batches, out = self.folder / "data.jsonl", self.folder / "order.json", self.folder / "run"
@@ -385,8 +389,12 @@ class Case:
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         return [(line["loss"], line["grad_norm"]) for line in lines if "grad_norm" in line]
 
-    def reference(self, talks, order, optim, clip, whole):
+    def reference(self, talks, order, optim, clip, whole, nudge=0.0):
         model = load(self.base)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for value in model.parameters():
+                value.mul_(1 + nudge * torch.randn(value.shape, generator=generator))
         if not whole:
             model = PeftModel.from_pretrained(model, self.folder / "peft", is_trainable=True)
         fault_in_model(model if whole else model.get_base_model(), self.args.fault)
@@ -420,6 +428,14 @@ class Case:
                     value[mask] = before[mask]
             out.append((loss.item(), norm.item()))
         return out
+
+
+def apart(found, expected):
+    """The largest relative differences of losses and gradient norms over the steps."""
+    need(len(found) == len(expected), f"training: {len(found)} steps, not {len(expected)}")
+    losses = (abs(a - b) / max(1.0, b) for (a, _), (b, _) in zip(found, expected))
+    norms = (abs(a - b) / b for (_, a), (_, b) in zip(found, expected))
+    return max(losses), max(norms)
 
 
 def idle(learning):
