@@ -20,6 +20,7 @@ tests/fixtures/oracle/requirements.txt.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -246,6 +247,13 @@ def forward(model, batch):
     return model(**batch, use_cache=False)
 
 
+def noise(model, batch, logits):
+    """How far the reference is from itself in twice the precision."""
+    wide = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+    found = forward(copy.deepcopy(model).double(), wide).logits
+    return (found - logits).abs().max().item()
+
+
 # ------------------------------------------------------------------------------------------------------------------- faults
 
 
@@ -300,8 +308,10 @@ class Case:
                 pixels = (ours["pixel_values"] - batch["pixel_values"]).abs().max().item()
                 self.see("pixels", below(1e-5, pixels, f"prompt {number}: pixels"))
             with torch.no_grad():
-                found = (ours["logits"] - forward(model, batch).logits).abs().max().item()
-                self.see("logits", below(LOGITS, found, f"prompt {number}: logits"))
+                expected = forward(model, batch).logits
+                found = (ours["logits"] - expected).abs().max().item()
+                allowed = LOGITS if found <= LOGITS else max(LOGITS, 10 * noise(model, batch, expected))
+                self.see("logits", below(allowed, found, f"prompt {number}: logits"))
                 self.check_greedy(number, model, batch, ours["generated"].tolist())
 
     def check_greedy(self, number, model, batch, tokens):
@@ -366,13 +376,13 @@ class Case:
         whole = rng.random() < 0.5
         found = self.train(talks, order, optim, clip, whole)
         expected = self.reference(talks, order, optim, clip, whole)
-        (loss, norm), noise = apart(found, expected), (0.0, 0.0)
+        (loss, norm), own = apart(found, expected), []
         if loss > LOSS or norm > NORM:
             # A run may magnify rounding errors: how far apart is the reference from itself, moved by one?
-            noise = apart(self.reference(talks, order, optim, clip, whole, nudge=1e-7), expected)
+            own = [apart(self.reference(talks, order, optim, clip, whole, nudge=seed), expected) for seed in (1, 2, 3)]
         where = f"training {'whole' if whole else 'the adapter'}"
-        self.see("loss", below(max(LOSS, 10 * noise[0]), loss, f"{where}: loss"))
-        self.see("norm", below(max(NORM, 10 * noise[1]), norm, f"{where}: gradient norm"))
+        self.see("loss", below(max([LOSS, *(10 * loss for loss, _ in own)]), loss, f"{where}: loss"))
+        self.see("norm", below(max([NORM, *(10 * norm for _, norm in own)]), norm, f"{where}: gradient norm"))
 
     def train(self, talks, order, optim, clip, whole):
         data, batches, out = self.folder / "data.jsonl", self.folder / "order.json", self.folder / "run"
@@ -389,12 +399,13 @@ class Case:
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         return [(line["loss"], line["grad_norm"]) for line in lines if "grad_norm" in line]
 
-    def reference(self, talks, order, optim, clip, whole, nudge=0.0):
+    def reference(self, talks, order, optim, clip, whole, nudge=0):
         model = load(self.base)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for value in model.parameters():
-                value.mul_(1 + nudge * torch.randn(value.shape, generator=generator))
+        if nudge:
+            generator = torch.Generator().manual_seed(nudge)
+            with torch.no_grad():
+                for value in model.parameters():
+                    value.mul_(1 + 1e-7 * torch.randn(value.shape, generator=generator))
         if not whole:
             model = PeftModel.from_pretrained(model, self.folder / "peft", is_trainable=True)
         fault_in_model(model if whole else model.get_base_model(), self.args.fault)
