@@ -445,7 +445,7 @@ class Desk:
         """Arguments of a short training of the small model; later settings win."""
         usual = {
             "model.path": self.world.model,
-            "model.init": "weights",
+            "model.init": "pretrained",
             "data.train": self.world.data,
             "eval.data": "",
             "data.batch_size": 4,

@@ -263,12 +263,11 @@ def fp8(raw):
 
 
 @AREA.case
-def fp8_folder_has_a_remedy(desk):
+def fp8_folder_of_chance(desk):
+    """Codes and scales of no model: read, and found to be no numbers."""
     config = {**CONFIG, "quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}}
     model = desk.model({WEIGHTS: fp8, "config.json": json.dumps(config)})
-    refusal = ask(desk, model).refused("F8_E4M3")
-    if refusal.code == 1 and "quantiz" not in refusal.stderr.replace("quantization_config", ""):
-        refusal.blame("names no remedy for weights in FP8")
+    ask(desk, model).expect(0, 1)
 
 
 for name, raw in {
