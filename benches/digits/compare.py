@@ -54,7 +54,7 @@ def stage(out):
 
 def our_run(program, out, model, order, threads, steps):
     run = out / "run"
-    settings = {"model.path": model, "model.init": "weights", "data.batch_order": order, "schedule.max_steps": steps,
+    settings = {"model.path": model, "model.init": "pretrained", "data.batch_order": order, "schedule.max_steps": steps,
                 "run.output_dir": run, "eval.steps": 0, "run.save_steps": 0}
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     peak = measured([program, "train", "configs/finetune/digits-full-cpu.toml", "--backend", "cpu", "--threads", threads, "-q", *flags], cwd=ROOT)

@@ -94,7 +94,7 @@ def build():
 
 def ours(program, file, threads):
     """The program's figures and its peak memory."""
-    command = [program, "--threads", threads, "--pictures", PICTURES, file]
+    command = [program, "--threads", threads, "--images", PICTURES, file]
     run = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
     said = run.stdout.read()
     _, status, used = os.wait4(run.pid, 0)

@@ -21,7 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Images a second.
 #[derive(Parser)]
 struct Args {
-    /// Threads; a image is worked on by one.
+    /// Threads; an image is worked on by one.
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// Images in the air at a time: the same file again and again.

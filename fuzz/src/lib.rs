@@ -13,7 +13,7 @@ fn limits() -> DecodeLimits {
     DecodeLimits { max_side: 2000, max_pixels: 1_000_000, max_memory: 64 << 20, ..DecodeLimits::default() }
 }
 
-/// A image: decoded, resized, cut.
+/// An image: decoded, resized, cut.
 pub fn image(data: &[u8]) {
     let processor = ImageProcessor::new(&config("{}")).with_max_pixels(40_000).with_min_pixels(1);
     if let Ok(image) = limits().load(&ImageSource::Bytes(data.to_vec()))

@@ -361,7 +361,7 @@ fn a_video_of_no_length_is_too_short_for_the_newer_rule() {
 fn every_video_of_a_prompt_has_its_own_frames_and_times() {
     for (family, times) in [("glm4v", "0123456"), ("glm46v", "0.0 seconds")] {
         let processor = Processor::load(&golden().join("checkpoints").join(family)).unwrap();
-        // 30 frames at 4 and at 10 a second, and a image between the videos.
+        // 30 frames at 4 and at 10 a second, and an image between the videos.
         let video = |file: &str| Part::Video(videos().join(file).into());
         let image = Part::Image(ImageSource::Path(golden().join("images/shapes_56x56.png")));
         let encode = |parts: Vec<Part>| {

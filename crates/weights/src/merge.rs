@@ -58,15 +58,16 @@ impl ModelFolder {
             let Some(lora) = &linear.lora else { return };
             let [left, right] = lora.factors();
             let Some((whole, _)) = layout.find(&format!("{name}.weight")) else { return };
-            // Experts lie in a stack, one below the other, or in tensors of their own.
-            if let Some((stack, number)) =
-                names::stack(&whole.name).filter(|(stack, _)| checkpoint.info(stack).is_some())
+            let published = whole.published();
+            // Experts lie in tensors of their own, else in a stack, one below the other: as they are loaded.
+            if let Some((stack, number)) = names::stack(&whole.name)
+                && !published.iter().any(|part| checkpoint.find(&part.name).is_some())
             {
                 let first = number * left.dims()[0];
                 changes.entry(stack).or_default().insert(first, Change { left, right });
                 return;
             }
-            for part in whole.published() {
+            for part in published {
                 let left = left.clone().narrow(0, part.rows.start, part.rows.len());
                 changes.entry(part.name).or_default().insert(0, Change { left, right: right.clone() });
             }
@@ -89,6 +90,7 @@ impl ModelFolder {
             };
             tensors.extend(tensor);
         }
+        assert!(changes.is_empty(), "every matrix of the network was located in the checkpoint");
         copy_side_files(self.path(), out)?;
         write_config(self.path(), out, precision)?;
         write_shards(out, tensors, size, watch)?;

@@ -46,7 +46,9 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
             let item = &prediction.item;
             print_line(
                 &json!({"source": item.at.to_string(), "images": item.images, "videos": item.videos, "expected": item.answer,
-                    "answer": prediction.answer.text, "finish_reason": if prediction.answer.ended { "stop" } else { "length" }, "ended": prediction.answer.ended, "correct": prediction.is_correct()})
+                    "answer": prediction.answer.text, "ended": prediction.answer.ended,
+                    "finish_reason": if prediction.answer.ended { "stop" } else { "length" },
+                    "correct": prediction.is_correct()})
                 .to_string(),
             )?;
         }

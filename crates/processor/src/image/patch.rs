@@ -1,4 +1,4 @@
-//! A image cut into the rows that the vision tower reads.
+//! An image cut into the rows that the vision tower reads.
 //!
 //! A row is one patch in the order (channel, frame, y, x). Rows go block by block: a block is the
 //! `merge` x `merge` patches that become one token, so its rows are neighbours. Where a temporal patch

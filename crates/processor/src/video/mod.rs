@@ -58,7 +58,7 @@ pub enum VideoError {
         #[source]
         source: Box<ImageError>,
     },
-    /// A image that does not move.
+    /// An image that does not move.
     #[error("{name}: is a still image, needed a video; give it as an image")]
     Still {
         /// Where the video comes from.
