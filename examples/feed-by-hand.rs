@@ -12,9 +12,11 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use burn::tensor::{ElementConversion, Tensor};
-use glm4v_infer::{GenerationConfig, Pipeline, generate};
-use glm4v_model::{Backend, Glm4v, Precision, Probe, TextInput};
-use glm4v_processor::{Content, ImageSource, Message, Part, Processor, ReadyMedia, RenderOptions};
+use glm4v_infer::{GenerationConfig, MultimodalEmbedder, generate};
+use glm4v_model::{Backend, CausalLm, DecoderInput, DecoderOptions, Glm4v, Modality, Precision};
+use glm4v_processor::{
+    ChatTemplateOptions, Content, ContentPart, ImageSource, MediaGrids, Message, Processor,
+};
 use glm4v_weights::ModelFolder;
 
 const NEW_TOKENS: usize = 8;
@@ -24,37 +26,40 @@ fn main() -> anyhow::Result<()> {
     let folder = golden.join("checkpoints/glm4v");
     let processor = Processor::load(&folder)?;
     let model = ModelFolder::open(&folder)?.load(&Backend::Cpu.open()?, Precision::F32)?;
-    let pipeline = Pipeline::new(&processor, &model);
-    let image = Part::Image(ImageSource::Path(golden.join("images/chelsea_113x75.png")));
-    let conversation = vec![Message::new("user", Content::Parts(vec![image, Part::text("Who is this?")]))];
-    let options = RenderOptions::prompt();
+    let embedder = MultimodalEmbedder::new(&processor, &model);
+    let image = ContentPart::Image(ImageSource::Path(golden.join("images/chelsea_113x75.png")));
+    let conversation =
+        vec![Message::new("user", Content::Parts(vec![image, ContentPart::text("Who is this?")]))];
+    let options = ChatTemplateOptions::generation_prompt();
 
     // Step by step: text and patches on the host, features of the image, both in one sequence.
-    let batch = pipeline.process(std::slice::from_ref(&conversation), &options)?;
-    let features = pipeline.features(&batch)?;
-    let embedded = pipeline.embed(batch.clone(), features.clone())?;
+    let batch = embedder.process(std::slice::from_ref(&conversation), &options)?;
+    let features = embedder.embed_multimodal(&batch)?;
+    let embedded = embedder.merge_embeddings(batch.clone(), features.clone())?;
     println!(
         "inputs_embeds {:?}, rope_deltas {:?}",
-        embedded.inputs_embeds.dims(),
-        embedded.positions.deltas
+        embedded.input.inputs_embeds.dims(),
+        embedded.input.positions.rope_deltas
     );
 
     // The text decoder and the head alone.
-    let whole = model.forward(&batch)?;
-    let hidden = model.decode(embedded.clone().into_text_input(), None, &mut Probe::off());
-    let apart = (model.head(hidden) - whole).abs().max().into_scalar::<f32>();
+    let whole = model.forward(&batch)?.squeeze_dim::<2>(0); // one row
+    let output = model.decoder_forward(embedded.input.clone(), DecoderOptions::default());
+    let apart = (model.logits(output.hidden_states) - whole).abs().max().into_scalar::<f32>();
     println!("largest difference from the logits of the whole model: {apart}");
     ensure!(apart == 0.0, "the parts give other logits than the whole");
 
     // Features made earlier, by this tower or another: of the image only its grid is needed then.
-    let grids = batch.images.grids.iter().map(|grid| [grid.t, grid.h, grid.w]).collect();
-    let ready = ReadyMedia { images: grids, videos: Vec::new() };
-    let early = pipeline.embed(pipeline.process_ready(&conversation, &options, &ready)?, features)?;
-    let apart = (early.inputs_embeds.clone() - embedded.inputs_embeds).abs().max().into_scalar::<f32>();
+    let grids = batch.media.grids(Modality::Image).to_vec();
+    let ready = MediaGrids { images: grids, videos: Vec::new() };
+    let early =
+        embedder.merge_embeddings(embedder.process_with_grids(&conversation, &options, &ready)?, features)?;
+    let apart =
+        (early.input.inputs_embeds.clone() - embedded.input.inputs_embeds).abs().max().into_scalar::<f32>();
     println!("largest difference with features made earlier: {apart}");
     ensure!(apart == 0.0, "features made earlier give other embeddings");
 
-    let answer = greedy(&model, early.into_text_input())?;
+    let answer = greedy(&model, early.input)?;
     let settings = GenerationConfig::greedy(&model.config, NEW_TOKENS);
     let expected = generate(&model, &batch, &settings, |_, _| ControlFlow::Continue(()))?.remove(0);
     println!("decoded by hand {answer:?}, by generate() {:?}", expected.ids);
@@ -63,16 +68,20 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// The likeliest token, again and again: the prompt once, then a token a step with the cache.
-fn greedy(model: &Glm4v, prompt: TextInput) -> anyhow::Result<Vec<u32>> {
-    let [rows, length, _] = prompt.embeds.dims();
-    let deltas = prompt.positions.deltas.clone();
-    let mut cache = model.cache(rows, length + NEW_TOKENS);
-    let hidden = model.decode_at(prompt, &[length - 1], Some(&mut cache), &mut Probe::off());
-    let mut logits = model.head(hidden);
+fn greedy(model: &Glm4v, prompt: DecoderInput) -> anyhow::Result<Vec<u32>> {
+    let [rows, length, _] = prompt.inputs_embeds.dims();
+    let rope_deltas = prompt.positions.rope_deltas.clone();
+    let mut cache = model.kv_cache(rows, length + NEW_TOKENS);
+    let last = DecoderOptions {
+        cache: Some(&mut cache),
+        positions: Some(&[length - 1]),
+        ..DecoderOptions::default()
+    };
+    let mut logits = model.logits(model.decoder_forward(prompt, last).hidden_states);
     let mut ids = Vec::new();
     while ids.len() < NEW_TOKENS {
         ids.push(likeliest(logits)?);
-        logits = model.step(&ids[ids.len() - 1..], &deltas, &mut cache);
+        logits = model.decode_step(&ids[ids.len() - 1..], &rope_deltas, &mut cache);
     }
     Ok(ids)
 }

@@ -1,16 +1,18 @@
-//! What experts cost: time of a pass by their number and by how many of them a token takes.
+//! Time of a mixture-of-experts pass by number of experts and experts per token.
 //!
 //!     cargo bench --workspace --bench experts -- [TOKENS] [ROUNDS]
 //!
-//! A dense layer and two layers with experts, random weights, one row of text. Prints the best of some rounds as a table.
-#![expect(clippy::print_stdout, reason = "it is what the program is for")]
+//! A dense layer and two layers with experts, random weights, one row of text. Prints a table with the best of several rounds.
+#![expect(clippy::print_stdout, reason = "the table is its result")]
 
 use std::time::Instant;
 
 use anyhow::Context;
 use burn::tensor::{DType, Device};
-use glm4v_model::{Backend, Batch, Glm4v, Glm4vConfig, PaddingSide, Probe, Sample, initialize};
-use glm4v_train::{AdamW, AdamWConfig, NamedGradients, Targets, loss};
+use glm4v_model::{
+    Backend, Batch, CausalLm, DecoderOptions, Glm4v, Glm4vConfig, PaddingSide, Sample, initialize,
+};
+use glm4v_train::{AdamW, AdamWConfig, NamedGradients, causal_lm_loss};
 use serde_json::json;
 
 fn main() -> anyhow::Result<()> {
@@ -22,16 +24,16 @@ fn main() -> anyhow::Result<()> {
     let device = Backend::Cpu.open()?;
     println!("{tokens} tokens, best of {rounds} rounds, milliseconds\n");
     println!(
-        "| experts | a token takes | parameters | forward | forward and backward | AdamW | a decoded token |"
+        "| experts | experts per token | parameters | forward | forward and backward | AdamW | decoded token |"
     );
     println!("|---|---|---|---|---|---|---|");
     for (experts, chosen) in [(8, 4), (32, 4), (128, 4), (64, 1), (64, 2), (64, 4), (64, 8), (64, 16)] {
         let config = config(experts, chosen)?;
-        let sizes = config.sizes(&device);
+        let params = config.param_counts(&device);
         let [forward, backward, update, step] = measure(&config, tokens, rounds, &device)?;
         println!(
             "| {experts} | {chosen} | {:.1} M | {forward:.0} | {backward:.0} | {update:.0} | {step:.1} |",
-            sizes.total() as f64 / 1e6
+            params.total() as f64 / 1e6
         );
     }
     Ok(())
@@ -59,8 +61,7 @@ fn config(experts: usize, chosen: usize) -> anyhow::Result<Glm4vConfig> {
 /// Milliseconds of a forward pass, of one with its gradients, of the optimizer's step, and of a decoded token.
 fn measure(config: &Glm4vConfig, tokens: usize, rounds: usize, device: &Device) -> anyhow::Result<[f64; 4]> {
     let ids: Vec<u32> = (0..tokens as u32).map(|at| 10 + at * 37 % 1900).collect();
-    let loss_mask = vec![true; tokens];
-    let sample = Sample::from_parts(ids, &vec![0; tokens], loss_mask, (vec![], &[]), (vec![], &[]));
+    let sample = Sample::from_text(ids).with_loss_mask(vec![true; tokens]);
     let batch = Batch::collate(&[sample], 0, PaddingSide::Right);
     let mut best = [f64::INFINITY; 4];
     let mut note =
@@ -77,10 +78,9 @@ fn measure(config: &Glm4vConfig, tokens: usize, rounds: usize, device: &Device) 
     let mut model = initialize(config.init(&device.clone().autodiff()), 0, DType::F32);
     let settings = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 };
     let mut optimizer = AdamW::new(settings);
-    let targets = Targets::of(&batch);
     for _ in 0..rounds {
         let start = Instant::now();
-        let loss = loss(&model, &batch, &targets)?;
+        let loss = causal_lm_loss(&model, &batch)?.mean();
         let gradients = NamedGradients::backward(&model, &loss);
         gradients.norm().context("something learns")?.into_data();
         note(1, start);
@@ -92,13 +92,15 @@ fn measure(config: &Glm4vConfig, tokens: usize, rounds: usize, device: &Device) 
 }
 
 fn decode(model: &Glm4v, batch: &Batch, rounds: usize, mut note: impl FnMut(Instant)) -> anyhow::Result<()> {
-    let mut cache = model.cache(1, batch.shape[1] + 4 * rounds);
-    let input = model.embed(batch, &mut Probe::off())?;
-    let deltas = input.positions.deltas.clone();
-    model.decode_at(input, &[batch.shape[1] - 1], Some(&mut cache), &mut Probe::off()).into_data();
+    let mut cache = model.kv_cache(1, batch.shape[1] + 4 * rounds);
+    let input = model.embed(batch)?;
+    let rope_deltas = input.positions.rope_deltas.clone();
+    let last = [batch.shape[1] - 1];
+    let options = DecoderOptions { cache: Some(&mut cache), positions: Some(&last), ..Default::default() };
+    model.decoder_forward(input, options).hidden_states.into_data();
     for round in 0..4 * rounds {
         let start = Instant::now();
-        model.step(&[10 + round as u32], &deltas, &mut cache).into_data();
+        model.decode_step(&[10 + round as u32], &rope_deltas, &mut cache).into_data();
         note(start);
     }
     Ok(())

@@ -1,9 +1,9 @@
-//! Images a second: decoding, resizing, and all of preprocessing, each alone.
+//! Images per second of decoding, of resizing, and of the whole preprocessing.
 //!
 //!     cargo bench --workspace --bench images -- --threads 2 FILE...
 //!
-//! Prints one JSON object a file; `compare.py` holds it against transformers.
-#![expect(clippy::print_stdout, reason = "it is what the program is for")]
+//! Prints one JSON object per file; `compare.py` compares it with transformers.
+#![expect(clippy::print_stdout, reason = "the results go to stdout")]
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -14,26 +14,26 @@ use glm4v_processor::{ImageProcessor, ImageSource, resize_bicubic};
 use rayon::prelude::*;
 use serde_json::json;
 
-/// That of the program.
+/// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Images a second.
+/// Preprocessing speed in images per second.
 #[derive(Parser)]
 struct Args {
-    /// Threads; an image is worked on by one.
+    /// Number of threads; each image is processed by one.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Images in the air at a time: the same file again and again.
+    /// Number of concurrent images, all of the same file.
     #[arg(long, default_value_t = 8)]
     images: usize,
-    /// Rounds, of which the best counts.
+    /// Number of rounds; the best counts.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Cargo adds it to the arguments of every benchmark.
+    /// Passed by Cargo to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Files.
+    /// Image files.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -61,17 +61,17 @@ fn measure(args: &Args, source: &ImageSource) -> anyhow::Result<serde_json::Valu
         resize_bicubic(&image, height, width);
         anyhow::Ok(())
     })?;
-    let cut = {
+    let patches = {
         let resized = resize_bicubic(&image, height, width);
         best(args, || processor.process(&resized).map(drop))?
     };
     let whole = best(args, || processor.process(&ImageProcessor::load_image(source)?).map(drop))?;
     Ok(json!({"file": source.to_string(), "height": image.height(), "width": image.width(),
         "to": [height, width], "threads": args.threads,
-        "decode": decode, "resize": resize, "patches": cut, "whole": whole}))
+        "decode": decode, "resize": resize, "patches": patches, "whole": whole}))
 }
 
-/// Images a second in the best round.
+/// Images per second in the best round.
 fn best<E: Send>(args: &Args, work: impl Fn() -> Result<(), E> + Sync) -> Result<f64, E> {
     let mut best = f64::INFINITY;
     for _ in 0..=args.rounds {

@@ -1,10 +1,10 @@
-"""Peak memory of whole runs of the program, and what `glm4v info` says it would be.
+"""Peak memory of whole runs of the program, beside the estimate of `glm4v info`.
 
     python benches/memory/measure.py --glm4v target/release/glm4v --config configs/models/digits
 
-Makes fresh weights from the folder (config and tokenizer, as configs/models/digits), a data set of one picture and a question of
-chosen length, and runs `train` for three steps, with all weights and with adapters on the text decoder, and `generate`. Prints a
-table. Peak memory is the highest resident size that the system saw (ru_maxrss).
+Initializes a model with random weights from a directory with config and tokenizer (such as configs/models/digits) and a dataset of
+one image and a question of chosen length, and runs `train` for three steps, with all weights and with adapters on the text decoder,
+and `generate`. Prints a table. Peak memory is the maximum resident set size of the process (ru_maxrss).
 """
 
 import argparse
@@ -21,7 +21,7 @@ LORA = ["lora.target_modules=model.language_model.*", "lora.r=16", "lora.lora_al
 
 
 def run(program, *args):
-    """Runs the program; returns what it printed and its peak memory in bytes."""
+    """Runs the program; returns its standard output and its peak memory in bytes."""
     process = subprocess.Popen([str(part) for part in (program, *args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     out = process.stdout.read().decode()
     errors = process.stderr.read().decode(errors="replace")
@@ -32,7 +32,7 @@ def run(program, *args):
 
 
 def model_folder(args, side, folder):
-    """The model with pictures brought to `side` pixels a side."""
+    """A model whose processor resizes images to `side` x `side` pixels."""
     config = folder / "config"
     shutil.copytree(args.config, config)
     preprocessor = json.loads((config / "preprocessor_config.json").read_text())
@@ -43,9 +43,9 @@ def model_folder(args, side, folder):
 
 
 def data_file(words, answer, rows, folder):
-    picture = ROOT / "datasets/digits/images/0005.png"
+    image = ROOT / "datasets/digits/images/0005.png"
     record = {"messages": [
-        {"role": "user", "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": "What digit is this? " * words}]},
+        {"role": "user", "content": [{"type": "image", "path": str(image)}, {"type": "text", "text": "What digit is this? " * words}]},
         {"role": "assistant", "content": "five " * answer},
     ]}
     path = folder / "data.jsonl"
@@ -59,9 +59,9 @@ def estimate(args, model, batch, length, answer):
     return json.loads(out)["estimate"]
 
 
-def line(what, estimated, measured):
+def line(name, estimated, measured):
     off = 100 * (estimated / measured - 1)
-    print(f"| {what} | {estimated / 1e6:.0f} | {measured / 1e6:.0f} | {off:+.0f} % |", flush=True)
+    print(f"| {name} | {estimated / 1e6:.0f} | {measured / 1e6:.0f} | {off:+.0f} % |", flush=True)
 
 
 def measure(args, side, words, answer, batch):
@@ -76,13 +76,13 @@ def measure(args, side, words, answer, batch):
             _, peak = run(args.glm4v, "train", "configs/finetune/digits-full-cpu.toml", "-q", "--dtype", args.dtype, *flags)
             steps = [json.loads(step) for step in (folder / name / "metrics.jsonl").read_text().splitlines()]
             length = steps[0]["tokens"] // batch
-            said = estimate(args, model, batch, length, answer + 1)
+            estimates = estimate(args, model, batch, length, answer + 1)
             key = "training" if not extra else "training_lora_rank_16"
-            line(f"train, {name}, batch {batch}, {length} tokens, {side} pixels", said[key]["peak_bytes"], peak)
+            line(f"train, {name}, batch {batch}, {length} tokens, {side} pixels", estimates[key]["peak_bytes"], peak)
         _, peak = run(args.glm4v, "generate", "--model", model, "--image", ROOT / "datasets/digits/images/0005.png", "--prompt",
                       "What digit is this? " * words, "--greedy", "--max-new-tokens", answer, "-q", "--dtype", args.dtype)
-        said = estimate(args, model, 1, length, answer)
-        line(f"generate, {length} tokens, {side} pixels", said["generation"]["peak_bytes"], peak)
+        estimates = estimate(args, model, 1, length, answer)
+        line(f"generate, {length} tokens, {side} pixels", estimates["generation"]["peak_bytes"], peak)
 
 
 def main():

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use glm4v_processor::{
-    VideoMetadata, DecodeLimits, ImageConfig, ImageProcessor, ImageSource, Message, Processor, RenderOptions,
-    VideoConfig, VideoData, VideoLimits, VideoProcessor, parse_messages,
+    VideoMetadata, DecodeLimits, ImageConfig, ImageProcessor, ImageSource, Message, Processor, ChatTemplateOptions,
+    VideoConfig, VideoSource, VideoLimits, VideoProcessor, parse_messages,
 };
 
 /// Small enough that a run is fast, large enough that nothing is left out.
@@ -38,7 +38,7 @@ pub fn animation(data: &[u8]) {
     let processor = VideoProcessor::new(VideoConfig::from_json("{}").expect("the defaults are good"))
         .with_limits(limits)
         .with_max_pixels(40_000);
-    if let Ok(video) = processor.load(&VideoData::Bytes(data.to_vec()).into()) {
+    if let Ok(video) = processor.load(&VideoSource::Bytes(data.to_vec()).into()) {
         assert_eq!(video.pixel_values.len(), video.grid.iter().product::<usize>() * 1176);
         assert_eq!(video.timestamps.len(), video.grid[0]);
     }
@@ -49,7 +49,7 @@ static PROCESSOR: LazyLock<Processor> = LazyLock::new(|| {
     Processor::load(&folder).expect("the golden checkpoint is good")
 });
 
-static CONVERSATION: LazyLock<(Vec<Message>, RenderOptions)> = LazyLock::new(|| {
+static CONVERSATION: LazyLock<(Vec<Message>, ChatTemplateOptions)> = LazyLock::new(|| {
     let messages = r#"[
         {"role": "system", "content": " Be kind.\n"},
         {"role": "user", "content": [{"type": "text", "text": "Où?"}, {"type": "image", "path": "x"}]},
@@ -58,7 +58,7 @@ static CONVERSATION: LazyLock<(Vec<Message>, RenderOptions)> = LazyLock::new(|| 
         {"role": "tool", "content": "12"}, {"role": "user", "content": "thanks"}]"#;
     let tools = serde_json::json!([{"type": "function", "function": {"name": "f", "description": "für"}}]);
     let options =
-        RenderOptions { enable_thinking: Some(false), tools: Some(tools), ..RenderOptions::prompt() };
+        ChatTemplateOptions { enable_thinking: Some(false), tools: Some(tools), ..ChatTemplateOptions::generation_prompt() };
     (parse_messages(messages, Path::new("")).expect("the conversation is good"), options)
 });
 
@@ -75,7 +75,7 @@ pub fn template(data: &[u8]) {
 pub fn messages(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(messages) = parse_messages(text, Path::new("")) else { return };
-    let _ = PROCESSOR.render(&messages, &RenderOptions::prompt());
+    let _ = PROCESSOR.render(&messages, &ChatTemplateOptions::generation_prompt());
     let written = serde_json::to_string(&messages).expect("messages are json");
     parse_messages(&written, Path::new("")).expect("what was written can be read");
 }

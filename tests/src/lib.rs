@@ -1,19 +1,21 @@
-//! What the suites share: where the golden cases are, and how to compare with them.
+//! Shared support of the suites: golden cases, comparisons with them, and runs of the binary.
 //!
 //! The cases in `fixtures/golden` are a selection; `GLM4V_GOLDEN=/path/to/golden` runs the suites on a whole set.
 
 mod command;
+mod imports;
 
 pub use command::{
-    Said, command, fresh_model, glm4v, holds_nothing_half_written, losses, metrics, train, walk,
+    CommandOutput, assert_no_partial_files, command, glm4v, losses, metrics, random_model, train, walk,
 };
 #[cfg(unix)]
 pub use command::{interrupt, interrupt_when, signal_when};
+pub use imports::ImportGraph;
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
-use glm4v_model::{Backend, Batch, Grid, Patches, TokenKind};
+use glm4v_model::{Backend, Batch, Grid, Modality, MultimodalInputs, Patches};
 use glm4v_weights::TensorFile;
 use serde_json::Value;
 
@@ -22,23 +24,23 @@ pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Folder of the golden cases.
+/// Directory of the golden cases.
 pub fn golden() -> PathBuf {
     std::env::var_os("GLM4V_GOLDEN")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden"), PathBuf::from)
 }
 
-/// The backend that the suites run on: `GLM4V_TEST_BACKEND`, or the processor.
+/// Backend of the suites: `GLM4V_TEST_BACKEND`, or the CPU.
 pub fn backend() -> Backend {
     let name = std::env::var("GLM4V_TEST_BACKEND").unwrap_or_else(|_| "cpu".into());
     name.parse().expect("GLM4V_TEST_BACKEND names a backend")
 }
 
-/// One case: its tensors and its notes.
+/// A golden case: a safetensors file, and a JSON file with metadata.
 pub struct Case {
-    /// Name of the file, without ending.
+    /// File name without extension.
     pub name: String,
-    /// What is not a tensor.
+    /// Content of the JSON file: settings, losses, norms.
     pub meta: Value,
     file: TensorFile,
 }
@@ -47,6 +49,12 @@ impl Case {
     /// Opens `<golden>/<place>.safetensors` and the json beside it.
     pub fn open(place: &str) -> Self {
         Self::at(&golden().join(place))
+    }
+
+    /// As [`open`](Self::open), of the repository's own fixtures even if `GLM4V_GOLDEN` names others: for cases that
+    /// `make_golden.py` does not write.
+    pub fn open_own(place: &str) -> Self {
+        Self::at(&repository().join("tests/fixtures/golden").join(place))
     }
 
     fn at(path: &Path) -> Self {
@@ -61,7 +69,7 @@ impl Case {
         }
     }
 
-    /// Every case of a folder, by name; a folder without any is a mistake.
+    /// All cases of a directory, sorted by name; at least one.
     pub fn all(folder: &str) -> Vec<Self> {
         let folder = golden().join(folder);
         let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
@@ -103,35 +111,33 @@ impl Case {
                 true => values_of(&self.float(values)),
                 false => Vec::new(),
             },
-            grids: self.integers(grids).map_or_else(Vec::new, |(grids, _)| {
-                grids.chunks(3).map(|g| Grid::new(g[0] as usize, g[1] as usize, g[2] as usize)).collect()
-            }),
+            grids: self.integers(grids).map_or_else(Vec::new, |(grids, _)| grids_from_thw(&grids)),
         };
         Batch {
             shape: [shape[0], shape[1]],
             loss_mask: loss_mask.unwrap_or_else(|| vec![false; ids.len()]),
             input_ids: ids.iter().map(|id| *id as u32).collect(),
-            kinds: kinds
-                .iter()
-                .map(|kind| match kind {
-                    1 => TokenKind::Image,
-                    2 => TokenKind::Video,
-                    _ => TokenKind::Text,
-                })
-                .collect(),
-            attention_mask: mask.iter().map(|real| *real == 1).collect(),
-            images: patches("in.pixel_values", "in.image_grid_thw"),
-            videos: patches("in.pixel_values_videos", "in.video_grid_thw"),
+            modalities: kinds.iter().map(|kind| Modality::from_token_type_id(*kind as u8)).collect(),
+            segment_ids: mask.iter().map(|mask| *mask as u32).collect(),
+            media: MultimodalInputs::from_iter([
+                (Modality::Image, patches("in.pixel_values", "in.image_grid_thw")),
+                (Modality::Video, patches("in.pixel_values_videos", "in.video_grid_thw")),
+            ]),
         }
     }
 }
 
-/// The numbers of a tensor.
+/// Grids from the flattened `[N, 3]` of transformers' `image_grid_thw`.
+pub fn grids_from_thw(thw: &[i64]) -> Vec<Grid> {
+    thw.chunks(3).map(|grid| Grid::new(grid[0] as usize, grid[1] as usize, grid[2] as usize)).collect()
+}
+
+/// Values of an f32 tensor, in row-major order.
 pub fn values_of(data: &TensorData) -> Vec<f32> {
     data.as_slice::<f32>().expect("the tensor is f32").to_vec()
 }
 
-/// Largest difference between two lists.
+/// Largest absolute difference of two lists; NaN if any value is.
 pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter()
@@ -140,7 +146,7 @@ pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
         .fold(0.0, f32::max)
 }
 
-/// Length of the difference over the length of `expected`.
+/// L2 norm of the difference, relative to that of `expected`.
 pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |x: f64| x * x;
@@ -149,7 +155,7 @@ pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
     (difference / length.max(f64::MIN_POSITIVE)).sqrt()
 }
 
-/// The built `glm4v`, which lies beside the tests' own folder.
+/// Path of the built `glm4v`, in the parent of the directory of the test executable.
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own file");
     let folder = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");

@@ -1,5 +1,5 @@
-//! Runs from start to end with the built binary: what is learned, that a stopped run goes on as if it had not been, what
-//! frozen means, and that the commands agree with each other about the same model.
+//! Whole training runs with the built binary: falling loss, exact resume, frozen parts, adapters, and agreement between the
+//! commands about the same model.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
@@ -8,14 +8,14 @@ use std::process::Command;
 
 use burn::tensor::DType;
 use glm4v_processor::Processor;
-use glm4v_tests::{Said, command, fresh_model, glm4v, losses, metrics, repository, train, walk};
+use glm4v_tests::{CommandOutput, command, glm4v, losses, metrics, random_model, repository, train, walk};
 use glm4v_weights::{ModelFolder, TensorFile};
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
-/// Trains into `folder` to the end.
+/// Trains to the last step.
 fn trained(folder: &Path, settings: &[&str]) {
-    Said::by(&mut train(folder, settings)).success();
+    CommandOutput::run(&mut train(folder, settings)).success();
 }
 
 fn weights(run: &Path) -> Vec<u8> {
@@ -26,7 +26,7 @@ fn mean(losses: &[f64]) -> f64 {
     losses.iter().sum::<f64>() / losses.len() as f64
 }
 
-/// A run without what depends on the time of the day.
+/// The metrics of a run without those that depend on its speed.
 fn numbers(run: &Path) -> Vec<Value> {
     let mut metrics = metrics(run);
     for entry in metrics.iter_mut().filter_map(Value::as_object_mut) {
@@ -36,27 +36,27 @@ fn numbers(run: &Path) -> Vec<Value> {
 }
 
 #[test]
-fn the_loss_falls_to_less_than_half_in_sixty_steps() {
+fn the_loss_halves_within_sixty_steps() {
     let run = tempdir().unwrap();
 
     trained(run.path(), &["schedule.max_steps=60", "data.batch_size=16"]);
 
     let losses = losses(run.path());
     assert_eq!(losses.len(), 60);
-    // Fresh scores are nearly even: the logarithm of 1200 words. Told apart are then 10 words and one end.
+    // Initial logits are nearly uniform over a vocabulary of 1200; the answers are 10 words and an end token.
     assert!((losses[0] - 1200f64.ln()).abs() < 0.2, "{}", losses[0]);
     let (first, last) = (mean(&losses[..5]), mean(&losses[55..]));
     assert!(last < 0.5 * first, "loss {first} -> {last}");
 }
 
 #[test]
-fn a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped() {
+fn a_resumed_run_equals_an_uninterrupted_one() {
     for dtype in ["f32", "bf16"] {
         let folder = tempdir().unwrap();
         let (straight, resumed) = (folder.path().join("straight"), folder.path().join("resumed"));
         let settings = ["schedule.max_steps=12", "run.save_steps=6", "schedule.warmup_steps=3"];
         let run = |folder: &Path, more: &[&str]| {
-            Said::by(train(folder, &settings).args(["--dtype", dtype]).args(more)).success();
+            CommandOutput::run(train(folder, &settings).args(["--dtype", dtype]).args(more)).success();
         };
         run(&straight, &[]);
         copy(&straight.join("checkpoints/step-6"), &resumed.join("checkpoints/step-6"));
@@ -70,29 +70,29 @@ fn a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped() {
 
 #[cfg(unix)]
 #[test]
-fn a_run_stopped_by_ctrl_c_and_resumed_is_the_run_that_never_stopped() {
+fn a_run_resumed_after_ctrl_c_equals_an_uninterrupted_one() {
     let folder = tempdir().unwrap();
     let (straight, stopped) = (folder.path().join("straight"), folder.path().join("stopped"));
     let settings = ["schedule.max_steps=150", "data.workers=2"];
     trained(&straight, &settings);
 
-    let said = glm4v_tests::interrupt(&mut train(&stopped, &settings), &stopped, 5);
+    let output = glm4v_tests::interrupt(&mut train(&stopped, &settings), &stopped, 5);
     let before = losses(&stopped).len();
-    Said::by(train(&stopped, &settings).arg("--resume")).success();
+    CommandOutput::run(train(&stopped, &settings).arg("--resume")).success();
 
-    assert_eq!(said.code, Some(130), "{said:?}");
+    assert_eq!(output.code, Some(130), "{output:?}");
     assert!((5..150).contains(&before), "stopped after {before}");
     assert_eq!(numbers(&stopped), numbers(&straight));
     assert!(weights(&stopped) == weights(&straight), "the last weights differ");
 }
 
 #[test]
-fn the_seed_decides_every_number_and_the_threads_decide_none() {
+fn metrics_depend_on_the_seed_and_not_on_threads() {
     let folder = tempdir().unwrap();
     let run = |name: &str, seed: &str, threads: &str| {
         let run = folder.path().join(name);
         let settings = ["schedule.max_steps=8", seed];
-        Said::by(train(&run, &settings).args(["--threads", threads])).success();
+        CommandOutput::run(train(&run, &settings).args(["--threads", threads])).success();
         run
     };
     let first = run("first", "run.seed=3", "1");
@@ -101,13 +101,13 @@ fn the_seed_decides_every_number_and_the_threads_decide_none() {
         assert_eq!(numbers(&same), numbers(&first), "{}", same.display());
         assert!(weights(&same) == weights(&first), "{}", same.display());
     }
-    assert_all_differ(&first, &run("other", "run.seed=4", "1"));
+    assert_all_tensors_differ(&first, &run("other", "run.seed=4", "1"));
 }
 
 #[test]
-fn the_seed_decides_the_order_of_the_records_whatever_the_weights() {
+fn the_seed_determines_the_record_order() {
     let folder = tempdir().unwrap();
-    let model = fresh_model(folder.path());
+    let model = random_model(folder.path());
     let start = format!("model.path={}", model.display());
     let [one, two] = ["run.seed=1", "run.seed=2"].map(|seed| {
         let run = folder.path().join(seed);
@@ -115,19 +115,19 @@ fn the_seed_decides_the_order_of_the_records_whatever_the_weights() {
         run
     });
 
-    assert_all_differ(&one, &two);
+    assert_all_tensors_differ(&one, &two);
 }
 
-fn assert_all_differ(one: &Path, two: &Path) {
+fn assert_all_tensors_differ(one: &Path, two: &Path) {
     for (a, b) in losses(one).into_iter().zip(losses(two)) {
         assert_ne!(a, b);
     }
 }
 
 #[test]
-fn frozen_parts_keep_every_bit_and_the_others_move() {
+fn frozen_parts_are_bit_identical_and_the_others_change() {
     let folder = tempdir().unwrap();
-    let model = fresh_model(folder.path());
+    let model = random_model(folder.path());
     let before = TensorFile::open(&model.join("model.safetensors")).unwrap();
     let start = format!("model.path={}", model.display());
     for frozen in [
@@ -139,7 +139,7 @@ fn frozen_parts_keep_every_bit_and_the_others_move() {
         &["head", "merger"],
     ] {
         let run = folder.path().join(frozen.concat());
-        // "text" stands for its parts, too.
+        // "text" includes its parts.
         let named: Vec<&&str> = frozen
             .iter()
             .filter(|part| !frozen.contains(&"text") || !["embeddings", "head"].contains(part))
@@ -154,13 +154,13 @@ fn frozen_parts_keep_every_bit_and_the_others_move() {
         for name in names {
             let values = |file: &TensorFile| file.float(&name, DType::F32).unwrap();
             let kept = values(&before) == values(&after);
-            assert_eq!(kept, frozen.contains(&part(&name)), "{name} with {frozen:?} frozen");
+            assert_eq!(kept, frozen.contains(&freeze_target(&name)), "{name} with {frozen:?} frozen");
         }
     }
 }
 
-/// The part of `model.freeze` that a tensor belongs to, the smallest of them.
-fn part(name: &str) -> &'static str {
+/// The most specific value of `model.freeze` that covers a tensor.
+fn freeze_target(name: &str) -> &'static str {
     match name.strip_prefix("model.visual.") {
         Some(rest) if rest.starts_with("merger.") || rest.starts_with("downsample.") => "merger",
         Some(_) => "vision",
@@ -171,9 +171,9 @@ fn part(name: &str) -> &'static str {
 }
 
 #[test]
-fn fresh_weights_are_those_of_a_fresh_run_and_another_seed_makes_others() {
+fn init_and_a_run_from_random_weights_agree_for_a_seed() {
     let folder = tempdir().unwrap();
-    let model = fresh_model(folder.path());
+    let model = random_model(folder.path());
     let other = folder.path().join("other");
     let from = ["init", "--config", "configs/models/digits", "--seed", "1", "--out", other.to_str().unwrap()];
     glm4v(from).success();
@@ -189,7 +189,7 @@ fn fresh_weights_are_those_of_a_fresh_run_and_another_seed_makes_others() {
 }
 
 #[test]
-fn the_final_folder_is_a_whole_model_and_a_run_can_start_from_it() {
+fn the_final_directory_is_a_complete_model_to_train_from() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
     trained(&run, &["schedule.max_steps=2"]);
@@ -211,14 +211,14 @@ fn the_final_folder_is_a_whole_model_and_a_run_can_start_from_it() {
 }
 
 #[test]
-fn trace_writes_what_is_documented_and_generates_what_generate_says() {
+fn trace_has_the_documented_tensors_and_the_tokens_of_generate() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
     trained(&run, &["schedule.max_steps=40", "optim.lr=4e-3"]);
     let messages = conversation(folder.path());
     let out = folder.path().join("trace.safetensors");
-    // Random weights ramble on and repeat themselves; a few steps teach them to stop.
-    for (model, finish) in [(fresh_model(folder.path()), "length"), (run.join("final"), "stop")] {
+    // With random weights the text repeats until the limit; after a few steps the model ends it.
+    for (model, finish) in [(random_model(folder.path()), "length"), (run.join("final"), "stop")] {
         let shared = |name: &'static str| {
             let mut command = command();
             command.arg(name).arg("--model").arg(&model).arg("--messages").arg(&messages);
@@ -226,8 +226,8 @@ fn trace_writes_what_is_documented_and_generates_what_generate_says() {
             command
         };
 
-        Said::by(shared("trace").arg("--activations").arg("--out").arg(&out)).success();
-        let said = Said::by(shared("generate").args(["--greedy", "--json"])).success();
+        CommandOutput::run(shared("trace").arg("--activations").arg("--out").arg(&out)).success();
+        let output = CommandOutput::run(shared("generate").args(["--greedy", "--json"])).success();
 
         let file = TensorFile::open(&out).unwrap();
         let shape = |name: &str| file.shape(name).unwrap_or_else(|| panic!("{name} is missing"));
@@ -240,14 +240,14 @@ fn trace_writes_what_is_documented_and_generates_what_generate_says() {
         assert_eq!(shape("logits"), [1, tokens, vocabulary]);
         assert!(file.names().iter().filter(|name| name.starts_with("mid.")).count() > 10);
 
-        // The first token is the most probable one of the whole pass.
+        // The first token is the argmax of the logits at the last position.
         let (generated, _) = file.integers("generated").unwrap();
         let logits = file.float("logits", DType::F32).unwrap();
         let last = &logits.as_slice::<f32>().unwrap()[(tokens - 1) * vocabulary..];
         let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
         assert_eq!(generated[0], best as i64);
 
-        let answer: Value = serde_json::from_str(&said.stdout).unwrap();
+        let answer: Value = serde_json::from_str(&output.stdout).unwrap();
         let ids: Vec<u32> = generated.iter().map(|id| *id as u32).collect();
         let processor = Processor::load(&model).unwrap();
         assert_eq!(answer["text"], json!(processor.tokenizer().decode(&ids, true)));
@@ -257,7 +257,7 @@ fn trace_writes_what_is_documented_and_generates_what_generate_says() {
     }
 }
 
-/// A question about an image, in a file of its own.
+/// A messages file with a question about an image.
 fn conversation(folder: &Path) -> PathBuf {
     let path = folder.join("messages.json");
     let image = repository().join("datasets/digits/images/0003.png").canonicalize().unwrap();
@@ -267,14 +267,14 @@ fn conversation(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn the_prompt_on_the_command_line_is_the_same_conversation() {
+fn prompt_flags_equal_the_same_messages_file() {
     let folder = tempdir().unwrap();
-    let model = fresh_model(folder.path());
+    let model = random_model(folder.path());
     let messages = conversation(folder.path());
     let ask = |args: &[&str]| {
         let mut command = command();
         command.args(["generate", "--max-new-tokens", "5", "--greedy"]).args(args).arg("--model").arg(&model);
-        Said::by(&mut command).success().stdout
+        CommandOutput::run(&mut command).success().stdout
     };
 
     let spelled = ask(&["--image", "datasets/digits/images/0003.png", "--prompt", "What digit is this?"]);
@@ -283,16 +283,16 @@ fn the_prompt_on_the_command_line_is_the_same_conversation() {
 }
 
 #[test]
-fn eval_of_the_final_folder_is_the_last_evaluation_of_the_run() {
+fn eval_of_the_final_directory_equals_the_last_evaluation() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
     let exam = ["eval.data=digits:test", "eval.steps=100", "eval.batch_size=60", "eval.max_new_tokens=8"];
     let settings = ["schedule.max_steps=150", "data.batch_size=32", "optim.lr=2e-3"];
 
-    let said = Said::by(&mut train(&run, &[&exam[..], &settings].concat())).success();
+    let output = CommandOutput::run(&mut train(&run, &[&exam[..], &settings].concat())).success();
     let model = run.join("final");
     let args = ["eval", "--data", "digits:test", "--batch-size", "60", "--max-new-tokens", "8", "--json"];
-    let eval = Said::by(command().args(args).arg("--model").arg(&model)).success();
+    let eval = CommandOutput::run(command().args(args).arg("--model").arg(&model)).success();
 
     let metrics = metrics(&run);
     let exams: Vec<&Value> = metrics.iter().filter(|entry| entry["samples"].is_u64()).collect();
@@ -304,13 +304,13 @@ fn eval_of_the_final_folder_is_the_last_evaluation_of_the_run() {
     assert_eq!(totals["samples"], json!(360));
     let right = totals["correct"].as_u64().unwrap();
     assert!((1..360).contains(&right), "{right} right: too few or too many to tell answers apart");
-    assert!(said.stdout.contains(&format!("exact match: {right} of 360")), "{}", said.stdout);
+    assert!(output.stdout.contains(&format!("exact match: {right} of 360")), "{}", output.stdout);
 }
 
 #[test]
-fn a_stored_order_from_stored_weights_gives_the_same_run_whatever_the_seed() {
+fn batch_order_and_stored_weights_reproduce_a_run_for_any_seed() {
     let folder = tempdir().unwrap();
-    let model = fresh_model(folder.path());
+    let model = random_model(folder.path());
     let order = folder.path().join("order.json");
     fs::write(&order, "[[5, 1, 9, 700], [3, 3, 2, 4], [1436, 0, 8, 6]]").unwrap();
     let start = format!("model.path={}", model.display());
@@ -330,7 +330,7 @@ fn a_stored_order_from_stored_weights_gives_the_same_run_whatever_the_seed() {
 }
 
 #[test]
-fn a_failed_evaluation_costs_nothing_and_a_resumed_run_begins_with_it() {
+fn a_failed_evaluation_loses_nothing_and_is_repeated_on_resume() {
     let folder = tempdir().unwrap();
     let digit = |number| repository().join(format!("datasets/digits/images/000{number}.png"));
     let data = folder.path().join("eval.jsonl");
@@ -353,7 +353,7 @@ fn a_failed_evaluation_costs_nothing_and_a_resumed_run_begins_with_it() {
         trained(&straight, &all);
         damage();
 
-        Said::by(&mut train(&run, &all)).refused(&[
+        CommandOutput::run(&mut train(&run, &all)).failure(&[
             &format!(
                 "the evaluation after step {failed} failed; the weights are in {}",
                 run.join(kept).display()
@@ -366,33 +366,34 @@ fn a_failed_evaluation_costs_nothing_and_a_resumed_run_begins_with_it() {
         assert!(run.join(kept).join("model.safetensors").exists());
         assert_eq!(run.join("final").exists(), failed == 4);
         fs::write(&image, &whole).unwrap();
-        Said::by(train(&run, &all).arg("--resume")).success();
+        CommandOutput::run(train(&run, &all).arg("--resume")).success();
         assert_eq!(numbers(&run), numbers(&straight), "{name}");
         assert!(weights(&run) == weights(&straight), "{name}: the last weights differ");
     }
 }
 
 #[test]
-fn a_finished_run_goes_on_to_more_steps_from_its_end() {
+fn a_finished_run_is_extended_from_its_last_step() {
     let folder = tempdir().unwrap();
     let (straight, longer) = (folder.path().join("straight"), folder.path().join("longer"));
     let constant = ["schedule.type=constant", "run.save_steps=500"];
     trained(&straight, &[&constant[..], &["schedule.max_steps=5"]].concat());
     trained(&longer, &[&constant[..], &["schedule.max_steps=3"]].concat());
 
-    Said::by(train(&longer, &[&constant[..], &["schedule.max_steps=5"]].concat()).arg("--resume")).success();
+    CommandOutput::run(train(&longer, &[&constant[..], &["schedule.max_steps=5"]].concat()).arg("--resume"))
+        .success();
 
     assert_eq!(numbers(&longer), numbers(&straight));
     assert!(weights(&longer) == weights(&straight), "the last weights differ");
 }
 
 #[test]
-fn what_a_resumed_run_changes_is_printed_and_what_does_not_matter_is_not() {
+fn resume_prints_changed_settings_that_affect_numbers() {
     let folder = tempdir().unwrap();
     trained(folder.path(), &["schedule.max_steps=2", "run.save_steps=1"]);
     let mut resumed =
         train(folder.path(), &["schedule.max_steps=3", "optim.lr=1e-4", "run.save_total_limit=7"]);
-    let loud = Said::by(unquiet(&mut resumed).arg("--resume")).success();
+    let loud = CommandOutput::run(command_without_quiet(&mut resumed).arg("--resume")).success();
 
     let changed: Vec<&str> =
         loud.stderr.lines().filter_map(|line| line.strip_prefix("changed since the checkpoint: ")).collect();
@@ -400,20 +401,24 @@ fn what_a_resumed_run_changes_is_printed_and_what_does_not_matter_is_not() {
 }
 
 /// The same command without `--quiet`.
-fn unquiet(command: &mut Command) -> Command {
+fn command_without_quiet(command: &mut Command) -> Command {
     let mut loud = Command::new(command.get_program());
     loud.current_dir(repository()).args(command.get_args().filter(|arg| *arg != "--quiet"));
     loud
 }
 
 #[test]
-fn a_lora_section_without_targets_trains_adapters_of_the_text_decoder_and_says_so() {
+fn lora_without_targets_trains_and_reports_the_text_decoder() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
-    let said = Said::by(&mut unquiet(&mut train(&run, &["schedule.max_steps=2", "lora.r=8"]))).success();
+    let output = CommandOutput::run(&mut command_without_quiet(&mut train(
+        &run,
+        &["schedule.max_steps=2", "lora.r=8"],
+    )))
+    .success();
 
     let line =
-        said.stderr.lines().find(|line| line.starts_with("LoRA ")).unwrap_or_else(|| panic!("{said:?}"));
+        output.stderr.lines().find(|line| line.starts_with("LoRA ")).unwrap_or_else(|| panic!("{output:?}"));
     assert_eq!(
         line,
         "LoRA r=8 on 12 linear layers of the text decoder: down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj"
@@ -422,12 +427,12 @@ fn a_lora_section_without_targets_trains_adapters_of_the_text_decoder_and_says_s
     assert_eq!(names.len(), 24);
     assert!(names.iter().all(|name| name.contains(".language_model.layers.")), "{names:?}");
 
-    // The config in the run folder means the same run.
+    // The config in the run directory describes the same run.
     let again = folder.path().join("again");
     let mut command = command();
     command.arg("train").arg(run.join("config.toml"));
     command.args(["--set", &format!("run.output_dir={}", again.display())]);
-    Said::by(&mut command).success();
+    CommandOutput::run(&mut command).success();
     assert_eq!(numbers(&again), numbers(&run));
 }
 
@@ -439,9 +444,9 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn adapters_learn_alone_and_a_resumed_run_drops_out_what_it_would_have() {
+fn only_adapters_are_trained_and_resume_repeats_dropout_masks() {
     let folder = tempdir().unwrap();
-    let model = fresh_model(folder.path());
+    let model = random_model(folder.path());
     let (straight, resumed) = (folder.path().join("straight"), folder.path().join("resumed"));
     let start = format!("model.path={}", model.display());
     let settings = [
@@ -457,7 +462,7 @@ fn adapters_learn_alone_and_a_resumed_run_drops_out_what_it_would_have() {
     trained(&straight, &settings);
     copy(&straight.join("checkpoints/step-4"), &resumed.join("checkpoints/step-4"));
 
-    Said::by(train(&resumed, &settings).arg("--resume")).success();
+    CommandOutput::run(train(&resumed, &settings).arg("--resume")).success();
 
     assert_eq!(numbers(&resumed), numbers(&straight)[4..]);
     let file = |run: &Path| fs::read(run.join("final/adapter_model.safetensors")).unwrap();
@@ -470,7 +475,7 @@ fn adapters_learn_alone_and_a_resumed_run_drops_out_what_it_would_have() {
 }
 
 #[test]
-fn without_dropout_the_same_run_has_other_numbers() {
+fn dropout_changes_the_losses() {
     let folder = tempdir().unwrap();
     let [with, without] = ["0.3", "0.0"].map(|share| {
         let run = folder.path().join(share);
@@ -483,9 +488,9 @@ fn without_dropout_the_same_run_has_other_numbers() {
 }
 
 #[test]
-fn commands_take_an_adapter_and_refuse_one_of_another_model() {
+fn commands_accept_an_adapter_and_refuse_one_of_another_model() {
     let folder = tempdir().unwrap();
-    let model = fresh_model(folder.path());
+    let model = random_model(folder.path());
     let run = folder.path().join("run");
     let start = format!("model.path={}", model.display());
     trained(
@@ -502,22 +507,23 @@ fn commands_take_an_adapter_and_refuse_one_of_another_model() {
     let adapter = adapter.to_str().unwrap();
     let eval = |more: &[&str]| {
         let all = ["eval", "--model", model, "--data", "digits:test", "--max-new-tokens", "2", "--json"];
-        let said = Said::by(command().args(all).args(more)).success();
-        let last: Value = serde_json::from_str(said.stdout.lines().last().unwrap()).unwrap();
+        let output = CommandOutput::run(command().args(all).args(more)).success();
+        let last: Value = serde_json::from_str(output.stdout.lines().last().unwrap()).unwrap();
         last["loss"].as_f64().unwrap()
     };
 
     assert_ne!(eval(&[]), eval(&["--adapter", adapter]));
     let other = repository().join("tests/fixtures/golden/lora/adapter");
-    let said =
-        Said::by(command().args(["generate", "--model", model, "--prompt", "x", "--adapter"]).arg(other));
-    said.refused(&["lora/adapter", "belong to no part of this model"]);
+    let output = CommandOutput::run(
+        command().args(["generate", "--model", model, "--prompt", "x", "--adapter"]).arg(other),
+    );
+    output.failure(&["lora/adapter", "belong to no part of this model"]);
     glm4v(["generate", "--model", model, "--prompt", "x", "--adapter", model])
-        .refused(&["adapter_config.json is missing", "needed: an adapter folder"]);
+        .failure(&["adapter_config.json is missing", "needed: an adapter directory"]);
 }
 
 #[test]
-fn targets_that_match_nothing_are_answered_with_what_there_is() {
+fn lora_targets_without_a_match_are_refused_with_the_layer_names() {
     let folder = tempdir().unwrap();
     for (setting, words) in [
         (
@@ -532,15 +538,16 @@ fn targets_that_match_nothing_are_answered_with_what_there_is() {
         ("lora.target_parameters=[\"mlp.experts.down_proj\"]", &["\"mlp.experts.down_proj\" matches no"]),
     ] {
         let run = folder.path().join("run");
-        Said::by(&mut train(&run, &["schedule.max_steps=1", setting])).refused(words);
+        CommandOutput::run(&mut train(&run, &["schedule.max_steps=1", setting])).failure(words);
     }
     let run = folder.path().join("run");
     let frozen = ["lora.target_modules=all-linear", "model.freeze=['text']"];
-    Said::by(&mut train(&run, &frozen)).refused(&["model.freeze is [text]", "left out beside [lora]"]);
+    CommandOutput::run(&mut train(&run, &frozen))
+        .failure(&["model.freeze is [text]", "left out beside [lora]"]);
 }
 
 #[test]
-fn a_run_and_its_evaluation_take_records_with_videos() {
+fn train_and_eval_accept_records_with_videos() {
     let folder = tempdir().unwrap();
     let videos = repository().join("tests/fixtures/processor/video").canonicalize().unwrap();
     let video = |name: &str| videos.join(name).display().to_string();
@@ -575,6 +582,6 @@ fn a_run_and_its_evaluation_take_records_with_videos() {
 
     assert!(losses(&run).iter().all(|loss| loss.is_finite() && *loss > 0.0));
     let model = run.join("final");
-    let said = glm4v(["eval", "--json", "--data", &data, "--model", model.to_str().unwrap()]).success();
-    assert_eq!(said.stdout.lines().count(), records.len() + 1, "{said:?}");
+    let output = glm4v(["eval", "--json", "--data", &data, "--model", model.to_str().unwrap()]).success();
+    assert_eq!(output.stdout.lines().count(), records.len() + 1, "{output:?}");
 }

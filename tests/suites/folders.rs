@@ -1,4 +1,4 @@
-//! Which directory a name leads to, and what is said of directories and files that are not what they are given as.
+//! Models and adapters by directory or name in the Hugging Face cache, and errors about directories of another kind.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeMap;
@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
 use glm4v_model::{Glm4v, Precision};
-use glm4v_tests::{Said, backend, command, fresh_model, glm4v, golden, losses, train, walk};
+use glm4v_tests::{CommandOutput, backend, command, glm4v, golden, losses, random_model, train, walk};
 use glm4v_weights::{
-    AdapterConfig, AdapterFolder, ModelFolder, TensorFile, WeightsError, attach, save_adapter, write_tensors,
+    AdapterConfig, AdapterFolder, ModelFolder, TensorFile, WeightsError, add_adapter, save_adapter,
+    write_tensors,
 };
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -32,9 +33,9 @@ fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).unwrap();
 }
 
-fn generate(model: impl AsRef<Path>, args: &[&str]) -> Said {
+fn generate(model: impl AsRef<Path>, args: &[&str]) -> CommandOutput {
     let question = ["--prompt", "hi", "--max-new-tokens", "2"];
-    Said::by(command().args(["generate", "--model"]).arg(model.as_ref()).args(question).args(args))
+    CommandOutput::run(command().args(["generate", "--model"]).arg(model.as_ref()).args(question).args(args))
 }
 
 mod adapters {
@@ -48,7 +49,7 @@ mod adapters {
         folder.load(&backend().open().unwrap(), Precision::F32).unwrap()
     }
 
-    /// PEFT's adapter of rank 4 on the attention of three layers, its config changed.
+    /// A copy of PEFT's adapter of rank 4 on the attention of three layers, with changed config keys.
     fn with(keys: &Value) -> TempDir {
         let folder = copy(&golden().join("lora/adapter"));
         edit(&folder.path().join(CONFIG), |config| {
@@ -75,7 +76,7 @@ mod adapters {
     }
 
     #[test]
-    fn tensors_and_config_that_disagree_are_refused() {
+    fn adapter_tensors_that_differ_from_the_config_are_refused() {
         let model = model("glm4v");
         for (keys, words) in [
             (
@@ -127,7 +128,7 @@ mod adapters {
     }
 
     #[test]
-    fn tensors_that_do_not_belong_together_are_refused() {
+    fn inconsistent_adapter_tensors_are_refused() {
         let model = model("glm4v");
         let name = |part: &str| {
             format!("base_model.model.model.language_model.layers.1.self_attn.q_proj.{part}.weight")
@@ -155,7 +156,7 @@ mod adapters {
     }
 
     #[test]
-    fn what_says_the_same_in_other_words_is_taken() {
+    fn equivalent_adapter_configs_are_accepted() {
         let model = model("glm4v");
         for keys in [
             json!({"target_modules": r"^(?!.*visual).*(?:q_proj|k_proj|v_proj|o_proj).*"}),
@@ -177,7 +178,7 @@ mod adapters {
             ..AdapterConfig::new(2, 3.0)
         };
         let model = model("glm4v_moe");
-        let (adapted, _) = attach(model.clone(), &config, 0, Precision::F32).unwrap();
+        let (adapted, _) = add_adapter(model.clone(), &config, 0, Precision::F32).unwrap();
         for rank in [2, 1, 4] {
             let folder = tempdir().unwrap();
             save_adapter(&adapted, &config, folder.path()).unwrap();
@@ -197,31 +198,31 @@ mod adapters {
     }
 
     #[test]
-    fn every_command_that_takes_an_adapter_refuses_one_that_disagrees_with_its_config() {
+    fn all_commands_refuse_an_adapter_that_differs_from_its_config() {
         let folder = with(&json!({"r": 8}));
         let (adapter, model) = (folder.path().to_str().unwrap(), checkpoint());
         let model = model.to_str().unwrap();
         let out = folder.path().join("out");
         let words = ["its tensors have rank 4, but r and rank_pattern of its config give it 8"];
 
-        generate(model, &["--adapter", adapter]).refused(&words);
+        generate(model, &["--adapter", adapter]).failure(&words);
         let out_flag = ["--out", out.to_str().unwrap()];
-        glm4v(["merge", "--model", model, "--adapter", adapter].iter().chain(&out_flag)).refused(&words);
+        glm4v(["merge", "--model", model, "--adapter", adapter].iter().chain(&out_flag)).failure(&words);
         assert!(!out.exists());
-        glm4v(["eval", "--model", model, "--data", "digits:test", "--adapter", adapter]).refused(&words);
+        glm4v(["eval", "--model", model, "--data", "digits:test", "--adapter", adapter]).failure(&words);
         let settings = [format!("model.path={model}"), format!("lora.adapter_path={adapter}")];
         let settings = ["model.init=pretrained", &settings[0], &settings[1], "schedule.max_steps=1"];
-        Said::by(&mut train(&folder.path().join("run"), &settings)).refused(&words);
+        CommandOutput::run(&mut train(&folder.path().join("run"), &settings)).failure(&words);
     }
 
     #[test]
-    fn an_adapter_that_adds_up_to_infinity_is_not_merged() {
+    fn an_adapter_that_overflows_is_not_merged() {
         let folder = with(&json!({"lora_alpha": 1e300}));
         let (adapter, model) = (folder.path().to_str().unwrap(), checkpoint());
         let out = folder.path().join("out");
 
         let merge = ["merge", "--model", model.to_str().unwrap(), "--adapter", adapter, "--out"];
-        glm4v(merge.into_iter().chain(out.to_str())).refused(&[
+        glm4v(merge.into_iter().chain(out.to_str())).failure(&[
             "_proj.weight: weight and adapter add up to",
             "at most 3.4028234663852886e38",
             "are lora_alpha and alpha_pattern right?",
@@ -230,18 +231,18 @@ mod adapters {
     }
 
     #[test]
-    fn an_adapter_given_as_a_model_names_the_model_that_it_belongs_to() {
+    fn an_adapter_given_as_a_model_is_refused_with_its_base_model() {
         let folder = with(&json!({"base_model_name_or_path": "zai-org/GLM-4.1V-9B-Thinking"}));
         let adapter = folder.path().to_str().unwrap();
 
-        let said = "a LoRA adapter of zai-org/GLM-4.1V-9B-Thinking, not a model";
+        let output = "a LoRA adapter of zai-org/GLM-4.1V-9B-Thinking, not a model";
         let remedy = format!("pass --model zai-org/GLM-4.1V-9B-Thinking --adapter {adapter}");
-        generate(adapter, &[]).refused(&[said, &remedy]);
+        generate(adapter, &[]).failure(&[output, &remedy]);
         let remedy =
             format!("set model.path to zai-org/GLM-4.1V-9B-Thinking, and lora.adapter_path to {adapter}");
         let setting = format!("model.path={adapter}");
-        Said::by(&mut train(&folder.path().join("run"), &[&setting])).refused(&[said, &remedy]);
-        glm4v(["info", "--model", adapter]).refused(&[said, "glm4v merge makes one model of both"]);
+        CommandOutput::run(&mut train(&folder.path().join("run"), &[&setting])).failure(&[output, &remedy]);
+        glm4v(["info", "--model", adapter]).failure(&[output, "glm4v merge makes one model of both"]);
     }
 }
 
@@ -275,12 +276,12 @@ mod hub {
         repository.join("snapshots").join(COMMIT)
     }
 
-    fn with(cache: &TempDir, args: &[&str]) -> Said {
-        Said::by(command().env("HF_HUB_CACHE", cache.path()).args(args))
+    fn with(cache: &TempDir, args: &[&str]) -> CommandOutput {
+        CommandOutput::run(command().env("HF_HUB_CACHE", cache.path()).args(args))
     }
 
     #[test]
-    fn every_command_finds_a_model_in_the_cache() {
+    fn all_commands_find_a_model_in_the_cache() {
         let cache = cache("org/tiny", &checkpoint());
         let out = tempdir().unwrap();
         let at = |name: &str| out.path().join(name).to_str().unwrap().to_owned();
@@ -288,8 +289,8 @@ mod hub {
 
         let by_path = generate(checkpoint(), &[]).success().stdout;
         for model in ["org/tiny", "org/tiny@main", "org/tiny@0a1b2c3"] {
-            let said = with(&cache, &[&["generate", "--model", model], &ask[..]].concat()).success();
-            assert_eq!(said.stdout, by_path, "{model}");
+            let output = with(&cache, &[&["generate", "--model", model], &ask[..]].concat()).success();
+            assert_eq!(output.stdout, by_path, "{model}");
         }
         for args in [
             &["info", "--model", "org/tiny", "--json"][..],
@@ -304,7 +305,7 @@ mod hub {
     }
 
     #[test]
-    fn an_adapter_is_found_there_too_and_minus_v_names_the_snapshot() {
+    fn an_adapter_is_found_in_the_cache_and_verbose_names_the_snapshot() {
         let cache = cache("org/adapter", &golden().join("lora/adapter"));
         let model = checkpoint();
         let args =
@@ -312,29 +313,29 @@ mod hub {
 
         let mut loud = std::process::Command::new(glm4v_tests::binary());
         loud.env("HF_HUB_CACHE", cache.path()).args(args).args(["--adapter", "org/adapter", "-v"]);
-        let said = Said::by(&mut loud).success();
+        let output = CommandOutput::run(&mut loud).success();
 
         let snapshot = snapshot(&cache, "org/adapter");
-        assert!(said.stderr.contains(snapshot.to_str().unwrap()), "{said:?}");
+        assert!(output.stderr.contains(snapshot.to_str().unwrap()), "{output:?}");
     }
 
     #[test]
-    fn a_path_counts_before_the_cache() {
+    fn a_path_takes_precedence_over_the_cache() {
         let cache = cache("org/tiny", &checkpoint());
         let here = tempdir().unwrap();
         fs::create_dir_all(here.path().join("org/tiny")).unwrap();
 
         let mut command = command();
         command.current_dir(here.path()).env("HF_HUB_CACHE", cache.path());
-        let said = Said::by(command.args(["info", "--model", "org/tiny"]));
+        let output = CommandOutput::run(command.args(["info", "--model", "org/tiny"]));
 
-        said.refused(&["org/tiny: config.json is missing"]);
+        output.failure(&["org/tiny: config.json is missing"]);
     }
 
     #[test]
-    fn a_run_keeps_the_commit_and_can_be_repeated_from_its_own_config() {
+    fn a_run_stores_the_commit_of_a_cached_model() {
         let files = tempdir().unwrap();
-        let cache = cache("org/digits", &fresh_model(files.path()));
+        let cache = cache("org/digits", &random_model(files.path()));
         let folder = tempdir().unwrap();
         let (run, again) = (folder.path().join("run"), folder.path().join("again"));
         let settings = [
@@ -346,7 +347,7 @@ mod hub {
         ];
         let mut first = train(&run, &settings);
 
-        Said::by(first.env("HF_HUB_CACHE", cache.path())).success();
+        CommandOutput::run(first.env("HF_HUB_CACHE", cache.path())).success();
 
         let written = fs::read_to_string(run.join("config.toml")).unwrap();
         assert!(written.contains(&format!("path = \"org/digits@{COMMIT}\"")), "{written}");
@@ -354,7 +355,7 @@ mod hub {
             serde_json::from_slice(&fs::read(run.join("final/adapter_config.json")).unwrap()).unwrap();
         assert_eq!(adapter["base_model_name_or_path"], "org/digits");
         assert_eq!(adapter["revision"], COMMIT);
-        // The branch has moved on to a commit that is not here.
+        // The branch now names a commit that is not in the cache.
         fs::write(cache.path().join("models--org--digits/refs/main"), "f".repeat(40)).unwrap();
         let config = run.join("config.toml");
         let folder = format!("run.output_dir={}", again.display());
@@ -363,26 +364,27 @@ mod hub {
     }
 
     #[test]
-    fn what_is_not_there_comes_with_the_command_that_downloads_it() {
+    fn a_missing_repository_is_refused_with_the_download_command() {
         let cache = cache("org/tiny", &checkpoint());
         let place = cache.path().to_str().unwrap();
-        let refused = |model: &str, words: &[&str]| with(&cache, &["info", "--model", model]).refused(words);
+        let refused = |model: &str, words: &[&str]| with(&cache, &["info", "--model", model]).failure(words);
 
         let line = "downloaded by: hf download zai-org/GLM-4.1V-9B-Thinking\n";
         refused("zai-org/GLM-4.1V-9B-Thinking", &["no such directory", place, line]);
         let line = "downloaded by: hf download org/tiny --revision v2\n";
         refused("org/tiny@v2", &[COMMIT, place, line]);
-        refused("./org/none", &["./org/none: no such folder"]);
+        refused("./org/none", &["./org/none: no such directory"]);
         let mut train = train(&cache.path().join("run"), &["model.path=zai-org/GLM-OCR"]);
-        Said::by(train.env("HF_HUB_CACHE", cache.path())).refused(&["hf download zai-org/GLM-OCR\n"]);
+        CommandOutput::run(train.env("HF_HUB_CACHE", cache.path()))
+            .failure(&["hf download zai-org/GLM-OCR\n"]);
         let model = checkpoint();
         let args =
             ["generate", "--model", model.to_str().unwrap(), "--prompt", "hi", "--adapter", "org/lora"];
-        with(&cache, &args).refused(&["hf download org/lora\n"]);
+        with(&cache, &args).failure(&["hf download org/lora\n"]);
     }
 
     #[test]
-    fn a_download_that_was_cut_short_is_named_with_the_command_that_goes_on_with_it() {
+    fn an_incomplete_download_is_refused_with_the_download_command() {
         let files = tempdir().unwrap();
         let shards = files.path().join("shards");
         let paths =
@@ -397,12 +399,12 @@ mod hub {
         fs::write(cache.path().join("models--org--tiny/blobs/abc.incomplete"), "half").unwrap();
         let whole = |words: &[&str]| {
             for model in ["org/tiny", snapshot.to_str().unwrap()] {
-                with(&cache, &["generate", "--model", model, "--prompt", "hi"]).refused(words);
+                with(&cache, &["generate", "--model", model, "--prompt", "hi"]).failure(words);
             }
         };
 
         whole(&[shard, "not complete", "not finished: 1", "by: hf download org/tiny\n"]);
-        // A config alone is enough to look at.
+        // `info` needs the config alone.
         with(&cache, &["init", "--config", "org/tiny", "--out", files.path().join("x").to_str().unwrap()])
             .success();
         fs::remove_file(snapshot.join("model.safetensors.index.json")).unwrap();
@@ -422,7 +424,7 @@ mod other_formats {
         folder
     }
 
-    /// Writes the checkpoint's tensors as zeros of another type, a byte a number.
+    /// Writes the checkpoint's tensors as zeros of a one-byte type.
     fn write_packed(folder: &Path, dtype: &str) {
         let file = TensorFile::open(&checkpoint().join("model.safetensors")).unwrap();
         let mut header = serde_json::Map::new();
@@ -441,7 +443,7 @@ mod other_formats {
     }
 
     #[test]
-    fn a_quantized_checkpoint_is_named_with_its_method_and_what_to_take_instead() {
+    fn a_quantized_checkpoint_is_refused_with_its_method() {
         let out = tempdir().unwrap();
         let fp8 = json!({"quant_method": "compressed-tensors", "format": "float-quantized"});
         for (dtype, config, words) in [
@@ -461,28 +463,28 @@ mod other_formats {
             let words =
                 ["the weights are quantized", words, "needed: the repository of the same model with bf16"];
 
-            generate(folder.path(), &[]).refused(&words);
+            generate(folder.path(), &[]).failure(&words);
             let paths = ["--model", folder.path().to_str().unwrap(), "--out"];
             glm4v(["convert"].iter().chain(&paths).chain([&out.path().join("x").to_str().unwrap()]))
-                .refused(&words);
+                .failure(&words);
             glm4v(["info", "--model", folder.path().to_str().unwrap()]).success();
         }
     }
 
     #[test]
-    fn weights_in_other_formats_are_named_with_a_way_out() {
+    fn weights_in_other_formats_are_refused_with_the_conversion() {
         let pickle = without_weights();
         fs::write(pickle.path().join("pytorch_model-00001-of-00002.bin"), "PK").unwrap();
         let place = pickle.path().to_str().unwrap();
         let line = format!("M.from_pretrained('{place}', dtype='auto').save_pretrained('{place}')");
         generate(place, &[])
-            .refused(&["pytorch_model-00001-of-00002.bin holds weights as a Python pickle", &line]);
+            .failure(&["pytorch_model-00001-of-00002.bin holds weights as a Python pickle", &line]);
 
         let gguf = tempdir().unwrap();
         let file = gguf.path().join("glm-q4.bin");
         fs::write(&file, b"GGUF\x03\0\0\0").unwrap();
         for path in [gguf.path(), &file] {
-            generate(path, &[]).refused(&[
+            generate(path, &[]).failure(&[
                 "glm-q4.bin",
                 "a GGUF file",
                 "needed: the repository that it was made from",
@@ -491,16 +493,16 @@ mod other_formats {
     }
 
     #[test]
-    fn a_file_where_a_directory_is_due_is_refused_with_what_it_is() {
+    fn a_file_in_place_of_a_directory_is_refused() {
         let model = checkpoint();
         let weights = model.join("model.safetensors");
         let config = model.join("config.json");
         let adapter = golden().join("lora/adapter/adapter_model.safetensors");
 
         generate(&weights, &[])
-            .refused(&["model.safetensors: a file of weights; needed: the directory that it lies in"]);
-        generate(&config, &[]).refused(&["config.json: a file; needed: a directory with config.json"]);
+            .failure(&["model.safetensors: a file of weights; needed: the directory that it lies in"]);
+        generate(&config, &[]).failure(&["config.json: a file; needed: a directory with config.json"]);
         generate(&model, &["--adapter", adapter.to_str().unwrap()])
-            .refused(&["adapter_model.safetensors: a file of weights; needed: the directory"]);
+            .failure(&["adapter_model.safetensors: a file of weights; needed: the directory"]);
     }
 }

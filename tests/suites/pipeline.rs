@@ -1,10 +1,12 @@
-//! Everything before the text model, as a library and as a command.
+//! The steps from a conversation to the decoder, in the library and in `glm4v embed`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use burn::tensor::{DType, Tensor};
-use glm4v_infer::Pipeline;
-use glm4v_model::{Features, Glm4v, Precision, Probe};
-use glm4v_processor::{Content, ImageSource, Message, Part, Processor, ReadyMedia, RenderOptions};
+use glm4v_infer::MultimodalEmbedder;
+use glm4v_model::{CausalLm, DecoderOptions, Glm4v, Grid, Modality, MultimodalEmbeddings, Precision};
+use glm4v_processor::{
+    ChatTemplateOptions, Content, ContentPart, ImageSource, MediaGrids, Message, Processor,
+};
 use glm4v_tests::{backend, glm4v, golden, max_difference, values_of};
 use glm4v_weights::{ModelFolder, TensorFile};
 
@@ -15,68 +17,70 @@ fn parts() -> (Processor, Glm4v) {
     (Processor::load(&folder).unwrap(), model)
 }
 
-fn image(name: &str) -> Part {
-    Part::Image(ImageSource::parse(name, &golden().join("images")))
+fn image(name: &str) -> ContentPart {
+    ContentPart::Image(ImageSource::parse(name, &golden().join("images")))
 }
 
 fn conversations() -> Vec<Vec<Message>> {
-    let ask = |parts: Vec<Part>| vec![Message::new("user", Content::Parts(parts))];
+    let ask = |parts: Vec<ContentPart>| vec![Message::new("user", Content::Parts(parts))];
     vec![
-        ask(vec![image("shapes_56x56.png"), Part::text("and"), image("chelsea_113x75.png")]),
-        ask(vec![Part::text("Only words.")]),
+        ask(vec![image("shapes_56x56.png"), ContentPart::text("and"), image("chelsea_113x75.png")]),
+        ask(vec![ContentPart::text("Only words.")]),
     ]
 }
 
 #[test]
-fn the_text_model_fed_by_hand_gives_the_logits_of_the_whole_model() {
+fn embed_and_decoder_forward_give_the_logits_of_forward() {
     let (processor, model) = parts();
-    let pipeline = Pipeline::new(&processor, &model);
+    let embedder = MultimodalEmbedder::new(&processor, &model);
 
-    let embedded = pipeline.run(&conversations(), &RenderOptions::prompt()).unwrap();
+    let embedded = embedder.embed(&conversations(), &ChatTemplateOptions::generation_prompt()).unwrap();
 
-    let [rows, length, width] = embedded.inputs_embeds.dims();
+    let [rows, length, width] = embedded.input.inputs_embeds.dims();
     assert_eq!((rows, width), (2, 96));
-    assert_eq!(embedded.positions.axes[0].len(), rows * length);
+    assert_eq!(embedded.input.positions.position_ids[0].len(), rows * length);
     let whole = model.forward(&embedded.batch).unwrap().into_data();
-    let by_hand = model.head(model.decode(embedded.into_text_input(), None, &mut Probe::off())).into_data();
+    let output = model.decoder_forward(embedded.input, DecoderOptions::default());
+    let by_hand = model.logits(output.hidden_states).into_data();
     assert_eq!(max_difference(&values_of(&by_hand), &values_of(&whole)), 0.0);
 }
 
 #[test]
-fn features_made_earlier_take_the_place_of_images() {
+fn precomputed_embeddings_replace_images() {
     let (processor, model) = parts();
-    let pipeline = Pipeline::new(&processor, &model);
-    let (conversation, options) = (conversations().remove(0), RenderOptions::prompt());
-    let batch = pipeline.process(std::slice::from_ref(&conversation), &options).unwrap();
-    let features = pipeline.features(&batch).unwrap();
-    let grids = batch.images.grids.iter().map(|grid| [grid.t, grid.h, grid.w]).collect();
+    let embedder = MultimodalEmbedder::new(&processor, &model);
+    let (conversation, options) = (conversations().remove(0), ChatTemplateOptions::generation_prompt());
+    let batch = embedder.process(std::slice::from_ref(&conversation), &options).unwrap();
+    let features = embedder.embed_multimodal(&batch).unwrap();
+    let grids = batch.media.grids(Modality::Image).to_vec();
 
-    let media = ReadyMedia { images: grids, videos: Vec::new() };
-    let ready = pipeline.process_ready(&conversation, &options, &media).unwrap();
+    let media = MediaGrids { images: grids, videos: Vec::new() };
+    let ready = embedder.process_with_grids(&conversation, &options, &media).unwrap();
 
-    assert_eq!((&ready.input_ids, &ready.kinds), (&batch.input_ids, &batch.kinds));
-    assert!(ready.images.values.is_empty());
-    let early = pipeline.embed(ready.clone(), features.clone()).unwrap();
-    let now = pipeline.embed(batch, features.clone()).unwrap();
+    assert_eq!((&ready.input_ids, &ready.modalities), (&batch.input_ids, &batch.modalities));
+    assert!(ready.media.patches(Modality::Image).values.is_empty());
+    let early = embedder.merge_embeddings(ready.clone(), features.clone()).unwrap();
+    let now = embedder.merge_embeddings(batch, features.clone()).unwrap();
     let values = |tensor: Tensor<3>| values_of(&tensor.into_data());
-    assert_eq!(max_difference(&values(early.inputs_embeds), &values(now.inputs_embeds)), 0.0);
-    let short = features.images.unwrap().narrow(0, 0, 3);
-    let error = pipeline.embed(ready, Features { images: Some(short), videos: None }).unwrap_err();
+    assert_eq!(max_difference(&values(early.input.inputs_embeds), &values(now.input.inputs_embeds)), 0.0);
+    let short = features.get(Modality::Image).unwrap().clone().narrow(0, 0, 3);
+    let short = MultimodalEmbeddings::from_iter([(Modality::Image, short)]);
+    let error = embedder.merge_embeddings(ready, short).unwrap_err();
     assert!(error.to_string().starts_with("image features have shape [3, 96]; needed: ["), "{error}");
-    let few = ReadyMedia { images: vec![[1, 4, 4]], videos: Vec::new() };
-    let error = pipeline.process_ready(&conversation, &options, &few).unwrap_err().to_string();
+    let few = MediaGrids { images: vec![Grid::new(1, 4, 4)], videos: Vec::new() };
+    let error = embedder.process_with_grids(&conversation, &options, &few).unwrap_err().to_string();
     assert!(error.contains("2 <|image|> placeholders, but 1 images were given"), "{error}");
 }
 
 #[test]
-fn the_command_writes_what_the_library_gives() {
+fn embed_writes_the_tensors_of_the_library() {
     let (processor, model) = parts();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("embeds.safetensors");
     let shapes = golden().join("images/shapes_56x56.png");
     let checkpoint = golden().join("checkpoints/glm4v");
 
-    let said = glm4v([
+    let output = glm4v([
         "embed",
         "--model",
         checkpoint.to_str().unwrap(),
@@ -90,17 +94,20 @@ fn the_command_writes_what_the_library_gives() {
     ])
     .success();
 
-    let said: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
-    let message = Message::new("user", Content::Parts(vec![image("shapes_56x56.png"), Part::text("What?")]));
-    let embedded = Pipeline::new(&processor, &model).run(&[vec![message]], &RenderOptions::prompt()).unwrap();
-    let [_, length, _] = embedded.inputs_embeds.dims();
-    assert_eq!(said["has_images"], true);
-    assert_eq!(said["sequence_length"], length);
+    let output: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    let message =
+        Message::new("user", Content::Parts(vec![image("shapes_56x56.png"), ContentPart::text("What?")]));
+    let embedded = MultimodalEmbedder::new(&processor, &model)
+        .embed(&[vec![message]], &ChatTemplateOptions::generation_prompt())
+        .unwrap();
+    let [_, length, _] = embedded.input.inputs_embeds.dims();
+    assert_eq!(output["has_images"], true);
+    assert_eq!(output["sequence_length"], length);
     let file = TensorFile::open(&out).unwrap();
     let found = values_of(&file.float("inputs_embeds", DType::F32).unwrap());
-    assert_eq!(max_difference(&found, &values_of(&embedded.inputs_embeds.into_data())), 0.0);
+    assert_eq!(max_difference(&found, &values_of(&embedded.input.inputs_embeds.into_data())), 0.0);
     for name in ["input_ids", "attention_mask", "position_ids", "rope_deltas", "image_grid_thw"] {
         assert!(file.integers(name).is_ok(), "{name}");
     }
-    assert_eq!(file.shape("image_embeds").unwrap()[0], said["num_image_tokens"].as_u64().unwrap() as usize);
+    assert_eq!(file.shape("image_embeds").unwrap()[0], output["num_image_tokens"].as_u64().unwrap() as usize);
 }

@@ -1,6 +1,6 @@
-//! Numbers of training on the CPU against the threads that compute them: how many there are, and what else they do.
+//! Bit-identical training steps on the CPU for any number of threads and any load.
 //!
-//! At a real size: from 4,194,304 values on, Burn adds up the parts of a tensor in the order in which threads get done.
+//! At realistic sizes: from 4,194,304 values on, Burn sums the parts of a tensor in the order in which threads finish.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeSet;
@@ -11,9 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device};
-use glm4v_model::{Batch, Glm4v, Glm4vConfig, PaddingSide, Sample, initialize};
+use glm4v_model::{
+    Batch, Glm4v, Glm4vConfig, Grid, Modality, MultimodalInputs, PaddingSide, Patches, Sample, initialize,
+};
 use glm4v_tests::repository;
-use glm4v_train::{NamedGradients, Targets, loss};
+use glm4v_train::{NamedGradients, causal_lm_loss};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde_json::{Value, json};
 
@@ -25,23 +27,24 @@ fn config() -> Glm4vConfig {
     Glm4vConfig::from_json(&raw.to_string()).unwrap()
 }
 
-/// Two rows of which each begins with an image of 16 x 16 patches.
+/// Two rows that begin with an image of 16 x 16 patches each.
 fn batch(config: &Glm4vConfig) -> Batch {
     const TOKENS: usize = 64;
     let row = |seed: u32| {
         let mut ids: Vec<u32> = (0..TOKENS as u32 + 40).map(|at| (at + seed) * 7919 % 210_000).collect();
-        let mut kinds = vec![0; ids.len()];
         ids[..TOKENS].fill(config.image_token_id);
-        kinds[..TOKENS].fill(1);
         let loss_mask = (0..ids.len()).map(|at| at > TOKENS).collect();
         let values =
             (0..256 * config.vision.patch_values() as u32).map(|i| (i * seed % 31) as f32 / 31.0 - 0.5);
-        Sample::from_parts(ids, &kinds, loss_mask, (values.collect(), &[[1, 16, 16]]), (vec![], &[]))
+        let image = Patches { values: values.collect(), grids: vec![Grid::new(1, 16, 16)] };
+        let mut sample = Sample::from_text(ids).with_loss_mask(loss_mask);
+        sample.modalities[..TOKENS].fill(Some(Modality::Image));
+        Sample { media: MultimodalInputs::from_iter([(Modality::Image, image)]), ..sample }
     };
     Batch::collate(&[row(3), row(5)], 0, PaddingSide::Right)
 }
 
-/// What a step reads: the loss, the norm of all gradients, formed several times, and every gradient by its name.
+/// Results of a step: loss, global gradient norm (computed several times), and all gradients by name.
 #[derive(Debug, PartialEq)]
 struct Numbers {
     loss: u32,
@@ -51,7 +54,7 @@ struct Numbers {
 
 impl Numbers {
     fn of_a_step(model: &Glm4v, batch: &Batch) -> Self {
-        let loss = loss(model, batch, &Targets::of(batch)).unwrap();
+        let loss = causal_lm_loss(model, batch).unwrap().mean();
         let mut gradients = NamedGradients::backward(model, &loss);
         let norms = (0..10).map(|_| gradients.norm().unwrap().into_scalar::<f32>().to_bits()).collect();
         let names: Vec<String> = gradients.names().map(str::to_owned).collect();
@@ -92,7 +95,7 @@ fn under_load<T: Send>(pool: &ThreadPool, work: impl FnOnce() -> T + Send) -> T 
 }
 
 #[test]
-fn a_step_of_real_size_has_the_same_numbers_whatever_the_threads_and_their_load() {
+fn a_training_step_is_bit_identical_for_any_number_of_threads_and_load() {
     let config = config();
     let model = initialize(config.init(&Device::flex().autodiff()), 0, DType::F32);
     let batch = batch(&config);

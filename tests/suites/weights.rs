@@ -1,4 +1,4 @@
-//! Checkpoints that travel: what is loaded, saved, converted or made fresh holds what it should, byte for byte.
+//! Loading, saving, conversion and initialization of checkpoints, byte for byte.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeMap;
@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use glm4v_model::{Glm4v, NamedMapper, NamedVisitor, Precision, Site, initialize, map_named, visit_named};
-use glm4v_tests::{Said, walk};
-use glm4v_tests::{backend, glm4v, golden, holds_nothing_half_written, repository, train};
+use glm4v_model::{
+    DeviceSpec, Glm4v, NamedMapper, NamedVisitor, Precision, initialize, map_named, visit_named,
+};
+use glm4v_tests::{CommandOutput, walk};
+use glm4v_tests::{assert_no_partial_files, backend, glm4v, golden, repository, train};
 use glm4v_weights::{
-    AdapterConfig, ModelFolder, Names, ShardSize, TensorFile, attach, floats, save_adapter, save_model,
-    save_model_in, write_tensors,
+    AdapterConfig, ModelFolder, ShardSize, TargetModules, TensorFile, add_adapter, cast_floats, save_adapter,
+    save_model, save_model_sharded, write_tensors,
 };
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -37,7 +39,7 @@ fn load(folder: &Path, precision: Precision) -> Glm4v {
     ModelFolder::open(folder).unwrap().load(&device(), precision).unwrap()
 }
 
-/// Tensors by name, in their own types, of all files of a folder.
+/// Data type and bytes of all tensors of a directory, by name.
 fn tensors(folder: &Path) -> BTreeMap<String, (String, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for path in walk(folder).iter().filter(|path| path.extension().is_some_and(|end| end == "safetensors")) {
@@ -55,8 +57,8 @@ fn tensors(folder: &Path) -> BTreeMap<String, (String, Vec<u8>)> {
     found
 }
 
-/// A copy of a folder whose tensors are changed, in their own types.
-fn changed(folder: &Path, change: impl FnOnce(&mut BTreeMap<String, TensorData>)) -> TempDir {
+/// A copy of a model directory with its tensors changed, in their stored types.
+fn with_tensors(folder: &Path, change: impl FnOnce(&mut BTreeMap<String, TensorData>)) -> TempDir {
     let copy = tempdir().unwrap();
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         fs::write(copy.path().join(entry.file_name()), fs::read(entry.path()).unwrap()).unwrap();
@@ -77,23 +79,26 @@ fn with_config(folder: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(path, config.to_string()).unwrap();
 }
 
-/// What no network knows: layers that predict further tokens, and types of all sorts.
-fn strangers() -> BTreeMap<String, TensorData> {
+/// Tensors without a parameter in the model, such as MTP layers, in several data types.
+fn unknown_tensors() -> BTreeMap<String, TensorData> {
     let layer = "model.language_model.layers.40";
     BTreeMap::from([
-        (format!("{layer}.eh_proj.weight"), floats(TensorData::new(vec![0.1f32; 6], [2, 3]), DType::BF16)),
+        (
+            format!("{layer}.eh_proj.weight"),
+            cast_floats(TensorData::new(vec![0.1f32; 6], [2, 3]), DType::BF16),
+        ),
         (format!("{layer}.enorm.weight"), TensorData::new(vec![0.1f32; 3], [3])),
         ("quantizer.codes".to_owned(), TensorData::new(vec![7u8, 0, 255], [3])),
         ("counter".to_owned(), TensorData::new(vec![i64::MIN], [1])),
     ])
 }
 
-fn convert(model: &Path, out: &Path, flags: &[&str]) -> Said {
+fn convert(model: &Path, out: &Path, flags: &[&str]) -> CommandOutput {
     let paths = ["--model", model.to_str().unwrap(), "--out", out.to_str().unwrap()];
     glm4v(["convert"].iter().chain(&paths).chain(flags))
 }
 
-/// Parameters of a network on the host, by name.
+/// Values of all parameters, by name.
 fn parameters(model: &Glm4v) -> BTreeMap<String, TensorData> {
     struct Reader(BTreeMap<String, TensorData>);
     impl NamedVisitor for Reader {
@@ -107,7 +112,7 @@ fn parameters(model: &Glm4v) -> BTreeMap<String, TensorData> {
 }
 
 #[test]
-fn a_conversion_that_keeps_types_changes_no_byte_whatever_the_size_of_its_files() {
+fn convert_with_stored_types_changes_no_byte_for_any_shard_size() {
     for model in checkpoints() {
         let folder = tempdir().unwrap();
         let out = folder.path().join("out");
@@ -133,7 +138,7 @@ fn a_conversion_that_keeps_types_changes_no_byte_whatever_the_size_of_its_files(
 }
 
 #[test]
-fn a_conversion_rounds_as_loading_does_and_says_so_in_the_config() {
+fn convert_rounds_like_loading_and_updates_the_config() {
     for model in checkpoints() {
         let folder = tempdir().unwrap();
         for (flag, dtype, name) in [
@@ -165,20 +170,13 @@ fn a_conversion_rounds_as_loading_does_and_says_so_in_the_config() {
 }
 
 #[test]
-fn a_saved_model_is_the_published_one_byte_for_byte() {
+fn a_saved_model_equals_the_published_one_byte_for_byte() {
     for model in checkpoints() {
         let folder = tempdir().unwrap();
 
         let size: ShardSize = "300KB".parse().unwrap();
-        save_model_in(
-            &load(&model, Precision::F32),
-            &model,
-            folder.path(),
-            Precision::F32,
-            size,
-            &mut |_, _| {},
-        )
-        .unwrap();
+        save_model_sharded(&load(&model, Precision::F32), &model, folder.path(), Precision::F32, size)
+            .unwrap();
 
         assert_eq!(tensors(folder.path()), tensors(&model));
         assert!(folder.path().join("model.safetensors.index.json").exists());
@@ -186,15 +184,16 @@ fn a_saved_model_is_the_published_one_byte_for_byte() {
 }
 
 #[test]
-fn a_network_in_pieces_loads_and_saves_what_a_whole_one_does() {
+fn a_model_in_row_shards_loads_and_saves_like_a_dense_one() {
     let mut split = false;
     for model in checkpoints() {
         let folder = tempdir().unwrap();
-        let site = Site::bounded(&device(), 302_000, DType::F32);
+        let device_spec = DeviceSpec::bounded(&device(), 302_000, DType::F32);
 
         let mut heard = (0, 0);
         let opened = ModelFolder::open(&model).unwrap();
-        let pieces = opened.load_on(&site, Precision::F32, &mut |done, of| heard = (done, of)).unwrap();
+        let pieces =
+            opened.load_on(&device_spec, Precision::F32, &mut |done, of| heard = (done, of)).unwrap();
         save_model(&pieces, &model, folder.path(), Precision::F32).unwrap();
 
         split |= parameters(&pieces).contains_key("model.language_model.embed_tokens.weight.1");
@@ -205,9 +204,10 @@ fn a_network_in_pieces_loads_and_saves_what_a_whole_one_does() {
 }
 
 #[test]
-fn what_the_network_does_not_know_goes_through_every_export() {
+fn unknown_tensors_are_copied_by_every_export() {
     let folder = tempdir().unwrap();
-    let origin = changed(&golden().join("checkpoints/glm4v"), |tensors| tensors.extend(strangers()));
+    let origin =
+        with_tensors(&golden().join("checkpoints/glm4v"), |tensors| tensors.extend(unknown_tensors()));
     fs::write(origin.path().join("NOTICE.txt"), "keep me").unwrap();
     fs::write(origin.path().join("extra.safetensors"), "stale").unwrap();
     let (converted, saved) = (folder.path().join("converted"), folder.path().join("saved"));
@@ -223,7 +223,7 @@ fn what_the_network_does_not_know_goes_through_every_export() {
     for out in [converted, saved] {
         let after = tensors(&out);
         assert_eq!(after.len(), before.len());
-        for name in strangers().keys() {
+        for name in unknown_tensors().keys() {
             assert_eq!(after[name], before[name], "{name}");
         }
         assert_ne!(after["lm_head.weight"], before["lm_head.weight"]);
@@ -233,24 +233,27 @@ fn what_the_network_does_not_know_goes_through_every_export() {
 }
 
 #[test]
-fn what_the_network_does_not_know_goes_through_a_run() {
+fn unknown_tensors_are_copied_by_a_run() {
     let folder = tempdir().unwrap();
     let origin = folder.path().join("origin");
     let args = ["init", "--config", "configs/models/digits", "--out", origin.to_str().unwrap()];
     glm4v(args).success();
-    let origin = changed(&origin, |tensors| tensors.extend(strangers()));
+    let origin = with_tensors(&origin, |tensors| tensors.extend(unknown_tensors()));
     let run = folder.path().join("run");
 
     let from = format!("model.path={}", origin.path().display());
-    Said::by(&mut train(&run, &[&from, "model.init=pretrained", "schedule.max_steps=2", "run.save_steps=1"]))
-        .success();
+    CommandOutput::run(&mut train(
+        &run,
+        &[&from, "model.init=pretrained", "schedule.max_steps=2", "run.save_steps=1"],
+    ))
+    .success();
 
     let before = tensors(origin.path());
     for out in [run.join("final"), run.join("checkpoints/step-1")] {
         let mut after = tensors(&out);
-        after.retain(|name, _| before.contains_key(name)); // a checkpoint has its optimizer beside
+        after.retain(|name, _| before.contains_key(name)); // a checkpoint also has the optimizer
         assert_eq!(after.len(), before.len());
-        for name in strangers().keys() {
+        for name in unknown_tensors().keys() {
             assert_eq!(after[name], before[name], "{name}");
         }
         assert_ne!(after["lm_head.weight"], before["lm_head.weight"], "it has learned");
@@ -258,7 +261,7 @@ fn what_the_network_does_not_know_goes_through_a_run() {
 }
 
 #[test]
-fn fresh_weights_in_files_are_those_of_a_network() {
+fn init_writes_the_weights_of_an_initialized_model() {
     for config in checkpoints() {
         for (flag, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
             let folder = tempdir().unwrap();
@@ -267,26 +270,26 @@ fn fresh_weights_in_files_are_those_of_a_network() {
 
             let paths = ["--config", config.to_str().unwrap(), "--out", files.to_str().unwrap()];
             let flags = ["--seed", "7", "--dtype", flag, "--shard-size", "300KB"];
-            let said = glm4v(["init"].iter().chain(&paths).chain(&flags)).success();
+            let output = glm4v(["init"].iter().chain(&paths).chain(&flags)).success();
             let model = ModelFolder::open(&config).unwrap().config().init(&device());
             let model = initialize(model, 7, precision.dtype());
             save_model(&model, &config, &network, precision).unwrap();
 
             assert_eq!(tensors(&files), tensors(&network));
-            assert!(said.stdout.contains(" parameters, "), "{said:?}");
+            assert!(output.stdout.contains(" parameters, "), "{output:?}");
         }
     }
 }
 
 #[test]
-fn names_of_other_exports_are_understood() {
+fn tensor_names_of_other_exports_are_loaded() {
     let model = golden().join("checkpoints/glm4v");
     for renames in [
-        // Before the text decoder had a name of its own.
+        // Older exports have no `language_model` in the name.
         &[("model.language_model.", "model."), ("model.visual.", "visual.")][..],
         &[("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")],
     ] {
-        let other = changed(&model, |tensors| {
+        let other = with_tensors(&model, |tensors| {
             let rename = |name: String| {
                 let found = renames
                     .iter()
@@ -308,12 +311,12 @@ fn names_of_other_exports_are_understood() {
 }
 
 #[test]
-fn a_tied_head_is_the_embedding_table_unless_the_weights_hold_another() {
+fn a_tied_head_is_the_embeddings_unless_lm_head_is_stored_with_other_values() {
     let (embedding, head) = ("model.language_model.embed_tokens.weight", "lm_head.weight");
     let original = golden().join("checkpoints/glm4v");
     for place in ["", "/text_config"] {
         let tied = |change: &dyn Fn(&mut BTreeMap<String, TensorData>)| {
-            let folder = changed(&original, |tensors| change(tensors));
+            let folder = with_tensors(&original, |tensors| change(tensors));
             with_config(folder.path(), |config| {
                 config.as_object_mut().unwrap().remove("tie_word_embeddings");
                 config.pointer_mut(place).unwrap()["tie_word_embeddings"] = json!(true);
@@ -378,12 +381,12 @@ fn stack_experts(tensors: &mut BTreeMap<String, TensorData>) -> usize {
 }
 
 #[test]
-fn experts_stacked_by_transformers_5_are_understood() {
+fn stacked_experts_of_transformers_5_are_loaded() {
     for model in checkpoints() {
         let mut layers = 0;
-        let stacked = changed(&model, |tensors| layers = stack_experts(tensors));
+        let stacked = with_tensors(&model, |tensors| layers = stack_experts(tensors));
         if layers == 0 {
-            continue; // a family without experts
+            continue; // no experts
         }
         let folder = tempdir().unwrap();
         let (saved, converted) = (folder.path().join("saved"), folder.path().join("converted"));
@@ -398,7 +401,7 @@ fn experts_stacked_by_transformers_5_are_understood() {
     }
 }
 
-/// Gives the second factors of adapters values that differ between modules.
+/// Fills lora_B with values that differ between modules.
 struct Filled;
 
 impl NamedMapper for Filled {
@@ -409,17 +412,17 @@ impl NamedMapper for Filled {
 }
 
 #[test]
-fn an_adapter_is_merged_into_a_stack_as_into_experts_apart() {
+fn merge_into_stacked_experts_equals_merge_into_separate_ones() {
     let model = golden().join("checkpoints/glm4v_moe");
-    let stacked = changed(&model, |tensors| assert!(stack_experts(tensors) > 0));
+    let stacked = with_tensors(&model, |tensors| assert!(stack_experts(tensors) > 0));
     let folder = tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let config = AdapterConfig {
-        target_modules: Some(Names::List(vec!["q_proj".into()])),
+        target_modules: Some(TargetModules::List(vec!["q_proj".into()])),
         target_parameters: Some(vec!["mlp.experts.gate_up_proj".into(), "mlp.experts.down_proj".into()]),
         ..AdapterConfig::new(2, 4.0)
     };
-    let (adapted, _) = attach(load(&model, Precision::F32), &config, 1, Precision::F32).unwrap();
+    let (adapted, _) = add_adapter(load(&model, Precision::F32), &config, 1, Precision::F32).unwrap();
     fs::create_dir(path("adapter")).unwrap();
     save_adapter(&map_named(adapted, &mut Filled), &config, path("adapter").as_ref()).unwrap();
     let merge = |model: &Path, out: &str| {
@@ -440,7 +443,7 @@ fn an_adapter_is_merged_into_a_stack_as_into_experts_apart() {
 }
 
 #[test]
-fn the_correction_of_a_router_is_f32_in_every_precision() {
+fn router_corrections_are_f32_in_every_precision() {
     for model in checkpoints() {
         let exact = parameters(&load(&model, Precision::F32));
         let fresh = initialize(ModelFolder::open(&model).unwrap().config().init(&device()), 0, DType::BF16);
@@ -456,7 +459,7 @@ fn the_correction_of_a_router_is_f32_in_every_precision() {
 
 #[cfg(unix)]
 #[test]
-fn a_disk_that_is_full_leaves_nothing() {
+fn a_full_disk_leaves_no_output_directory() {
     let model = golden().join("checkpoints/glm4v");
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
@@ -465,29 +468,29 @@ fn a_disk_that_is_full_leaves_nothing() {
         format!("convert --dtype bf16 --shard-size 400KB --model {}", model.display()),
         format!("init --config {}", model.display()),
     ] {
-        // No file may be larger than 256 KiB: as a full disk, but for the system's words.
+        // A limit of 256 KiB per file acts as a full disk, with another error of the system.
         let limited = format!(
             "trap '' XFSZ; ulimit -f 256; exec {} --quiet {command} --out {}",
             glm4v_tests::binary().display(),
             out.display()
         );
         let mut shell = std::process::Command::new("bash");
-        let said = Said::by(shell.current_dir(repository()).args(["-c", &limited]));
+        let output = CommandOutput::run(shell.current_dir(repository()).args(["-c", &limited]));
 
-        said.refused(&[".safetensors: cannot write: File too large"]);
-        holds_nothing_half_written(folder.path());
+        output.failure(&[".safetensors: cannot write: File too large"]);
+        assert_no_partial_files(folder.path());
         assert_eq!(walk(folder.path()), Vec::<PathBuf>::new(), "{command}");
     }
 }
 
 #[test]
-fn a_folder_that_is_there_already_is_not_written_over() {
+fn an_existing_output_directory_is_not_overwritten() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
     fs::create_dir(&out).unwrap();
 
     convert(&golden().join("checkpoints/glm4v"), &out, &[])
-        .refused(&["out: exists already; choose another --out"]);
+        .failure(&["out: exists already; choose another --out"]);
 
     assert_eq!(walk(folder.path()), [out]);
 }

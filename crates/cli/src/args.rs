@@ -8,20 +8,19 @@ use clap_complete::Shell;
 use glm4v_model::{Backend, DeviceError, Precision};
 use glm4v_weights::ShardSize;
 
-use crate::device::MOST_THREADS;
+use crate::threads::MAX_THREADS;
 
 /// Load, train and run GLM's vision-language models.
 #[derive(Debug, Parser)]
 #[command(name = "glm4v", version, max_term_width = 110)]
 pub(crate) struct Args {
-    /// Subcommand.
     #[command(subcommand)]
     pub(crate) command: Command,
     #[command(flatten)]
     pub(crate) global: Global,
 }
 
-/// Flags of every command.
+/// Flags that all commands share.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Global {
     /// Backend: auto, cpu, wgpu or cuda; cuda:1 selects the second device
@@ -31,7 +30,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "TYPE")]
     pub(crate) dtype: Option<Dtype>,
     /// Threads of the CPU backend [default: one per core]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_THREADS)))]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_THREADS)))]
     pub(crate) threads: Option<u16>,
     /// Increase verbosity; -vv for debug output
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -39,29 +38,29 @@ pub(crate) struct Global {
     /// Print only results and errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
-    /// Read the command line, and the config of a run, and do nothing else: shows that documented commands exist
+    /// Parse the command line and the config of a run, and do nothing else: a check of documented commands
     #[arg(long, global = true, hide = true)]
     pub(crate) parse_only: bool,
 }
 
-/// A type of numbers, or what a file has.
+/// Value of `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dtype {
-    /// The type that the weights have.
+    /// The stored data types, for commands that rewrite checkpoints.
     Keep,
-    /// This one.
-    Of(Precision),
+    /// One data type for all tensors.
+    Precision(Precision),
 }
 
-impl std::str::FromStr for Dtype {
+impl FromStr for Dtype {
     type Err = DeviceError;
 
     fn from_str(text: &str) -> Result<Self, DeviceError> {
-        if text == "keep" { Ok(Self::Keep) } else { text.parse().map(Self::Of) }
+        if text == "keep" { Ok(Self::Keep) } else { text.parse().map(Self::Precision) }
     }
 }
 
-/// What to do.
+/// Subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Fine-tune a model as configured by a TOML file
@@ -91,14 +90,14 @@ pub(crate) enum Command {
 /// Generate shell completions.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Completions {
-    /// The shell
+    /// Shell to generate completions for
     pub(crate) shell: Shell,
 }
 
 /// Print the man page, or write one for every command.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Man {
-    /// Directory for glm4v.1, glm4v-train.1 and so on
+    /// Output directory for glm4v.1, glm4v-train.1 and so on
     #[arg(long, value_name = "DIR")]
     pub(crate) out_dir: Option<PathBuf>,
 }
@@ -106,7 +105,7 @@ pub(crate) struct Man {
 /// Fine-tune a model as configured by a TOML file.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Train {
-    /// The run: a TOML file, see configs/finetune
+    /// Config of the run, a TOML file; see configs/finetune
     pub(crate) config: PathBuf,
     /// Override a config value, as in --set optim.lr=1e-4; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
@@ -116,7 +115,7 @@ pub(crate) struct Train {
     pub(crate) resume: bool,
 }
 
-/// The prompt.
+/// Prompt: text with images and videos, or a conversation.
 #[derive(Debug, ClapArgs)]
 #[group(skip)]
 #[command(group(ArgGroup::new("question").required(true).args(["prompt", "messages"])))]
@@ -135,7 +134,7 @@ pub(crate) struct Prompt {
     pub(crate) messages: Option<PathBuf>,
 }
 
-/// Preprocessing.
+/// Preprocessing of images, videos and text.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Inputs {
     /// Minimum pixels per image, counted over both frames of a temporal patch [default: the model's]
@@ -243,7 +242,7 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "NAME")]
     pub(crate) data: String,
     /// Directory with dataset_info.json
-    // The alias is the first edition's name, which comparison scripts outside of this repository still use.
+    // The alias is the original name, which comparison scripts outside of this repository still use.
     #[arg(long, alias = "data-folder", default_value = "datasets", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
     /// Directory in which images and videos are looked up first [default: relative to their file]
@@ -272,7 +271,7 @@ pub(crate) struct Init {
     /// Random seed
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Maximum size of a weight file, as 500MB or 4GiB
+    /// Maximum size of a weight file, such as 500MB or 4GiB
     #[arg(long, default_value_t, value_name = "SIZE")]
     pub(crate) shard_size: ShardSize,
 }
@@ -286,7 +285,7 @@ pub(crate) struct Convert {
     /// Output directory; must not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Maximum size of a weight file, as 500MB or 4GiB
+    /// Maximum size of a weight file, such as 500MB or 4GiB
     #[arg(long, default_value_t, value_name = "SIZE")]
     pub(crate) shard_size: ShardSize,
 }
@@ -306,7 +305,7 @@ pub(crate) struct Embed {
     pub(crate) rendering: Rendering,
     #[command(flatten)]
     pub(crate) inputs: Inputs,
-    /// The safetensors file to write
+    /// Output file (safetensors)
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
     /// Print one JSON object instead of text
@@ -316,7 +315,7 @@ pub(crate) struct Embed {
 
 /// Merge a LoRA adapter into the base weights.
 ///
-/// Tensors keep their type unless --dtype asks for another; sums are formed in f32.
+/// Tensors keep their data type unless --dtype is given; sums are computed in f32.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Merge {
     /// Model directory, or ORG/NAME in the Hugging Face cache
@@ -328,7 +327,7 @@ pub(crate) struct Merge {
     /// Output directory; must not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Maximum size of a weight file, as 500MB or 4GiB
+    /// Maximum size of a weight file, such as 500MB or 4GiB
     #[arg(long, default_value_t, value_name = "SIZE")]
     pub(crate) shard_size: ShardSize,
 }
@@ -348,12 +347,15 @@ pub(crate) struct Trace {
     pub(crate) rendering: Rendering,
     #[command(flatten)]
     pub(crate) inputs: Inputs,
-    /// The safetensors file to write
+    /// Output file (safetensors)
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
     /// Also save intermediate activations, as mid.*
     #[arg(long)]
     pub(crate) activations: bool,
+    /// Also save the attention weights of the text decoder, as attentions.{layer}
+    #[arg(long)]
+    pub(crate) attentions: bool,
     /// Also generate this many tokens with greedy decoding
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) max_new_tokens: usize,

@@ -1,29 +1,29 @@
-//! What went wrong, in words.
+//! Text of errors and panics for the terminal.
 
 use std::io;
 use std::panic::{self, PanicHookInfo};
 use std::sync::Mutex;
 
-use crate::remedy::FEWER_THREADS;
+use crate::threads::FEWER_THREADS;
 
-/// An error with its causes, each said once.
+/// An error with its causes. A cause that an outer error already quotes is not repeated.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
-    let mut said = String::new();
+    let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        if said.contains(&text) {
-            continue; // many errors quote their cause
+        if line.contains(&text) {
+            continue;
         }
-        if !said.is_empty() {
-            said.push_str(": ");
+        if !line.is_empty() {
+            line.push_str(": ");
         }
-        said.push_str(&text);
+        line.push_str(&text);
     }
-    printable(&said)
+    printable(&line)
 }
 
-/// Text of files and libraries for the terminal: control characters, which could move the cursor or change colours, are spelled out,
-/// and further lines are indented, so that none of them passes for an error of its own.
+/// Escapes text of untrusted files for the terminal: control characters could move the cursor or change colors, and a further
+/// line, which is indented here, could imitate an error of ours.
 fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -37,28 +37,28 @@ fn printable(text: &str) -> String {
     out
 }
 
-/// Whether whoever read our output went away, as `head` does.
+/// Whether the reader of our output has exited, as `head` does.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
 }
 
-/// Turns a panic, ours or the tensor library's, into an error line and exit code 1.
-pub(crate) fn report_panics() {
+/// Turns panics, including those of the tensor library, into an error line and exit code 1.
+pub(crate) fn install_panic_hook() {
     panic::set_hook(Box::new(|info| {
-        // The first of several threads speaks; the others wait for the end.
-        let alone = HELD.lock();
-        say!("error: {}", describe(info));
-        // Whatever state the other threads are in, files are written whole or not at all.
+        // Several threads can panic at once: the first reports, the others block until the process exits.
+        let guard = PANICKING.lock();
+        print_status!("error: {}", describe(info));
+        // Other threads may be in the middle of a file; published files are complete, all others are removed.
         glm4v_weights::remove_unpublished();
-        std::mem::forget(alone);
+        std::mem::forget(guard);
         std::process::exit(1);
     }));
 }
 
-/// Held by the thread whose panic ends the program.
-static HELD: Mutex<()> = Mutex::new(());
+/// Held by the thread whose panic ends the process.
+static PANICKING: Mutex<()> = Mutex::new(());
 
 fn describe(info: &PanicHookInfo<'_>) -> String {
     let payload = info.payload();
@@ -77,8 +77,7 @@ fn describe(info: &PanicHookInfo<'_>) -> String {
     )
 }
 
-/// Whether libraries panic because the system refuses a thread or its stack: EAGAIN and ENOMEM, in the two ways that Rust
-/// prints them.
+/// Whether the system refused a thread or its stack: EAGAIN or ENOMEM, in `Display` or `Debug` form.
 fn is_exhaustion(text: &str) -> bool {
     ["(os error 11)", "(os error 12)", "Os { code: 11,", "Os { code: 12,"]
         .iter()
@@ -90,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_the_system_refuses_is_no_fault_of_the_program() {
+    fn a_thread_that_the_system_refuses_is_not_an_internal_error() {
         let refused = std::io::Error::from_raw_os_error(11);
 
         assert!(is_exhaustion(&format!("failed to spawn thread: {refused}")));
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_that_was_quoted_is_not_said_twice() {
+    fn a_cause_that_was_quoted_is_not_repeated() {
         let error =
             anyhow::anyhow!("no such file").context("a.json: cannot read: no such file").context("outer");
 
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_a_file_pass_for_no_error_of_ours() {
+    fn control_characters_and_new_lines_of_a_file_are_escaped() {
         let error = anyhow::anyhow!("template: a\nerror: b\x1b[2J");
 
         assert_eq!(chain(&error), "template: a\n  error: b\\u{1b}[2J");

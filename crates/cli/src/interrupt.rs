@@ -1,7 +1,7 @@
-//! Signals that ask the program to end: Ctrl-C, and where there are such, termination and the end of the terminal.
+//! Signals that end the program: SIGINT (Ctrl-C), and on Unix SIGTERM and SIGHUP.
 //!
-//! What is half-written is removed, and the exit code is 128 and the signal's number, as shells have it. A command that can
-//! end at a good place says so ([`gently`]): the first signal then raises a flag, and the second ends the program.
+//! Incomplete files are removed, and the exit code is 128 plus the signal's number, as in shells. For a command that can
+//! stop gracefully ([`stop_flag`]), the first signal sets a flag, and the second ends the program.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -9,45 +9,45 @@ use std::sync::{Mutex, PoisonError};
 
 use glm4v_train::TrainError;
 
-/// Number of the signal that was heard first, 0 before.
-static HEARD: AtomicU8 = AtomicU8::new(0);
+/// Number of the first signal received; 0 before.
+static RECEIVED: AtomicU8 = AtomicU8::new(0);
 
-/// True once a command that ends at a good place should.
+/// Set by the first signal while a command can stop gracefully.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// What the command at hand does about a signal; none if it ends at once.
-static GENTLY: Mutex<Option<&'static str>> = Mutex::new(None);
+/// Message about the graceful stop of the current command; none if signals end it at once.
+static GRACEFUL: Mutex<Option<&'static str>> = Mutex::new(None);
 
-/// A command that was ended before its result was whole.
+/// A command that a signal stopped before its result was complete.
 #[derive(Debug, thiserror::Error)]
 #[error("{missing}")]
-pub(crate) struct Stopped {
-    /// What the user does not get.
+pub(crate) struct Interrupted {
+    /// The part of the result that is missing.
     pub(crate) missing: &'static str,
 }
 
-/// From now on a signal turns the flag true instead of ending the program; `what_happens` is said then.
-pub(crate) fn gently(what_happens: &'static str) -> &'static AtomicBool {
-    *GENTLY.lock().unwrap_or_else(PoisonError::into_inner) = Some(what_happens);
+/// The flag that the first signal from now on sets, instead of ending the program; `message` is printed then.
+pub(crate) fn stop_flag(message: &'static str) -> &'static AtomicBool {
+    *GRACEFUL.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
     &STOP
 }
 
-/// The exit code for an error, if a signal was its cause.
+/// The exit code of an error that a signal caused; none for other errors.
 pub(crate) fn exit_code(error: &anyhow::Error) -> Option<ExitCode> {
-    let stopped = error.chain().any(|cause| {
-        cause.is::<Stopped>() || matches!(cause.downcast_ref(), Some(TrainError::Interrupted { .. }))
+    let interrupted = error.chain().any(|cause| {
+        cause.is::<Interrupted>() || matches!(cause.downcast_ref(), Some(TrainError::Interrupted { .. }))
     });
-    let signal = HEARD.load(Ordering::Relaxed);
-    (stopped && signal != 0).then(|| ExitCode::from(128 + signal))
+    let signal = RECEIVED.load(Ordering::Relaxed);
+    (interrupted && signal != 0).then(|| ExitCode::from(128 + signal))
 }
 
-fn heard(signal: u8) {
-    let first = HEARD.swap(signal, Ordering::Relaxed) == 0;
-    let gently = *GENTLY.lock().unwrap_or_else(PoisonError::into_inner);
-    match gently {
-        Some(what_happens) if first => {
+fn receive(signal: u8) {
+    let first = RECEIVED.swap(signal, Ordering::Relaxed) == 0;
+    let graceful = *GRACEFUL.lock().unwrap_or_else(PoisonError::into_inner);
+    match graceful {
+        Some(message) if first => {
             STOP.store(true, Ordering::Relaxed);
-            say!("\n{what_happens}; Ctrl-C again ends at once");
+            print_status!("\n{message}; Ctrl-C again ends at once");
         }
         _ => {
             glm4v_weights::remove_unpublished();
@@ -56,9 +56,9 @@ fn heard(signal: u8) {
     }
 }
 
-/// Listens to signals, on a thread of its own; to be called before there are others.
+/// Starts the thread that handles signals. Must be called before other threads exist, as they inherit the blocked signals.
 #[cfg(unix)]
-pub(crate) fn listen() -> anyhow::Result<()> {
+pub(crate) fn handle_signals() -> anyhow::Result<()> {
     use anyhow::Context;
     use nix::sys::signal::{SigSet, Signal};
 
@@ -66,12 +66,11 @@ pub(crate) fn listen() -> anyhow::Result<()> {
     if !is_ignored(Signal::SIGHUP as u8) {
         signals.add(Signal::SIGHUP);
     }
-    // Threads inherit it: whichever there are, signals wait for the one that asks for them.
     signals.thread_block().context("signals cannot be held back")?;
-    exit_where_others_abort().context("signals cannot be listened to")?;
+    exit_on_abort().context("signals cannot be listened to")?;
     let listen = move || {
         while let Ok(signal) = signals.wait() {
-            heard(signal as u8);
+            receive(signal as u8);
         }
     };
     std::thread::Builder::new()
@@ -81,9 +80,10 @@ pub(crate) fn listen() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Exit code 1 where the allocator or a stack that is full aborts the program: what it says of it is an error like others.
+/// Exit code 1 instead of SIGABRT, which the allocator raises without memory and the runtime on a stack overflow: both have
+/// printed an error by then.
 #[cfg(unix)]
-fn exit_where_others_abort() -> std::io::Result<()> {
+fn exit_on_abort() -> std::io::Result<()> {
     use std::sync::Arc;
 
     use signal_hook::consts::SIGABRT;
@@ -92,8 +92,8 @@ fn exit_where_others_abort() -> std::io::Result<()> {
     register_conditional_shutdown(SIGABRT, 1, Arc::new(AtomicBool::new(true))).map(drop)
 }
 
-/// Whether the program was started to live on, as `nohup` does for the end of the terminal: then it stays so. Where that
-/// cannot be seen, it is taken for granted.
+/// Whether the parent process set the signal to be ignored, as `nohup` does with SIGHUP: it must stay ignored then. Assumed where
+/// `/proc` does not exist.
 #[cfg(unix)]
 fn is_ignored(signal: u8) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -102,9 +102,9 @@ fn is_ignored(signal: u8) -> bool {
     mask.is_none_or(|mask| mask & 1 << (signal - 1) != 0)
 }
 
-/// Listens to Ctrl-C and its kin, on a thread of its own.
+/// Starts the thread that handles Ctrl-C.
 #[cfg(not(unix))]
-pub(crate) fn listen() -> anyhow::Result<()> {
+pub(crate) fn handle_signals() -> anyhow::Result<()> {
     const INTERRUPT: u8 = 2;
-    Ok(ctrlc::set_handler(|| heard(INTERRUPT))?)
+    Ok(ctrlc::set_handler(|| receive(INTERRUPT))?)
 }

@@ -1,22 +1,22 @@
 //! The `glm4v` command: parse, call, print.
 
-/// `eprintln!` that does not mind when nobody listens: a run must not end because `2>&1 | head` has seen enough.
-macro_rules! say {
+/// `eprintln!` that ignores write errors: a run must not end because the reader of `2>&1 | head` has exited.
+macro_rules! print_status {
     ($($text:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stderr(), $($text)*);
     }};
 }
 
-mod answering;
 mod args;
 mod commands;
 mod device;
+mod eval_generator;
 mod failure;
 mod interrupt;
 mod progress;
 mod remedy;
-mod stored;
+mod threads;
 
 use std::process::ExitCode;
 
@@ -25,8 +25,8 @@ use clap::{CommandFactory, FromArgMatches};
 
 use args::{Args, Command};
 
-/// Training frees and takes the same large blocks thousands of times a second; the system's allocator hands them back
-/// to the kernel each time and has them cleared again.
+/// Training frees and allocates the same large blocks thousands of times a second; the system's allocator returns them
+/// to the kernel each time, which clears them again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -34,14 +34,15 @@ fn main() -> ExitCode {
     let matches = Args::command().get_matches();
     let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let name = matches.subcommand_name().unwrap_or_default();
-    failure::report_panics();
+    failure::install_panic_hook();
     init_log(args.global.verbose, args.global.quiet);
-    let done = interrupt::listen().and_then(|()| device::with_threads(args.global.threads, || run(&args)));
+    let done =
+        interrupt::handle_signals().and_then(|()| threads::with_threads(args.global.threads, || run(&args)));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            say!("error: {}", remedy::line(&error, name));
+            print_status!("error: {}", remedy::line(&error, name));
             interrupt::exit_code(&error).unwrap_or(ExitCode::FAILURE)
         }
     }
@@ -73,7 +74,7 @@ fn init_log(verbose: u8, quiet: bool) {
         (false, 1) => "info",
         (false, _) => "debug",
     };
-    // Only our own crates: what wgpu and its kin have to say is for their developers.
+    // Only our own crates: messages of wgpu and other dependencies are for their developers.
     let filter = format!(
         "off,glm4v={level},glm4v_model={level},glm4v_processor={level},glm4v_weights={level},glm4v_data={level},glm4v_train={level},glm4v_infer={level}"
     );
@@ -83,7 +84,7 @@ fn init_log(verbose: u8, quiet: bool) {
         )
         .with_writer(std::io::stderr)
         .with_ansi(AutoStream::choice(&std::io::stderr()) != ColorChoice::Never)
-        .log_internal_errors(false) // that is said with eprintln!
+        .log_internal_errors(false) // they go through eprintln!, which panics on a closed stderr
         .without_time()
         .with_target(false)
         .init();

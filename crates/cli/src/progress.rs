@@ -1,31 +1,31 @@
-//! Progress on the terminal: of a run, a bar with loss, rate and time left, and a line for whatever lasts; of weights
-//! that are read or written, a bar.
+//! Progress on stderr: training steps, evaluation, and bytes of weights read or written.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use glm4v_train::{EvalSummary, LoraPlan, Observer, Plan, StepReport};
+use glm4v_model::{ModelPart, ParamName};
+use glm4v_train::{Callback, EvalMetrics, LoraTargets, StepMetrics, TrainSummary};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Shows a run on stderr.
-pub(crate) struct Progress {
+/// Progress of a run: a bar on a terminal, otherwise a line every few seconds.
+pub(crate) struct TrainProgress {
     quiet: bool,
     bar: ProgressBar,
     evaluation: ProgressBar,
-    /// Without a terminal there is no bar: a line now and then instead.
+    /// Whether stderr is no terminal, so that lines replace the bar.
     lines: bool,
     last_line: Instant,
     steps: usize,
     dropped: usize,
 }
 
-/// Time between two lines where there is no terminal.
-const PAUSE: Duration = Duration::from_secs(10);
+/// Time between two lines without a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-impl Progress {
-    /// Shows nothing if `quiet`.
+impl TrainProgress {
+    /// Prints nothing if `quiet`.
     pub(crate) fn new(quiet: bool) -> Self {
         Self {
             quiet,
@@ -38,9 +38,9 @@ impl Progress {
         }
     }
 
-    fn say(&self, line: &str) {
+    fn print(&self, line: &str) {
         if !self.quiet {
-            self.bar.suspend(|| say!("{line}"));
+            self.bar.suspend(|| print_status!("{line}"));
         }
     }
 }
@@ -51,44 +51,45 @@ fn bar(length: usize, template: &str) -> ProgressBar {
     ProgressBar::with_draw_target(Some(length as u64), target).with_style(style)
 }
 
-/// Time after which reading or writing weights is worth a bar.
-const SOON: Duration = Duration::from_millis(500);
+/// Delay before a bar of bytes appears, so that small files show none.
+const BAR_DELAY: Duration = Duration::from_millis(500);
 
-/// Weights on their way, on a terminal; nothing if they are there in a moment.
-pub(crate) struct Transfer {
-    what: &'static str,
+/// Bar of the bytes of weights read or written, on a terminal.
+pub(crate) struct ByteProgress {
+    label: &'static str,
     shown: bool,
     start: Instant,
     bar: ProgressBar,
 }
 
-impl Transfer {
-    /// Shows nothing if `quiet`; `what` is a word such as "loading".
-    pub(crate) fn new(what: &'static str, quiet: bool) -> Self {
+impl ByteProgress {
+    /// Prints nothing if `quiet`; `label` is a participle such as "loading".
+    pub(crate) fn new(label: &'static str, quiet: bool) -> Self {
         let shown = !quiet && std::io::stderr().is_terminal();
-        Self { what, shown, start: Instant::now(), bar: ProgressBar::hidden() }
+        Self { label, shown, start: Instant::now(), bar: ProgressBar::hidden() }
     }
 
-    /// So many bytes of so many are done.
-    pub(crate) fn at(&mut self, done: u64, of: u64) {
-        if !self.shown || self.start.elapsed() < SOON {
+    /// `done` of `total` bytes are read or written.
+    pub(crate) fn update(&mut self, done: u64, total: u64) {
+        if !self.shown || self.start.elapsed() < BAR_DELAY {
             return;
         }
         if self.bar.is_hidden() {
             let template = "{msg} {bar:24} {bytes}/{total_bytes} [{eta} left]";
-            self.bar = bar(of as usize, template).with_message(self.what).with_elapsed(self.start.elapsed());
+            self.bar =
+                bar(total as usize, template).with_message(self.label).with_elapsed(self.start.elapsed());
         }
         self.bar.set_position(done);
     }
 }
 
-impl Drop for Transfer {
+impl Drop for ByteProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// A count with its thousands apart.
+/// Decimal digits of a number in groups of three: `12,345`.
 pub(crate) fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -101,18 +102,12 @@ pub(crate) fn grouped(number: usize) -> String {
     text
 }
 
-/// What adapters are on, by part of the network: a name stands for as many layers as have it.
-fn describe(lora: &LoraPlan) -> String {
-    let part = |name: &str| match name.strip_prefix("model.visual.") {
-        Some(rest) if rest.starts_with("merger.") || rest.starts_with("downsample.") => "merger",
-        Some(_) => "vision tower",
-        None if name.starts_with("model.language_model.") => "text decoder",
-        None => "head",
-    };
+/// Summary of the target modules by part of the network and kind of layer.
+fn describe(lora: &LoraTargets) -> String {
     let mut parts: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
     for name in &lora.modules {
         let kind = name.rsplit('.').next().unwrap_or(name);
-        *parts.entry(part(name)).or_default().entry(kind).or_default() += 1;
+        *parts.entry(part_label(name)).or_default().entry(kind).or_default() += 1;
     }
     let parts: Vec<String> = parts
         .iter()
@@ -126,23 +121,32 @@ fn describe(lora: &LoraPlan) -> String {
     format!("LoRA r={} on {}", lora.r, parts.join("; "))
 }
 
-impl Observer for Progress {
-    fn started(&mut self, plan: &Plan) {
+fn part_label(name: &str) -> &'static str {
+    match ParamName(name).part() {
+        ModelPart::VisionTower => "vision tower",
+        ModelPart::Merger => "merger",
+        ModelPart::Head => "head",
+        _ => "text decoder",
+    }
+}
+
+impl Callback for TrainProgress {
+    fn on_train_begin(&mut self, plan: &TrainSummary) {
         self.steps = plan.steps;
         let from = if plan.step > 0 { format!(", resuming after step {}", plan.step) } else { String::new() };
-        self.say(&format!(
+        self.print(&format!(
             "trainable parameters: {} of {} ({:.2} %); {} training examples, {} steps{from}",
-            grouped(plan.learning),
+            grouped(plan.trainable_params),
             grouped(plan.parameters),
-            100.0 * plan.learning as f64 / plan.parameters.max(1) as f64,
+            100.0 * plan.trainable_params as f64 / plan.parameters.max(1) as f64,
             grouped(plan.train_records),
             grouped(plan.steps),
         ));
         for change in &plan.changed {
-            self.say(&format!("changed since the checkpoint: {change}"));
+            self.print(&format!("changed since the checkpoint: {change}"));
         }
         if let Some(lora) = &plan.lora {
-            self.say(&describe(lora));
+            self.print(&describe(lora));
         }
         if !self.quiet && !self.lines {
             let template = "{bar:24} {pos}/{len} {msg} [{elapsed}, ETA {eta}]";
@@ -151,42 +155,45 @@ impl Observer for Progress {
         }
     }
 
-    fn stepped(&mut self, report: &StepReport) {
+    fn on_step_end(&mut self, report: &StepMetrics) {
         self.bar.set_message(format!(
             "loss {:.4} lr {:.2e} {:.0} tokens/s",
             report.loss, report.lr, report.tokens_per_second
         ));
         self.bar.set_position(report.step as u64);
-        if self.lines && (self.last_line.elapsed() > PAUSE || report.step == 1) {
+        if self.lines && (self.last_line.elapsed() > LINE_INTERVAL || report.step == 1) {
             self.last_line = Instant::now();
-            self.say(&format!(
+            self.print(&format!(
                 "step {}/{} loss {:.4} lr {:.2e} {:.0} tokens/s",
                 report.step, self.steps, report.loss, report.lr, report.tokens_per_second
             ));
         }
     }
 
-    fn dropped(&mut self, records: usize) {
+    fn on_drop(&mut self, records: usize) {
         self.dropped += records;
-        self.say(&format!("{records} examples longer than data.max_length dropped, {} so far", self.dropped));
+        self.print(&format!(
+            "{records} examples longer than data.max_length dropped, {} so far",
+            self.dropped
+        ));
     }
 
-    fn evaluating(&mut self, done: usize, of: usize) {
+    fn on_eval_progress(&mut self, done: usize, total: usize) {
         if self.quiet || self.lines {
             return;
         }
         if self.evaluation.is_hidden() {
-            self.evaluation = bar(of, "evaluating {pos}/{len}");
+            self.evaluation = bar(total, "evaluating {pos}/{len}");
         }
         self.evaluation.set_position(done as u64);
-        if done == of {
+        if done == total {
             self.evaluation.finish_and_clear();
             self.evaluation = ProgressBar::hidden();
         }
     }
 
-    fn evaluated(&mut self, summary: &EvalSummary) {
-        let left_out = match summary.dropped {
+    fn on_evaluate(&mut self, summary: &EvalMetrics) {
+        let dropped = match summary.dropped {
             0 => String::new(),
             records => format!(", {records} left out as too long"),
         };
@@ -196,15 +203,15 @@ impl Observer for Progress {
             }
             _ => "no record was evaluated".to_owned(),
         };
-        self.say(&format!("step {}: {result}{left_out}", summary.step));
+        self.print(&format!("step {}: {result}{dropped}", summary.step));
     }
 
-    fn saved(&mut self, folder: &Path) {
-        self.say(&format!("saved {}", folder.display()));
+    fn on_save(&mut self, dir: &Path) {
+        self.print(&format!("saved {}", dir.display()));
     }
 }
 
-impl Drop for Progress {
+impl Drop for TrainProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
         self.evaluation.finish_and_clear();
@@ -223,7 +230,7 @@ mod tests {
         let modules = text.chain(["model.visual.blocks.0.attn.qkv".to_owned()]).collect();
 
         assert_eq!(
-            describe(&LoraPlan { r: 8, modules }),
+            describe(&LoraTargets { r: 8, modules }),
             "LoRA r=8 on 28 linear layers of the text decoder: q_proj, v_proj; 1 linear layer of the vision tower: qkv"
         );
     }

@@ -1,30 +1,30 @@
-//! What the user can do about an error.
+//! Remedies for errors, in terms of flags.
 //!
-//! The libraries say where, what was found and what was needed, and know no flags. This table is the one place that adds
-//! the flags: a row for each error that has a remedy, which names only flags that the command at hand takes.
+//! Errors of the libraries name the place, what was found and what was needed, without flags. This table is the one place
+//! that adds flags: a row for each error that has a remedy, which names only flags that the current command accepts.
 
 use std::error::Error;
 use std::path::Path;
 
 use clap::CommandFactory;
-use glm4v_data::{BadRecords, DatasetError, LoadError};
+use glm4v_data::{BadRecordsError, DataLoaderError, DatasetError};
 use glm4v_infer::GenerateError;
 use glm4v_model::DeviceError;
 use glm4v_processor::{ImageError, ProcessorError, ResizeError, TemplateError, VideoError};
-use glm4v_train::{RunConfigError, RunFolderError, TrainError};
+use glm4v_train::{RunConfigError, RunDirError, TrainError};
 use glm4v_weights::WeightsError;
 
-use crate::answering::AnsweringError;
 use crate::args::Args;
-use crate::device::ThreadsError;
+use crate::eval_generator::EvalGenerateError;
 use crate::failure;
+use crate::threads::{FEWER_THREADS, ThreadsError};
 
-/// The line for an error of the command `name`: its causes, and what to do.
+/// The line of an error of the command `name`: its causes and the remedy.
 pub(crate) fn line(error: &anyhow::Error, name: &str) -> String {
-    let said = failure::chain(error);
-    match remedy(error, &Flags::of(name)) {
-        Some(remedy) => format!("{said}; {remedy}"),
-        None => said,
+    let causes = failure::chain(error);
+    match remedy(error, &Flags::for_command(name)) {
+        Some(remedy) => format!("{causes}; {remedy}"),
+        None => causes,
     }
 }
 
@@ -35,35 +35,34 @@ fn remedy(error: &anyhow::Error, flags: &Flags) -> Option<String> {
             if let Some(remedy) = TABLE.iter().find_map(|row| row(error, flags)) {
                 return Some(remedy);
             }
-            cause = passed_on(error);
+            cause = transparent_inner(error);
         }
         None
     })
 }
 
-/// The flags of one command.
+/// The flags that one command accepts.
 struct Flags(clap::Command);
 
 impl Flags {
-    fn of(name: &str) -> Self {
+    fn for_command(name: &str) -> Self {
         let mut all = Args::command();
         all.build();
         Self(all.find_subcommand(name).cloned().unwrap_or(all))
     }
 
-    /// Whether the command takes the flag.
-    fn offer(&self, flag: &str) -> bool {
+    fn contain(&self, flag: &str) -> bool {
         self.0.get_arguments().any(|argument| argument.get_long() == Some(flag))
     }
 
-    /// The first text if the command takes the flag, else the second.
+    /// `with` if the command accepts the flag, else `without`; none if that is empty.
     fn choose(&self, flag: &str, with: &str, without: &str) -> Option<String> {
-        let text = if self.offer(flag) { with } else { without };
+        let text = if self.contain(flag) { with } else { without };
         (!text.is_empty()).then(|| text.to_owned())
     }
 }
 
-/// An error that the user can do something about.
+/// An error with a remedy, for some of its variants at least.
 trait Remedy {
     fn remedy(&self, flags: &Flags) -> Option<String>;
 }
@@ -82,55 +81,55 @@ const TABLE: [Row; 13] = [
     row::<WeightsError>,
     row::<RunConfigError>,
     row::<TrainError>,
-    row::<RunFolderError>,
-    row::<LoadError>,
-    row::<BadRecords>,
+    row::<RunDirError>,
+    row::<DataLoaderError>,
+    row::<BadRecordsError>,
 ];
 
 fn row<E: Remedy + Error + 'static>(error: Cause<'_>, flags: &Flags) -> Option<String> {
-    get::<E>(error)?.remedy(flags)
+    downcast::<E>(error)?.remedy(flags)
 }
 
-fn get<E: Error + 'static>(error: Cause<'_>) -> Option<&E> {
+fn downcast<E: Error + 'static>(error: Cause<'_>) -> Option<&E> {
     error.downcast_ref().or_else(|| error.downcast_ref::<Box<E>>().map(Box::as_ref))
 }
 
-/// The error that another passes on under its own name, which hides it from the chain of causes.
-fn passed_on(error: Cause<'_>) -> Option<Cause<'_>> {
-    if let Some(error) = get::<TrainError>(error) {
+/// The inner error of a transparent one, which `Error::source` skips.
+fn transparent_inner(error: Cause<'_>) -> Option<Cause<'_>> {
+    if let Some(error) = downcast::<TrainError>(error) {
         return match error {
             TrainError::Weights(inner) => Some(inner),
             TrainError::Processor(inner) => Some(inner),
             TrainError::Sample(inner) => Some(inner),
             TrainError::Load(inner) => Some(inner),
-            TrainError::Folder(inner) => Some(inner),
+            TrainError::RunDir(inner) => Some(inner),
             TrainError::Dataset(inner) => Some(inner),
             _ => None,
         };
     }
-    if let Some(error) = get::<DatasetError>(error) {
+    if let Some(error) = downcast::<DatasetError>(error) {
         return match error {
             DatasetError::Bad(inner) => Some(inner),
             DatasetError::Sample(inner) => Some(inner),
             _ => None,
         };
     }
-    if let Some(LoadError::Sample(inner)) = get(error) {
+    if let Some(DataLoaderError::Sample(inner)) = downcast(error) {
         return Some(inner);
     }
-    if let Some(AnsweringError::Generate(inner)) = get(error) {
+    if let Some(EvalGenerateError::Generate(inner)) = downcast(error) {
         return Some(inner);
     }
-    if let Some(WeightsError::Device(inner)) = get(error) {
+    if let Some(WeightsError::Device(inner)) = downcast(error) {
         return Some(inner);
     }
-    if let Some(ProcessorError::Template(inner)) = get(error) {
+    if let Some(ProcessorError::Template(inner)) = downcast(error) {
         return Some(inner);
     }
-    if let Some(VideoError::File(inner)) = get(error) {
+    if let Some(VideoError::File(inner)) = downcast(error) {
         return Some(inner.as_ref());
     }
-    match get(error) {
+    match downcast(error) {
         Some(ImageError::Resize(inner)) => Some(inner),
         _ => None,
     }
@@ -150,10 +149,6 @@ impl Remedy for DeviceError {
     }
 }
 
-/// What helps where the system has no room for threads.
-pub(crate) const FEWER_THREADS: &str = "ask for fewer with --threads or RAYON_NUM_THREADS, or raise the limits of processes and \
-                                        memory (ulimit -u, ulimit -v)";
-
 impl Remedy for ThreadsError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
         match self {
@@ -166,13 +161,13 @@ impl Remedy for ThreadsError {
 impl Remedy for GenerateError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
         match self {
-            Self::NotANumber { .. } => Some("or try --dtype f32".to_owned()),
+            Self::NanLogits { .. } => Some("or try --dtype f32".to_owned()),
             _ => None,
         }
     }
 }
 
-impl Remedy for BadRecords {
+impl Remedy for BadRecordsError {
     fn remedy(&self, flags: &Flags) -> Option<String> {
         let others = self.bad.len() < self.records;
         flags.choose(
@@ -186,7 +181,7 @@ impl Remedy for BadRecords {
 impl Remedy for TemplateError {
     fn remedy(&self, flags: &Flags) -> Option<String> {
         match self {
-            Self::Spelled { .. } => {
+            Self::SpecialToken { .. } => {
                 flags.choose("allow-special-tokens", "or allow it with --allow-special-tokens", "")
             }
             _ => None,
@@ -237,24 +232,24 @@ impl Remedy for WeightsError {
                     flags.choose("model", "a whole model goes to --model", "a whole model goes to model.path")
                 }
                 "config.json" => Some("or one made by glm4v init".to_owned()),
-                "model.safetensors" => Some("glm4v init makes fresh ones".to_owned()),
+                "model.safetensors" => Some("glm4v init makes random ones".to_owned()),
                 _ => None,
             },
-            Self::IsAdapter { folder, base } => Some(an_adapter(folder, base.as_deref(), flags)),
+            Self::IsAdapter { dir, base } => Some(adapter_as_model(dir, base.as_deref(), flags)),
             Self::Exists { .. } => flags.choose("out", "choose another --out", ""),
-            Self::Busy { .. } => flags.choose("out", "wait until it is done, or choose another --out", ""),
+            Self::Locked { .. } => flags.choose("out", "wait until it is done, or choose another --out", ""),
             _ => None,
         }
     }
 }
 
-/// What to do with an adapter that was given as a model.
-fn an_adapter(folder: &Path, base: Option<&str>, flags: &Flags) -> String {
-    let (folder, base) = (folder.display(), base.unwrap_or("MODEL"));
-    if flags.offer("adapter") {
-        format!("pass --model {base} --adapter {folder}")
-    } else if flags.offer("resume") {
-        format!("set model.path to {base}, and lora.adapter_path to {folder}")
+/// Remedy for an adapter directory that was given as a model.
+fn adapter_as_model(adapter: &Path, base: Option<&str>, flags: &Flags) -> String {
+    let (adapter, base) = (adapter.display(), base.unwrap_or("MODEL"));
+    if flags.contain("adapter") {
+        format!("pass --model {base} --adapter {adapter}")
+    } else if flags.contain("resume") {
+        format!("set model.path to {base}, and lora.adapter_path to {adapter}")
     } else {
         "glm4v merge makes one model of both".to_owned()
     }
@@ -269,7 +264,7 @@ impl Remedy for RunConfigError {
     }
 }
 
-impl Remedy for LoadError {
+impl Remedy for DataLoaderError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
         match self {
             Self::Start { .. } => Some("as in --set data.workers=1".to_owned()),
@@ -281,10 +276,10 @@ impl Remedy for LoadError {
 impl Remedy for TrainError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
         let remedy = match self {
-            Self::RunFolder { .. } => "choose another with --set run.output_dir=PATH",
+            Self::OutputDir { .. } => "choose another with --set run.output_dir=PATH",
             Self::NotFinite { checkpoint, .. } | Self::NotFiniteWeights { checkpoint, .. } => {
                 match checkpoint {
-                    Some(folder) => return Some(format!("go on from {} with --resume", folder.display())),
+                    Some(dir) => return Some(format!("go on from {} with --resume", dir.display())),
                     None => "start again with --set run.output_dir=PATH, as there is no checkpoint yet",
                 }
             }
@@ -294,7 +289,7 @@ impl Remedy for TrainError {
                 }
                 None => "there is no older one, so start again with --set run.output_dir=PATH",
             },
-            Self::Changed { .. } | Self::OtherData { .. } => {
+            Self::ConfigChanged { .. } | Self::DataChanged { .. } => {
                 "or start another run with --set run.output_dir=PATH"
             }
             Self::Interrupted { .. } => "--resume goes on from there",
@@ -304,11 +299,11 @@ impl Remedy for TrainError {
     }
 }
 
-impl Remedy for RunFolderError {
+impl Remedy for RunDirError {
     fn remedy(&self, _flags: &Flags) -> Option<String> {
         let remedy = match self {
             Self::RunExists { checkpoint: None, finished: false, .. } => {
-                "remove the folder, or --set run.output_dir=PATH starts another"
+                "remove the directory, or --set run.output_dir=PATH starts another"
             }
             Self::RunExists { checkpoint: None, .. } => "--set run.output_dir=PATH starts another",
             Self::RunExists { finished: false, .. } => {
@@ -318,7 +313,7 @@ impl Remedy for RunFolderError {
                 "--resume goes on with it, to more steps if it is finished; --set run.output_dir=PATH starts another"
             }
             Self::Empty { .. } => "start it without --resume",
-            Self::EndedEarly { .. } => "remove the folder and start without --resume",
+            Self::EndedEarly { .. } => "remove the directory and start without --resume",
             _ => return None,
         };
         Some(remedy.to_owned())
@@ -332,7 +327,7 @@ mod tests {
 
     use anyhow::Context;
     use glm4v_model::{Backend, Precision};
-    use glm4v_processor::Place;
+    use glm4v_processor::MessageLocation;
 
     use super::*;
 
@@ -344,8 +339,8 @@ mod tests {
         "runs/a".into()
     }
 
-    fn missing(folder: &str, file: &str) -> WeightsError {
-        WeightsError::MissingFile { folder: folder.into(), file: file.into(), remedy: "needed: x" }
+    fn missing(dir: &str, file: &str) -> WeightsError {
+        WeightsError::MissingFile { dir: dir.into(), file: file.into(), remedy: "needed: x" }
     }
 
     fn image(source: ImageError) -> ProcessorError {
@@ -360,7 +355,7 @@ mod tests {
     const ENLARGED: ResizeError = ResizeError::Enlarged { height: 9, width: 9, max_pixels: 8 };
 
     #[test]
-    fn a_backend_or_type_that_is_not_there() {
+    fn an_unavailable_backend_or_dtype() {
         let device = |error: DeviceError| shown("generate", TrainError::from(WeightsError::from(error)));
         assert_eq!(
             device(DeviceError::NotCompiled { backend: "cpu" }),
@@ -388,9 +383,9 @@ mod tests {
     }
 
     #[test]
-    fn scores_that_are_not_numbers() {
-        let error = GenerateError::NotANumber { row: 0, token: 3 };
-        let answering = TrainError::Answering(Box::new(AnsweringError::from(error)));
+    fn nan_logits() {
+        let error = GenerateError::NanLogits { row: 0, token: 3 };
+        let answering = TrainError::Generate(Box::new(EvalGenerateError::from(error)));
 
         assert_eq!(
             shown("eval", answering),
@@ -400,30 +395,31 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_spells_a_special_token() {
-        let place = Place::Message { message: 0 };
-        let spelled = || TemplateError::Spelled { place: place.clone(), token: "<|user|>".into() };
-        let said = "message 0: its text spells <|user|>, which only the chat template writes; needed: a text without it";
+    fn a_special_token_in_message_text() {
+        let location = MessageLocation::Message { message: 0 };
+        let special_token =
+            || TemplateError::SpecialToken { location: location.clone(), token: "<|user|>".into() };
+        let text = "message 0: its text spells <|user|>, which only the chat template writes; needed: a text without it";
 
         assert_eq!(
-            shown("generate", ProcessorError::from(spelled())),
-            format!("{said}; or allow it with --allow-special-tokens")
+            shown("generate", ProcessorError::from(special_token())),
+            format!("{text}; or allow it with --allow-special-tokens")
         );
-        assert_eq!(shown("train", TrainError::from(ProcessorError::from(spelled()))), said);
+        assert_eq!(shown("train", TrainError::from(ProcessorError::from(special_token()))), text);
     }
 
     #[test]
-    fn a_image_that_would_have_to_be_fetched() {
+    fn a_remote_image() {
         let remote = || image(ImageError::Remote { url: "http://x/y.png".into() });
-        let said = "image 0 of the conversation cannot be used: http://x/y.png: fetching over the network is off; needed: a \
+        let text = "image 0 of the conversation cannot be used: http://x/y.png: fetching over the network is off; needed: a \
                     local path or a data: URL";
 
-        assert_eq!(shown("generate", remote()), format!("{said}; or allow it with --allow-http"));
-        assert_eq!(shown("eval", remote()), format!("{said}; download it first"));
+        assert_eq!(shown("generate", remote()), format!("{text}; or allow it with --allow-http"));
+        assert_eq!(shown("eval", remote()), format!("{text}; download it first"));
     }
 
     #[test]
-    fn a_image_that_the_limits_make_too_large_or_impossible() {
+    fn an_image_outside_the_pixel_limits() {
         assert_eq!(
             shown("generate", shape(LIMITS)),
             "image 0 of the conversation, a.png: at least 2 and at most 1 pixels are asked for; needed: a minimum below the \
@@ -435,40 +431,40 @@ mod tests {
              of pixels; lower --min-pixels"
         );
         for problem in [LIMITS, ENLARGED] {
-            let said = shown("train", TrainError::from(shape(problem)));
-            assert!(said.ends_with("; change the limits in the model's preprocessor_config.json"), "{said}");
+            let text = shown("train", TrainError::from(shape(problem)));
+            assert!(text.ends_with("; change the limits in the model's preprocessor_config.json"), "{text}");
         }
     }
 
     #[test]
-    fn a_video_that_the_limits_make_impossible() {
+    fn a_video_outside_the_pixel_limits() {
         let video = || {
             let source = Box::new(VideoError::Resize { name: "a.mp4".into(), source: LIMITS });
             ProcessorError::Video { video: 0, source }
         };
-        let said = "video 0 of the conversation cannot be used: a.mp4: at least 2 and at most 1 pixels are asked for; needed: \
+        let text = "video 0 of the conversation cannot be used: a.mp4: at least 2 and at most 1 pixels are asked for; needed: \
                     a minimum below the maximum";
 
-        assert_eq!(shown("generate", video()), format!("{said}; change --max-video-pixels"));
+        assert_eq!(shown("generate", video()), format!("{text}; change --max-video-pixels"));
         assert_eq!(
             shown("eval", video()),
-            format!("{said}; change the limits in the model's video_preprocessor_config.json")
+            format!("{text}; change the limits in the model's video_preprocessor_config.json")
         );
     }
 
     #[test]
-    fn a_model_where_an_adapter_is_due_and_the_other_way_round() {
+    fn a_model_and_an_adapter_mixed_up() {
         let base = Some("org/base".to_owned());
-        let given = |name| shown(name, WeightsError::IsAdapter { folder: run(), base: base.clone() });
-        let said =
+        let given = |name| shown(name, WeightsError::IsAdapter { dir: run(), base: base.clone() });
+        let text =
             "runs/a: a LoRA adapter of org/base, not a model; needed: that model, with the adapter on top;";
 
-        assert_eq!(given("generate"), format!("{said} pass --model org/base --adapter runs/a"));
+        assert_eq!(given("generate"), format!("{text} pass --model org/base --adapter runs/a"));
         assert_eq!(
             given("train"),
-            format!("{said} set model.path to org/base, and lora.adapter_path to runs/a")
+            format!("{text} set model.path to org/base, and lora.adapter_path to runs/a")
         );
-        assert_eq!(given("convert"), format!("{said} glm4v merge makes one model of both"));
+        assert_eq!(given("convert"), format!("{text} glm4v merge makes one model of both"));
         assert_eq!(
             shown("merge", missing("m", "adapter_config.json")),
             "m: adapter_config.json is missing; needed: x; a whole model goes to --model"
@@ -480,14 +476,14 @@ mod tests {
     }
 
     #[test]
-    fn files_that_a_model_folder_lacks() {
+    fn files_missing_from_a_model_directory() {
         assert_eq!(
             shown("generate", missing("m", "config.json")),
             "m: config.json is missing; needed: x; or one made by glm4v init"
         );
         assert_eq!(
             shown("generate", missing("m", "model.safetensors")),
-            "m: model.safetensors is missing; needed: x; glm4v init makes fresh ones"
+            "m: model.safetensors is missing; needed: x; glm4v init makes random ones"
         );
         assert_eq!(
             shown("generate", missing("m", "a.safetensors").into_context()),
@@ -496,23 +492,23 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_exists_or_is_being_made() {
+    fn an_output_directory_that_exists_or_is_locked() {
         assert_eq!(
             shown("convert", WeightsError::Exists { path: "out".into() }),
             "out: exists already; choose another --out"
         );
         assert_eq!(
-            shown("merge", WeightsError::Busy { path: "out".into() }),
+            shown("merge", WeightsError::Locked { path: "out".into() }),
             "out: another process is writing it; wait until it is done, or choose another --out"
         );
     }
 
     #[test]
-    fn threads_that_cannot_be_started() {
+    fn refused_worker_threads() {
         let refused =
             rayon::ThreadPoolBuilder::new().spawn_handler(|_| Err(io::Error::other("no room"))).build();
         assert_eq!(
-            shown("generate", ThreadsError::Start { asked: 1024, source: refused.err().unwrap() }),
+            shown("generate", ThreadsError::Start { threads: 1024, source: refused.err().unwrap() }),
             "1024 worker threads cannot be started: no room; ask for fewer with --threads or RAYON_NUM_THREADS, or raise the \
              limits of processes and memory (ulimit -u, ulimit -v)"
         );
@@ -533,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_is_none() {
+    fn a_malformed_setting() {
         assert_eq!(
             shown("train", RunConfigError::Set { found: "lr".into() }),
             "setting \"lr\": needed: section.key=value; as in --set optim.lr=1e-4"
@@ -541,28 +537,28 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_cannot_be_started() {
+    fn a_refused_data_worker() {
         let source = io::Error::other("no threads");
         assert_eq!(
-            shown("train", TrainError::from(LoadError::Start { worker: 0, source })),
+            shown("train", TrainError::from(DataLoaderError::Start { worker: 0, source })),
             "worker 0 could not be started; use fewer workers: no threads; as in --set data.workers=1"
         );
     }
 
     #[test]
-    fn a_run_folder_that_is_taken_or_cannot_be_written_to() {
+    fn a_run_directory_that_holds_a_run_or_is_not_writable() {
         let source = io::Error::other("full");
         assert_eq!(
-            shown("train", TrainError::RunFolder { folder: run(), source }),
-            "runs/a: cannot write the run folder: full; choose another with --set run.output_dir=PATH"
+            shown("train", TrainError::OutputDir { dir: run(), source }),
+            "runs/a: cannot write the run directory: full; choose another with --set run.output_dir=PATH"
         );
         let taken = |checkpoint, finished| {
-            let error = RunFolderError::RunExists { folder: run(), checkpoint, finished };
+            let error = RunDirError::RunExists { dir: run(), checkpoint, finished };
             shown("train", TrainError::from(error))
         };
         assert_eq!(
             taken(None, false),
-            "runs/a: holds a run that ended before its first checkpoint; remove the folder, or --set run.output_dir=PATH starts \
+            "runs/a: holds a run that ended before its first checkpoint; remove the directory, or --set run.output_dir=PATH starts \
              another"
         );
         assert_eq!(
@@ -582,69 +578,69 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_cannot_go_on() {
-        let folder = |error: RunFolderError| shown("train", TrainError::from(error));
+    fn a_run_that_cannot_be_resumed() {
+        let refused = |error: RunDirError| shown("train", TrainError::from(error));
         assert_eq!(
-            folder(RunFolderError::Empty { folder: run() }),
+            refused(RunDirError::Empty { dir: run() }),
             "runs/a: holds no run to resume; start it without --resume"
         );
         assert_eq!(
-            folder(RunFolderError::EndedEarly { folder: run() }),
-            "runs/a: the run ended before its first checkpoint, so that nothing can be resumed; remove the folder and start \
+            refused(RunDirError::EndedEarly { dir: run() }),
+            "runs/a: the run ended before its first checkpoint, so that nothing can be resumed; remove the directory and start \
              without --resume"
         );
         let damaged = |older| {
             let source = Box::new(TrainError::from(WeightsError::NotOptimizer { path: "o".into() }));
             shown("train", TrainError::DamagedCheckpoint { checkpoint: run(), older, source })
         };
-        let said = "runs/a cannot be resumed from, as it is damaged or of another version: o: not an optimizer's state with a step for each parameter";
-        assert_eq!(damaged(Some("b".into())), format!("{said}; remove it, and --resume goes on from b"));
+        let text = "runs/a cannot be resumed from, as it is damaged or of another version: o: not an optimizer's state with a step for each parameter";
+        assert_eq!(damaged(Some("b".into())), format!("{text}; remove it, and --resume goes on from b"));
         assert_eq!(
             damaged(None),
-            format!("{said}; there is no older one, so start again with --set run.output_dir=PATH")
+            format!("{text}; there is no older one, so start again with --set run.output_dir=PATH")
         );
     }
 
     #[test]
-    fn a_run_that_went_astray_or_was_stopped() {
-        let astray = |checkpoint| {
+    fn a_run_that_diverged_or_was_interrupted() {
+        let diverged = |checkpoint| {
             let (step, loss, grad_norm, lr) = (2, f64::NAN, 1.0, 0.5);
             shown("train", TrainError::NotFinite { step, loss, grad_norm, lr, checkpoint })
         };
-        let said = "step 2: loss is NaN, gradient norm 1, at a learning rate of 5.000e-1; nothing was saved of this step; \
+        let text = "step 2: loss is NaN, gradient norm 1, at a learning rate of 5.000e-1; nothing was saved of this step; \
                     needed: a lower optim.lr or a longer schedule.warmup_steps";
         assert_eq!(
-            astray(Some(run().join("checkpoints/step-1"))),
-            format!("{said}; go on from runs/a/checkpoints/step-1 with --resume")
+            diverged(Some(run().join("checkpoints/step-1"))),
+            format!("{text}; go on from runs/a/checkpoints/step-1 with --resume")
         );
         assert_eq!(
-            astray(None),
-            format!("{said}; start again with --set run.output_dir=PATH, as there is no checkpoint yet")
+            diverged(None),
+            format!("{text}; start again with --set run.output_dir=PATH, as there is no checkpoint yet")
         );
         assert_eq!(
-            shown("train", TrainError::Interrupted { step: 3, folder: run() }),
+            shown("train", TrainError::Interrupted { step: 3, dir: run() }),
             "stopped after step 3; everything is in runs/a; --resume goes on from there"
         );
     }
 
     #[test]
-    fn no_remedy_names_a_flag_that_the_command_does_not_take() {
+    fn no_remedy_names_a_flag_that_the_command_does_not_accept() {
         let errors: [fn() -> anyhow::Error; 7] = [
             || DeviceError::NoDevice { backend: "wgpu", needed: "a GPU" }.into(),
-            || GenerateError::NotANumber { row: 0, token: 3 }.into(),
-            || TemplateError::Spelled { place: Place::Tools, token: "t".into() }.into(),
+            || GenerateError::NanLogits { row: 0, token: 3 }.into(),
+            || TemplateError::SpecialToken { location: MessageLocation::Tools, token: "t".into() }.into(),
             || ImageError::Remote { url: "u".into() }.into(),
             || shape(LIMITS).into(),
             || shape(ENLARGED).into(),
             || missing("m", "adapter_config.json").into(),
         ];
         for command in Args::command().get_subcommands() {
-            let flags = Flags::of(command.get_name());
+            let flags = Flags::for_command(command.get_name());
             for error in errors {
-                let said = shown(command.get_name(), error());
-                for word in said.split_whitespace().filter_map(|word| word.strip_prefix("--")) {
+                let text = shown(command.get_name(), error());
+                for word in text.split_whitespace().filter_map(|word| word.strip_prefix("--")) {
                     let flag = word.trim_end_matches([',', ';', ':']);
-                    assert!(flags.offer(flag), "{}: {said}", command.get_name());
+                    assert!(flags.contain(flag), "{}: {text}", command.get_name());
                 }
             }
         }

@@ -1,11 +1,11 @@
-//! Has Cargo build the binary whenever it builds all tests: the suites in `tests/` run it.
+//! Makes Cargo build the binary with the tests, as the suites in `tests/` run it.
 
 use std::process::Command;
 
 #[test]
-fn the_binary_tells_its_version() {
+fn version_is_the_package_version() {
     let output = Command::new(env!("CARGO_BIN_EXE_glm4v")).arg("--version").output().unwrap();
 
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(said, format!("glm4v {}\n", env!("CARGO_PKG_VERSION")));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(stdout, format!("glm4v {}\n", env!("CARGO_PKG_VERSION")));
 }

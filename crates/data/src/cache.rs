@@ -1,64 +1,70 @@
-//! Encoded samples that stay in memory.
+//! A cache of encoded samples.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use glm4v_model::{Grid, Patches, Sample, TokenKind};
+use glm4v_inputs::{Modality, Patches, Sample};
 
-/// Keeps the first samples that fit into a number of bytes, for good.
+/// Keeps the first samples that fit into a number of bytes.
 ///
-/// Nothing is thrown out for a newer sample: every epoch asks for every sample once, in another order, so
-/// the one thrown out is as likely to be needed as the one kept, and a set that is twice the size of
-/// the cache still finds half of its samples.
+/// Nothing is evicted: every epoch needs every sample once, in another order, so an evicted sample is as likely to be needed next
+/// as a kept one, and a dataset of twice the size of the cache still finds half of its samples.
 #[derive(Debug)]
-pub(crate) struct Cache {
+pub(crate) struct SampleCache {
     samples: HashMap<usize, Arc<Sample>>,
-    free: usize,
+    free_bytes: usize,
 }
 
-impl Cache {
+impl SampleCache {
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { samples: HashMap::new(), free: bytes }
+        Self { samples: HashMap::new(), free_bytes: bytes }
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<Arc<Sample>> {
         self.samples.get(&index).cloned()
     }
 
-    pub(crate) fn offer(&mut self, index: usize, sample: &Arc<Sample>) {
-        let size = bytes(sample);
-        if size <= self.free && !self.samples.contains_key(&index) {
-            self.free -= size;
+    pub(crate) fn insert_if_it_fits(&mut self, index: usize, sample: &Arc<Sample>) {
+        let size = sample_bytes(sample);
+        if size <= self.free_bytes && !self.samples.contains_key(&index) {
+            self.free_bytes -= size;
             self.samples.insert(index, sample.clone());
         }
     }
 }
 
-/// Memory of a sample, without what the allocator and the table add.
-fn bytes(sample: &Sample) -> usize {
-    let patches = |p: &Patches| size_of_val(p.values.as_slice()) + p.grids.len() * size_of::<Grid>();
-    let token = size_of::<u32>() + size_of::<TokenKind>() + size_of::<bool>();
-    size_of::<Sample>() + sample.input_ids.len() * token + patches(&sample.images) + patches(&sample.videos)
+/// Memory of a sample, without the overhead of allocator and table.
+fn sample_bytes(sample: &Sample) -> usize {
+    let token = size_of::<u32>() + size_of::<Option<Modality>>() + size_of::<bool>();
+    let media: usize = sample.media.iter().map(|(_, patches)| patch_bytes(patches)).sum();
+    size_of::<Sample>() + sample.len() * token + media
+}
+
+fn patch_bytes(patches: &Patches) -> usize {
+    size_of_val(patches.values.as_slice()) + size_of_val(patches.grids.as_slice())
 }
 
 #[cfg(test)]
 mod tests {
+    use glm4v_inputs::{Grid, MultimodalInputs};
+
     use super::*;
 
     fn sample(patches: usize) -> Arc<Sample> {
-        let pixels = vec![0.0; patches * 10];
-        Arc::new(Sample::from_parts(vec![1], &[0], vec![true], (pixels, &[[1, 1, patches]]), (vec![], &[])))
+        let image = Patches { values: vec![0.0; patches * 10], grids: vec![Grid::new(1, 1, patches)] };
+        let media = MultimodalInputs::from_iter([(Modality::Image, image)]);
+        Arc::new(Sample { media, ..Sample::from_text(vec![1]) })
     }
 
     #[test]
     fn a_full_cache_keeps_what_it_has_and_takes_what_still_fits() {
         let (small, large) = (sample(1), sample(100));
-        let mut cache = Cache::new(bytes(&large) + bytes(&small));
+        let mut cache = SampleCache::new(sample_bytes(&large) + sample_bytes(&small));
 
-        cache.offer(0, &large);
-        cache.offer(1, &large);
-        cache.offer(2, &small);
-        cache.offer(3, &small);
+        cache.insert_if_it_fits(0, &large);
+        cache.insert_if_it_fits(1, &large);
+        cache.insert_if_it_fits(2, &small);
+        cache.insert_if_it_fits(3, &small);
 
         let kept = [0, 1, 2, 3].map(|index| cache.get(index).is_some());
         assert_eq!(kept, [true, false, true, false]);
@@ -67,11 +73,11 @@ mod tests {
     #[test]
     fn the_same_sample_is_counted_once() {
         let one = sample(1);
-        let mut cache = Cache::new(2 * bytes(&one));
+        let mut cache = SampleCache::new(2 * sample_bytes(&one));
 
-        cache.offer(0, &one);
-        cache.offer(0, &one);
-        cache.offer(1, &one);
+        cache.insert_if_it_fits(0, &one);
+        cache.insert_if_it_fits(0, &one);
+        cache.insert_if_it_fits(1, &one);
 
         assert!(cache.get(1).is_some());
     }

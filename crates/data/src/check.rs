@@ -1,64 +1,63 @@
 //! Finds the records that cannot be used before a run depends on them.
 //!
-//! Every record is read and rendered, what it teaches is found, its places for media are counted, and its files are looked at:
-//! that they are there, are images, and how large they are. Pixels are not decoded, so that a hundred thousand records
-//! take seconds.
+//! Every record is parsed and rendered, its labels are found, its placeholders counted, and the headers of its media files read:
+//! they exist, have a known format and a size. Pixels are not decoded, so that a hundred thousand records take seconds.
 
 use std::error::Error;
 use std::fmt;
 
-use glm4v_processor::{Processor, TemplateError};
+use glm4v_processor::{LabeledText, Processor, ProcessorError, TemplateError};
 use rayon::prelude::*;
 
-use crate::dataset::{DatasetOptions, Overlong};
+use crate::options::{DatasetOptions, LengthPolicy};
 use crate::reader::ReadError;
 use crate::record::Record;
-use crate::sample::{SampleError, label};
+use crate::sample::{SampleError, record_spans};
 
-/// Why a record cannot be used.
+/// Error of a record that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum BadRecord {
-    /// It is not understood.
+pub enum BadRecordError {
+    /// The record cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// It cannot be encoded.
+    /// The record cannot be encoded.
     #[error(transparent)]
     Sample(#[from] SampleError),
 }
 
-impl BadRecord {
-    /// The error and its causes in a line, each said once.
+impl BadRecordError {
+    /// The error and its causes on one line, without repetitions.
     pub fn chain(&self) -> String {
-        let mut said = self.to_string();
+        let mut chain = self.to_string();
         let mut next = self.source();
         while let Some(cause) = next {
             let text = cause.to_string();
-            if !said.contains(&text) {
-                said = format!("{said}: {text}");
+            if !chain.contains(&text) {
+                chain = format!("{chain}: {text}");
             }
             next = cause.source();
         }
-        said
+        chain
     }
 }
 
-/// The records of a dataset that cannot be used, in its order.
+/// The records of a dataset that cannot be used, in order.
 #[derive(Debug)]
-pub struct BadRecords {
-    /// The dataset.
+pub struct BadRecordsError {
+    /// Name of the dataset.
     pub name: String,
-    /// All its records.
+    /// Number of all its records.
     pub records: usize,
-    /// Those that cannot be used.
-    pub bad: Vec<BadRecord>,
+    /// The error of each bad record.
+    pub bad: Vec<BadRecordError>,
 }
 
-impl BadRecords {
-    /// Records that are named.
+impl BadRecordsError {
+    /// Maximum number of errors in the message.
     const NAMED: usize = 10;
 
-    /// How many, of how many.
+    /// The number of bad records and of all, as a sentence.
     pub fn count(&self) -> String {
         match (self.bad.len(), self.records) {
             (1, 1) => "its one record cannot be used".to_owned(),
@@ -68,7 +67,7 @@ impl BadRecords {
     }
 }
 
-impl fmt::Display for BadRecords {
+impl fmt::Display for BadRecordsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.count())?;
         for bad in self.bad.iter().take(Self::NAMED) {
@@ -81,71 +80,88 @@ impl fmt::Display for BadRecords {
     }
 }
 
-impl Error for BadRecords {}
+impl Error for BadRecordsError {}
 
-/// The records that can be used, and why the others cannot.
+/// Separates the usable records from the errors of the others.
 ///
 /// # Errors
 ///
-/// When the chat template takes too much: what it took is not given back before the program ends, so no second record may
-/// be tried.
-pub(crate) fn sift(
+/// When the chat template exceeds its limits: its memory is only freed when the program ends, so no other record may be rendered.
+pub(crate) fn check_records(
     read: Vec<Result<Record, ReadError>>,
     processor: &Processor,
     options: &DatasetOptions,
-) -> Result<(Vec<Record>, Vec<BadRecord>), SampleError> {
-    let checked: Result<Vec<Result<Record, BadRecord>>, SampleError> = read
-        .into_par_iter()
-        .map(|record| {
-            let record = match record {
-                Ok(record) => record,
-                Err(error) => return Ok(Err(error.into())),
-            };
-            match check(&record, processor, options) {
-                Ok(()) => Ok(Ok(record)),
-                Err(SampleError::Render { at, source: source @ TemplateError::Stopped { .. } }) => {
-                    Err(SampleError::Render { at, source })
-                }
-                Err(error) => Ok(Err(error.into())),
-            }
-        })
-        .collect();
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
-    for record in checked? {
+) -> Result<(Vec<Record>, Vec<BadRecordError>), SampleError> {
+    let checked = read.into_par_iter().map(|record| match record {
+        Ok(record) => check_unless_aborted(record, processor, options),
+        Err(error) => Ok(Err(error.into())),
+    });
+    let (mut usable, mut bad) = (Vec::new(), Vec::new());
+    for record in checked.collect::<Result<Vec<_>, _>>()? {
         match record {
-            Ok(record) => good.push(record),
+            Ok(record) => usable.push(record),
             Err(error) => bad.push(error),
         }
     }
-    Ok((good, bad))
+    Ok((usable, bad))
 }
 
-/// Looks at one record.
-fn check(record: &Record, processor: &Processor, options: &DatasetOptions) -> Result<(), SampleError> {
-    let segments = label(record, processor, options.enable_thinking)?;
+/// The outer error ends the check of all records.
+fn check_unless_aborted(
+    record: Record,
+    processor: &Processor,
+    options: &DatasetOptions,
+) -> Result<Result<Record, BadRecordError>, SampleError> {
+    match check_record(&record, processor, options) {
+        Ok(()) => Ok(Ok(record)),
+        Err(error @ SampleError::Render { source: TemplateError::Aborted { .. }, .. }) => Err(error),
+        Err(error) => Ok(Err(error.into())),
+    }
+}
+
+fn check_record(record: &Record, processor: &Processor, options: &DatasetOptions) -> Result<(), SampleError> {
+    let spans = record_spans(record, processor, options.enable_thinking)?;
     let (images, videos): (Vec<_>, Vec<_>) = (record.images().collect(), record.videos().collect());
-    let problem = |source| SampleError::Process { at: record.at.clone(), source: Box::new(source) };
-    let of_images = processor.probe_segments(&segments, &images, &videos).map_err(problem)?;
-    let Some(max_length) = options.max_length.filter(|_| options.overlong == Overlong::Error) else {
-        return Ok(());
-    };
-    // Media of unknown size are left to encoding; each takes one token at least, which stands for it here.
-    let media: usize = of_images.iter().map(|tokens| tokens.unwrap_or(1).saturating_sub(1)).sum();
-    // No token is shorter than a byte.
-    if media + segments.iter().map(|segment| segment.text.len()).sum::<usize>() <= max_length {
+    let media_tokens =
+        processor.check_spans(&spans, &images, &videos).map_err(|source| process_error(record, source))?;
+    match options.max_length {
+        Some(max_length) if options.on_long == LengthPolicy::Error => {
+            // The size of some media is known after decoding only, so they count as 1. Every item has 1 placeholder in the text.
+            let added = media_tokens.iter().map(|tokens| tokens.unwrap_or(1).saturating_sub(1)).sum();
+            check_length(record, processor, &spans, added, max_length)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Counts the tokens of a rendered record. `added` tokens are those of media beyond their placeholders in the text.
+fn check_length(
+    record: &Record,
+    processor: &Processor,
+    spans: &[LabeledText],
+    added: usize,
+    max_length: usize,
+) -> Result<(), SampleError> {
+    // A token has at least one byte.
+    if added + spans.iter().map(|span| span.text.len()).sum::<usize>() <= max_length {
         return Ok(());
     }
-    let mut tokens = media;
-    for segment in &segments {
-        // Counted to the end where that is soon: megabytes of text would take minutes.
-        let ids = processor.tokenizer().encode_within(&segment.text, max_length.saturating_mul(2));
-        let Some(ids) = ids.map_err(|source| problem(source.into()))? else {
-            return Err(SampleError::FarTooLong { at: record.at.clone(), max_tokens: max_length });
+    let mut tokens = added;
+    for span in spans {
+        // Limited, because tokenizing megabytes of text takes minutes.
+        let ids = processor.tokenizer().encode_within(&span.text, max_length.saturating_mul(2));
+        let Some(ids) = ids.map_err(|source| process_error(record, source.into()))? else {
+            let location = record.location.clone();
+            return Err(SampleError::FarTooLong { location, max_tokens: max_length });
         };
         tokens += ids.len();
     }
     if tokens > max_length {
-        return Err(SampleError::TooLong { at: record.at.clone(), tokens, max_length });
+        return Err(SampleError::TooLong { location: record.location.clone(), tokens, max_length });
     }
     Ok(())
+}
+
+fn process_error(record: &Record, source: ProcessorError) -> SampleError {
+    SampleError::Process { location: record.location.clone(), source: source.into() }
 }

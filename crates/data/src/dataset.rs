@@ -1,187 +1,141 @@
-//! Records with the processor that encodes them.
+//! Records with the processor of the model, which encodes them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use glm4v_model::{Batch, PaddingSide, Sample};
-use glm4v_processor::{Processor, Segment, TemplateError};
+use glm4v_inputs::{Batch, PaddingSide, Sample};
+use glm4v_processor::{LabeledText, Processor, TemplateError};
 
-use crate::cache::Cache;
-use crate::check::{BadRecord, BadRecords, sift};
-use crate::eval::EvalItem;
+use crate::cache::SampleCache;
+use crate::check::{BadRecordError, BadRecordsError, check_records};
+use crate::eval::EvalExample;
+use crate::options::{BadRecordPolicy, DatasetOptions, LengthPolicy};
 use crate::reader::ReadError;
 use crate::record::Record;
-use crate::registry::Source;
-use crate::sample::{SampleError, encode, label};
+use crate::registry::DatasetSource;
+use crate::sample::{SampleError, encode, record_spans};
 
-/// What happens to a record with more tokens than `max_length`. It is never cut.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Overlong {
-    /// The run ends with an error that names the record.
-    #[default]
-    Error,
-    /// The record is left out of its batch, which gets smaller, and is reported.
-    Drop,
-}
-
-/// What happens to a record that cannot be used: one that is not understood, or whose media are missing or damaged.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OnBad {
-    /// The run ends with an error that names the record.
-    #[default]
-    Stop,
-    /// The record is left out, named in a warning and counted.
-    Skip,
-}
-
-/// Why a dataset cannot be used.
+/// Error of opening a dataset.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {
     /// A file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// Records that cannot be used, all of them or more than [`OnBad`] allows.
+    /// No record can be used, or [`BadRecordPolicy::Stop`] applies.
     #[error(transparent)]
-    Bad(#[from] BadRecords),
-    /// The chat template takes too much.
+    Bad(#[from] BadRecordsError),
+    /// The chat template exceeds its limits.
     #[error(transparent)]
     Sample(#[from] SampleError),
 }
 
-/// How records are encoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DatasetOptions {
-    /// Most tokens of a record, images included; `None` allows any number.
-    pub max_length: Option<usize>,
-    /// What happens to longer records.
-    pub overlong: Overlong,
-    /// What happens to records that cannot be used.
-    pub on_bad: OnBad,
-    /// Bytes of encoded samples to keep in memory.
-    pub cache_bytes: usize,
-    /// Handed to the chat template, which decides without it.
-    pub enable_thinking: Option<bool>,
-}
-
-impl Default for DatasetOptions {
-    fn default() -> Self {
-        Self {
-            max_length: None,
-            overlong: Overlong::Error,
-            on_bad: OnBad::Stop,
-            cache_bytes: 512 << 20,
-            enable_thinking: None,
-        }
-    }
-}
-
-/// The samples of a batch, joined.
+/// A batch, with the records that were left out of it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Collated {
-    /// The batch, padded on the right; `None` when every record was dropped.
+pub struct CollatedBatch {
+    /// The batch, padded on the right; `None` when every record was left out.
     pub batch: Option<Batch>,
-    /// The records in it, in the order of its rows.
+    /// Indices of its records, in the order of rows.
     pub indices: Vec<usize>,
-    /// The records that were too long.
+    /// Indices of records that were too long.
     pub dropped: Vec<usize>,
-    /// The records that could not be used.
+    /// Indices of records that could not be used.
     pub skipped: Vec<usize>,
 }
 
-/// Encodes records when they are asked for, and keeps what fits into memory.
+/// Encodes records on demand, with a cache of encoded samples.
 ///
-/// Shared between threads by reference.
+/// Threads share it by reference.
 #[derive(Debug)]
 pub struct Dataset {
     records: Vec<Record>,
     processor: Arc<Processor>,
     options: DatasetOptions,
-    cache: Mutex<Cache>,
-    /// Records left out when the dataset was opened.
-    left_out: usize,
-    /// Records left out since, which have been named.
-    named: Mutex<BTreeSet<usize>>,
+    cache: Mutex<SampleCache>,
+    /// Number of records left out by [`open`](Self::open).
+    skipped_on_open: usize,
+    /// Indices of records left out of batches.
+    skipped: Mutex<BTreeSet<usize>>,
 }
 
-/// Records that are named one by one when they are left out.
+/// Number of left out records with a warning of their own.
 const NAMED: usize = 10;
 
 impl Dataset {
-    /// Joins records, of one dataset or of several, with the processor of the model that learns them.
+    /// A dataset of given records, which may come from several sources.
     pub fn new(records: Vec<Record>, processor: Arc<Processor>, options: DatasetOptions) -> Self {
-        let cache = Mutex::new(Cache::new(options.cache_bytes));
-        Self { records, processor, options, cache, left_out: 0, named: Mutex::default() }
+        let cache = Mutex::new(SampleCache::new(options.cache_bytes));
+        Self { records, processor, options, cache, skipped_on_open: 0, skipped: Mutex::default() }
     }
 
     /// Reads a dataset and checks every record, without decoding media.
     ///
-    /// With [`OnBad::Skip`] the records that cannot be used are left out, so that the others are numbered without them.
+    /// With [`BadRecordPolicy::Skip`], records that cannot be used are left out and have no index.
     ///
     /// # Errors
     ///
-    /// When a file cannot be read, all records are bad, or with [`OnBad::Stop`] any.
+    /// When a file cannot be read, no record can be used, or with [`BadRecordPolicy::Stop`] one cannot.
     pub fn open(
-        source: &Source,
+        source: &DatasetSource,
         media_dir: Option<&Path>,
         processor: Arc<Processor>,
         options: DatasetOptions,
     ) -> Result<Self, DatasetError> {
         let read = source.read_all(media_dir)?;
         let records = read.len();
-        let (good, bad) = sift(read, &processor, &options)?;
-        let bad = BadRecords { name: source.name.clone(), records, bad };
-        if good.is_empty() || (options.on_bad == OnBad::Stop && !bad.bad.is_empty()) {
+        let (usable, bad) = check_records(read, &processor, &options)?;
+        let bad = BadRecordsError { name: source.name.clone(), records, bad };
+        if usable.is_empty() || (options.on_bad == BadRecordPolicy::Stop && !bad.bad.is_empty()) {
             return Err(bad.into());
         }
         if !bad.bad.is_empty() {
             tracing::warn!("left out: {bad}");
         }
-        Ok(Self { left_out: bad.bad.len(), ..Self::new(good, processor, options) })
+        Ok(Self { skipped_on_open: bad.bad.len(), ..Self::new(usable, processor, options) })
     }
 
-    /// Records left out as they cannot be used, when the dataset was opened and since.
-    pub fn left_out(&self) -> usize {
-        self.left_out + self.named.lock().unwrap_or_else(PoisonError::into_inner).len()
+    /// Number of records that were left out because they cannot be used, by [`open`](Self::open) and of batches.
+    pub fn num_skipped(&self) -> usize {
+        self.skipped_on_open + self.skipped.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Number of records.
+    /// Number of records, without those that [`open`](Self::open) left out.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no records.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// The records.
+    /// The records, by index.
     pub fn records(&self) -> &[Record] {
         &self.records
     }
 
-    /// What encodes them.
+    /// The processor of the model.
     pub fn processor(&self) -> &Arc<Processor> {
         &self.processor
     }
 
-    /// How they are encoded.
+    /// The options given on construction.
     pub fn options(&self) -> &DatasetOptions {
         &self.options
     }
 
-    /// Encodes a record, or finds it encoded.
+    /// The encoded record, from the cache if it is there.
     ///
     /// # Errors
     ///
-    /// When the record cannot be encoded, or is too long, whatever [`Overlong`] says.
+    /// When the record cannot be encoded, or is too long (with any [`LengthPolicy`]).
     ///
     /// # Panics
     ///
     /// When there is no record of that index.
     pub fn sample(&self, index: usize) -> Result<Arc<Sample>, SampleError> {
-        // A thread that died with the lock left a cache that is whole: it only ever inserts.
+        // A poisoned cache is intact: threads only insert.
         let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let found = cache().get(index);
         let sample = match found {
@@ -189,30 +143,31 @@ impl Dataset {
             None => {
                 let record = &self.records[index];
                 let sample = Arc::new(encode(record, &self.processor, self.options.enable_thinking)?);
-                cache().offer(index, &sample);
+                cache().insert_if_it_fits(index, &sample);
                 sample
             }
         };
         let tokens = sample.input_ids.len();
         match self.options.max_length {
             Some(max_length) if tokens > max_length => {
-                Err(SampleError::TooLong { at: self.records[index].at.clone(), tokens, max_length })
+                let location = self.records[index].location.clone();
+                Err(SampleError::TooLong { location, tokens, max_length })
             }
             _ => Ok(sample),
         }
     }
 
-    /// The rendered record in the pieces that carry loss or not, for people to read.
+    /// The rendered record, split into text with and without loss.
     ///
     /// # Errors
     ///
-    /// When it is not clear what the record trains.
+    /// When the labels cannot be determined.
     ///
     /// # Panics
     ///
     /// When there is no record of that index.
-    pub fn segments(&self, index: usize) -> Result<Vec<Segment>, SampleError> {
-        label(&self.records[index], &self.processor, self.options.enable_thinking)
+    pub fn label_spans(&self, index: usize) -> Result<Vec<LabeledText>, SampleError> {
+        record_spans(&self.records[index], &self.processor, self.options.enable_thinking)
     }
 
     /// Encodes records and pads them on the right into one batch.
@@ -224,7 +179,7 @@ impl Dataset {
     /// # Panics
     ///
     /// When there is no record of one of the indices.
-    pub fn batch(&self, indices: &[usize]) -> Result<Collated, SampleError> {
+    pub fn batch(&self, indices: &[usize]) -> Result<CollatedBatch, SampleError> {
         let (mut samples, mut kept) = (Vec::new(), Vec::new());
         let (mut dropped, mut skipped) = (Vec::new(), Vec::new());
         for &index in indices {
@@ -233,11 +188,11 @@ impl Dataset {
                     samples.push(sample);
                     kept.push(index);
                 }
-                Err(error) if error.is_too_long() && self.options.overlong == Overlong::Drop => {
+                Err(error) if error.is_too_long() && self.options.on_long == LengthPolicy::Drop => {
                     dropped.push(index);
                 }
-                Err(error) if self.may_leave_out(&error) => {
-                    self.name(index, error);
+                Err(error) if self.may_skip(&error) => {
+                    self.record_skipped(index, error);
                     skipped.push(index);
                 }
                 Err(error) => return Err(error),
@@ -245,30 +200,30 @@ impl Dataset {
         }
         let pad = self.processor.tokenizer().special().end_of_text;
         let batch = (!samples.is_empty()).then(|| Batch::collate(&samples, pad, PaddingSide::Right));
-        Ok(Collated { batch, indices: kept, dropped, skipped })
+        Ok(CollatedBatch { batch, indices: kept, dropped, skipped })
     }
 
-    fn may_leave_out(&self, error: &SampleError) -> bool {
-        let fatal = matches!(error, SampleError::Render { source: TemplateError::Stopped { .. }, .. });
-        self.options.on_bad == OnBad::Skip && !fatal && !error.is_too_long()
+    fn may_skip(&self, error: &SampleError) -> bool {
+        let fatal = matches!(error, SampleError::Render { source: TemplateError::Aborted { .. }, .. });
+        self.options.on_bad == BadRecordPolicy::Skip && !fatal && !error.is_too_long()
     }
 
-    /// Says that a record is left out, once for each record, and for a few of them only.
-    fn name(&self, index: usize, error: SampleError) {
-        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-        if !named.insert(index) {
+    /// Remembers a record that was left out, with a warning for the first ones.
+    fn record_skipped(&self, index: usize, error: SampleError) {
+        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        if !skipped.insert(index) {
             return;
         }
-        match named.len() {
-            count if count <= NAMED => tracing::warn!("left out: {}", BadRecord::from(error).chain()),
+        match skipped.len() {
+            count if count <= NAMED => tracing::warn!("left out: {}", BadRecordError::from(error).chain()),
             count if count.is_power_of_two() => tracing::warn!("{count} records left out so far"),
             _ => {}
         }
     }
 
-    /// Every record as a question with a known answer.
-    pub fn eval_items(&self) -> impl Iterator<Item = EvalItem> {
-        self.records.iter().filter_map(EvalItem::of)
+    /// All records as prompts with reference answers.
+    pub fn eval_examples(&self) -> impl Iterator<Item = EvalExample> {
+        self.records.iter().filter_map(EvalExample::from_record)
     }
 }
 
@@ -292,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_padded_on_the_right_and_teaches_only_answers() {
+    fn a_batch_is_padded_on_the_right_and_has_labels_in_answers_only() {
         let data = mixed(DatasetOptions::default());
 
         let collated = data.batch(&[9, 0]).unwrap();
@@ -301,8 +256,8 @@ mod tests {
         let lengths = [9, 0].map(|index| data.sample(index).unwrap().input_ids.len());
         assert!(lengths[0] > lengths[1]);
         assert_eq!(batch.shape, [2, lengths[0]]);
-        assert_eq!(batch.tokens(), lengths[0] + lengths[1]);
-        assert_eq!(batch.images.grids.len(), 3);
+        assert_eq!(batch.num_tokens(), lengths[0] + lengths[1]);
+        assert_eq!(batch.media.grids(glm4v_inputs::Modality::Image).len(), 3);
         let padding = &batch.input_ids[lengths[0] + lengths[1]..];
         let pad = data.processor().tokenizer().special().end_of_text;
         assert!(padding.iter().all(|id| *id == pad) && !padding.is_empty());
@@ -310,15 +265,15 @@ mod tests {
     }
 
     #[test]
-    fn a_long_record_is_an_error_or_is_dropped_but_never_cut() {
+    fn a_long_record_is_an_error_or_dropped_but_never_truncated() {
         let exact = mixed(DatasetOptions::default()).sample(0).unwrap().input_ids.len();
-        let with = |overlong, max_length| {
-            mixed(DatasetOptions { max_length: Some(max_length), overlong, ..Default::default() })
+        let with = |on_long, max_length| {
+            mixed(DatasetOptions { max_length: Some(max_length), on_long, ..Default::default() })
         };
 
-        let error = with(Overlong::Error, exact).batch(&[0, 9]).unwrap_err().to_string();
-        let dropped = with(Overlong::Drop, exact).batch(&[9, 0, 10]).unwrap();
-        let nothing = with(Overlong::Drop, exact - 1).batch(&[0, 9]).unwrap();
+        let error = with(LengthPolicy::Error, exact).batch(&[0, 9]).unwrap_err().to_string();
+        let dropped = with(LengthPolicy::Drop, exact).batch(&[9, 0, 10]).unwrap();
+        let nothing = with(LengthPolicy::Drop, exact - 1).batch(&[0, 9]).unwrap();
 
         assert!(error.contains("demo.json: record [1] (line 9): takes "), "{error}");
         assert!(error.contains(&format!(" tokens, max_length is {exact}; raise it")), "{error}");
@@ -328,16 +283,18 @@ mod tests {
     }
 
     #[test]
-    fn the_prompt_of_an_eval_item_is_what_the_sample_has_before_the_answer() {
+    fn the_prompt_of_an_eval_example_is_the_sample_before_its_answer() {
         let data = mixed(DatasetOptions::default());
-        let item = data.eval_items().next().unwrap();
+        let example = data.eval_examples().next().unwrap();
 
-        let prompt =
-            data.processor().encode(&item.prompt, &glm4v_processor::RenderOptions::prompt()).unwrap();
+        let prompt = data
+            .processor()
+            .encode(&example.prompt, &glm4v_processor::ChatTemplateOptions::generation_prompt())
+            .unwrap();
 
         let sample = data.sample(0).unwrap();
-        let loss_mask = sample.loss_mask.iter().position(|label| *label).unwrap();
-        assert_eq!(prompt.input_ids, sample.input_ids[..loss_mask]);
-        assert_eq!(prompt.pixel_values, sample.images.values);
+        let first_label = sample.loss_mask.iter().position(|label| *label).unwrap();
+        assert_eq!(prompt.input_ids, sample.input_ids[..first_label]);
+        assert_eq!(prompt.media, sample.media);
     }
 }

@@ -1,32 +1,33 @@
-//! One number for what a dataset holds, so that a run that goes on notices when it changed.
+//! A hash of a dataset, with which a resumed run detects changed data.
 
 use std::path::{Path, PathBuf};
 
-use glm4v_processor::{Content, ImageSource, Message, Part, VideoData};
+use glm4v_processor::{Content, ContentPart, ImageSource, Message, VideoSource};
 use sha2::{Digest, Sha256};
 
 use crate::record::Record;
 
-/// The SHA-256 of records in their order, in hexadecimal digits: roles, texts, tools, and the names of media.
+/// SHA-256 of the roles, texts, tools and media paths of records in order, in hexadecimal digits.
 ///
-/// Paths below the data file's folder, or below `media_dir`, count from there: a dataset that moved is the same. The
-/// contents of images and videos are not looked at.
+/// Paths are relative to the directory of the records or to `media_dir`, so that a moved dataset keeps its fingerprint. Contents of
+/// images and videos are not hashed.
 pub fn fingerprint(records: &[Record], media_dir: Option<&Path>) -> String {
-    let mut sum = Sum { hash: Sha256::new(), roots: Vec::new() };
+    let mut hasher = RecordHasher { hash: Sha256::new(), roots: Vec::new() };
     for record in records {
-        sum.roots = media_dir.into_iter().chain(record.at.file.parent()).map(Path::to_owned).collect();
-        sum.record(record);
+        hasher.roots =
+            media_dir.into_iter().chain(record.location.file.parent()).map(Path::to_owned).collect();
+        hasher.record(record);
     }
-    sum.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hasher.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-struct Sum {
+struct RecordHasher {
     hash: Sha256,
-    /// Where the media of a record may lie.
+    /// Directories that media paths of a record may be relative to.
     roots: Vec<PathBuf>,
 }
 
-impl Sum {
+impl RecordHasher {
     fn record(&mut self, record: &Record) {
         self.piece("record", &(record.messages.len() as u64).to_le_bytes());
         for message in &record.messages {
@@ -48,15 +49,15 @@ impl Sum {
         }
     }
 
-    fn part(&mut self, part: &Part) {
+    fn part(&mut self, part: &ContentPart) {
         match part {
-            Part::Text { text } => self.piece("text", text.as_bytes()),
-            Part::Image(source) => self.image(source),
-            Part::Video(video) => {
+            ContentPart::Text { text } => self.piece("text", text.as_bytes()),
+            ContentPart::Image(source) => self.image(source),
+            ContentPart::Video(video) => {
                 self.piece("rate", format!("{:?}", video.frame_rate).as_bytes());
                 match &video.data {
-                    VideoData::Path(path) => self.path(path),
-                    VideoData::Frames(frames) => frames.iter().for_each(|frame| self.image(frame)),
+                    VideoSource::Path(path) => self.path(path),
+                    VideoSource::Frames(frames) => frames.iter().for_each(|frame| self.image(frame)),
                     other => self.piece("video", format!("{other:?}").as_bytes()),
                 }
             }
@@ -78,7 +79,7 @@ impl Sum {
         self.piece("path", below.as_bytes());
     }
 
-    /// Lengths go in front, so that no two records run into each other the same way.
+    /// Hashes lengths first, so that pieces with other boundaries have another hash.
     fn piece(&mut self, kind: &str, bytes: &[u8]) {
         for part in [kind.as_bytes(), bytes] {
             self.hash.update((part.len() as u64).to_le_bytes());
@@ -92,14 +93,14 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::layout::Layout;
-    use crate::location::Location;
+    use crate::location::RecordLocation;
+    use crate::schema::RecordSchema;
 
-    fn read(folder: &str, records: &[Value]) -> String {
-        let file: std::sync::Arc<Path> = Path::new(folder).join("x.jsonl").as_path().into();
+    fn fingerprint_in(dir: &str, records: &[Value]) -> String {
+        let file: std::sync::Arc<Path> = Path::new(dir).join("x.jsonl").as_path().into();
         let records = records.iter().enumerate().map(|(index, value)| {
-            let at = Location { file: file.clone(), line: index + 1, index: None };
-            Record::parse(value.clone(), at, &Layout::default(), Path::new(folder), None).unwrap()
+            let location = RecordLocation { file: file.clone(), line: index + 1, index: None };
+            Record::parse(value.clone(), location, &RecordSchema::default(), Path::new(dir), None).unwrap()
         });
         fingerprint(&records.collect::<Vec<_>>(), None)
     }
@@ -110,22 +111,22 @@ mod tests {
     }
 
     #[test]
-    fn a_data_set_that_moved_is_the_same_and_any_other_change_is_one() {
+    fn a_moved_dataset_keeps_its_fingerprint_and_a_changed_one_does_not() {
         let [one, two] = [asked("a/1.png", "one"), asked("b/1.png", "two")];
-        let found = read("d", &[one.clone(), two.clone()]);
+        let found = fingerprint_in("d", &[one.clone(), two.clone()]);
 
-        assert_eq!(read("elsewhere/d", &[one.clone(), two.clone()]), found);
+        assert_eq!(fingerprint_in("elsewhere/d", &[one.clone(), two.clone()]), found);
         assert_eq!(found.len(), 64);
-        let mut unlearned = two.clone();
-        unlearned["messages"][1]["loss"] = json!(false);
+        let mut without_loss = two.clone();
+        without_loss["messages"][1]["loss"] = json!(false);
         for other in [
             vec![two.clone(), one.clone()],
             vec![one.clone()],
             vec![one.clone(), asked("b/1.png", "tw")],
             vec![one.clone(), asked("a/1.png", "two")],
-            vec![one.clone(), unlearned],
+            vec![one.clone(), without_loss],
         ] {
-            assert_ne!(read("d", &other), found, "{other:?}");
+            assert_ne!(fingerprint_in("d", &other), found, "{other:?}");
         }
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use glm4v_processor::Processor;
 
-use crate::dataset::{Dataset, DatasetOptions};
-use crate::location::Location;
+use crate::dataset::Dataset;
+use crate::location::RecordLocation;
+use crate::options::DatasetOptions;
 use crate::record::Record;
-use crate::registry::Registry;
+use crate::registry::DatasetRegistry;
 
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
@@ -22,17 +23,17 @@ pub(crate) fn processor() -> Arc<Processor> {
 
 /// The records of a registered dataset.
 pub(crate) fn records(name: &str) -> Vec<Record> {
-    Registry::load(&root().join("datasets")).unwrap().find(name).unwrap().read(None).unwrap()
+    DatasetRegistry::load(&root().join("datasets")).unwrap().find(name).unwrap().read(None).unwrap()
 }
 
-/// One record of line 7 of a file beside the demo.
+/// A record on line 7 of a file beside the demo.
 pub(crate) fn record(value: serde_json::Value) -> Record {
-    let folder = root().join("datasets/demo-sharegpt");
-    let at = Location { file: Path::new("x.jsonl").into(), line: 7, index: None };
-    Record::parse(value, at, &Default::default(), &folder, None).unwrap()
+    let dir = root().join("datasets/demo-sharegpt");
+    let location = RecordLocation { file: Path::new("x.jsonl").into(), line: 7, index: None };
+    Record::parse(value, location, &Default::default(), &dir, None).unwrap()
 }
 
-/// Digits of the test split, then records with more tokens and an image more.
+/// 8 digits of the test split, then 4 records with more tokens.
 pub(crate) fn mixed(options: DatasetOptions) -> Arc<Dataset> {
     let mut all = records("digits:test");
     all.truncate(8);

@@ -2,51 +2,47 @@
 //!
 //! # Where to start
 //!
-//! - A [`Registry`] finds a dataset by name; its [`Source`] reads [`Record`]s, and refuses with file and
-//!   line what would otherwise be learned wrong in silence.
-//! - A [`Dataset`] joins records with the processor of a model. [`segments`] says which words carry loss.
-//! - A [`Sampler`] says which records make up which batch, and [`Prefetch`] has the batches ready in time.
+//! - A [`DatasetRegistry`] finds a dataset by name. Its [`DatasetSource`] reads [`Record`]s, and refuses with file and line those that would
+//!   train the model on something else than they seem to.
+//! - A [`Dataset`] encodes records with the processor of a model; [`label_spans`] finds the text that carries loss.
+//! - A [`BatchSampler`] draws the records of each batch, and a [`DataLoader`] encodes batches ahead of time.
 //!
-//! Records come in the forms that `datasets/README.md` shows: OpenAI `messages`, sharegpt `conversations` with
-//! `<image>` in the text, and questions with answers (alpaca and others).
+//! Styles of records, with examples in `datasets/README.md`: OpenAI `messages`, sharegpt `conversations` with `<image>` in the text,
+//! and prompts with responses (alpaca and others).
 
 mod cache;
 mod check;
+mod data_loader;
 mod dataset;
 mod eval;
-mod file_kind;
 mod fingerprint;
 #[cfg(test)]
 mod fixture;
-mod forms;
-mod keys;
 mod labels;
-mod layout;
 mod location;
-mod media;
-mod prefetch;
+mod names;
+mod options;
 mod reader;
 mod record;
 mod registry;
 mod sample;
 mod sampler;
+mod schema;
 mod shuffle;
-mod suggest;
-mod turn;
+mod unsupported_file;
 
-pub use check::{BadRecord, BadRecords};
-pub use dataset::{Collated, Dataset, DatasetError, DatasetOptions, OnBad, Overlong};
-pub use eval::EvalItem;
-pub use file_kind::FileKind;
+pub use check::{BadRecordError, BadRecordsError};
+pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError};
+pub use dataset::{CollatedBatch, Dataset, DatasetError};
+pub use eval::EvalExample;
 pub use fingerprint::fingerprint;
-pub use keys::Place;
-pub use labels::{LabelError, segments};
-pub use layout::{Columns, Formatting, Layout, Tags};
-pub use location::Location;
-pub use media::MediaCount;
-pub use prefetch::{LoadError, LoadedBatch, Prefetch};
+pub use labels::{LabelError, label_spans};
+pub use location::RecordLocation;
+pub use options::{BadRecordPolicy, DatasetOptions, LengthPolicy};
 pub use reader::{ReadError, RecordReader, read_records};
-pub use record::{Record, RecordError};
-pub use registry::{REGISTRY_FILE, Registry, RegistryError, Source};
+pub use record::{KeyLocation, MediaListMismatch, Record, RecordError};
+pub use registry::{DatasetRegistry, DatasetRegistryError, DatasetSource, REGISTRY_FILE};
 pub use sample::{SampleError, encode};
-pub use sampler::{Order, Sampler, SamplerError, SamplerState};
+pub use sampler::{BatchSampler, BatchSamplerError, BatchSamplerState, Order};
+pub use schema::{Columns, Formatting, RecordSchema, Tags};
+pub use unsupported_file::UnsupportedFile;

@@ -1,129 +1,123 @@
-//! A record as the network reads it.
+//! Encoding of records.
 
-use glm4v_model::Sample;
-use glm4v_processor::{Processor, ProcessorError, Segment, TemplateError};
+use glm4v_inputs::Sample;
+use glm4v_processor::{LabeledText, Processor, ProcessorError, TemplateError};
 
-use crate::labels::{LabelError, segments};
-use crate::location::Location;
+use crate::labels::{LabelError, label_spans};
+use crate::location::RecordLocation;
 use crate::record::Record;
 
-/// Why a record could not become a sample.
+/// Error of a record that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SampleError {
-    /// It is not clear what the record trains.
-    #[error("{at}: {problem}")]
+    /// The labels of the record cannot be determined.
+    #[error("{location}: {problem}")]
     Label {
-        /// The record.
-        at: Location,
-        /// What is wrong with it.
+        /// Location of the record.
+        location: RecordLocation,
+        /// Error of the labels.
         problem: LabelError,
     },
     /// The chat template failed.
-    #[error("{at}: cannot be rendered")]
+    #[error("{location}: cannot be rendered")]
     Render {
-        /// The record.
-        at: Location,
-        /// What the template met.
+        /// Location of the record.
+        location: RecordLocation,
+        /// Error of the template.
         #[source]
         source: TemplateError,
     },
-    /// An image or video cannot be used, or the text cannot be tokenised.
-    #[error("{at}: cannot be encoded")]
+    /// An image or video cannot be used, or the text cannot be tokenized.
+    #[error("{location}: cannot be encoded")]
     Process {
-        /// The record.
-        at: Location,
-        /// What the processor met.
+        /// Location of the record.
+        location: RecordLocation,
+        /// Error of the processor.
         #[source]
         source: Box<ProcessorError>,
     },
-    /// More tokens than are allowed. Nothing is ever cut off: a cut can go through an image or take the
-    /// answer away.
+    /// The record has more tokens than `max_length`.
     #[error(
-        "{at}: takes {tokens} tokens, max_length is {max_length}; raise it, make the images smaller, or \
+        "{location}: takes {tokens} tokens, max_length is {max_length}; raise it, make the images smaller, or \
          have such records dropped"
     )]
     TooLong {
-        /// The record.
-        at: Location,
-        /// Tokens of the record.
+        /// Location of the record.
+        location: RecordLocation,
+        /// Number of tokens of the record.
         tokens: usize,
-        /// Tokens allowed.
+        /// Maximum number of tokens.
         max_length: usize,
     },
-    /// More tokens than the processor allows, which stopped counting there.
+    /// The record has so many more tokens that counting stopped.
     #[error(
-        "{at}: takes more than {max_tokens} tokens, the most that max_length or the model's longest sequence allows; shorten the \
+        "{location}: takes more than {max_tokens} tokens, the most that max_length or the model's longest sequence allows; shorten the \
          record, make its images smaller or fewer, or have such records dropped"
     )]
     FarTooLong {
-        /// The record.
-        at: Location,
-        /// Tokens allowed.
+        /// Location of the record.
+        location: RecordLocation,
+        /// Maximum number of tokens.
         max_tokens: usize,
     },
 }
 
 impl SampleError {
-    /// Whether the record is longer than allowed, and may be dropped for it.
+    /// Whether [`LengthPolicy`](crate::LengthPolicy) applies to the record.
     pub fn is_too_long(&self) -> bool {
         matches!(self, Self::TooLong { .. } | Self::FarTooLong { .. })
     }
 }
 
-/// [`segments`], with the place of the record in errors.
-pub(crate) fn label(
+/// [`label_spans`], with the location of the record in errors.
+pub(crate) fn record_spans(
     record: &Record,
     processor: &Processor,
     enable_thinking: Option<bool>,
-) -> Result<Vec<Segment>, SampleError> {
-    let at = record.at.clone();
-    segments(record, processor, enable_thinking).map_err(|problem| match problem {
-        LabelError::Template(source) => SampleError::Render { at, source },
-        problem => SampleError::Label { at, problem },
+) -> Result<Vec<LabeledText>, SampleError> {
+    let location = record.location.clone();
+    label_spans(record, processor, enable_thinking).map_err(|problem| match problem {
+        LabelError::Template(source) => SampleError::Render { location, source },
+        problem => SampleError::Label { location, problem },
     })
 }
 
-/// Turns a record into a sample for training: everything that is said, and what of it carries loss.
+/// Encodes a record for training: token ids with the loss mask, and the patches of its media.
 ///
 /// # Errors
 ///
-/// When it is not clear what the record trains, or an image or video cannot be used.
+/// When the labels cannot be determined, or an image or video cannot be used.
 pub fn encode(
     record: &Record,
     processor: &Processor,
     enable_thinking: Option<bool>,
 ) -> Result<Sample, SampleError> {
-    let at = || record.at.clone();
-    let segments = label(record, processor, enable_thinking)?;
+    let spans = record_spans(record, processor, enable_thinking)?;
     let images: Vec<_> = record.images().cloned().collect();
     let videos: Vec<_> = record.videos().cloned().collect();
-    let encoded = processor.encode_segments(&segments, &images, &videos).map_err(|source| match source {
-        ProcessorError::TooLong { max_tokens } => SampleError::FarTooLong { at: at(), max_tokens },
-        source => SampleError::Process { at: at(), source: source.into() },
-    })?;
-    Ok(Sample::from_parts(
-        encoded.input_ids,
-        &encoded.mm_token_type_ids,
-        encoded.loss_mask,
-        (encoded.pixel_values, &encoded.image_grid_thw),
-        (encoded.pixel_values_videos, &encoded.video_grid_thw),
-    ))
+    processor.encode_spans(&spans, &images, &videos).map_err(|source| {
+        let location = record.location.clone();
+        match source {
+            ProcessorError::TooLong { max_tokens } => SampleError::FarTooLong { location, max_tokens },
+            source => SampleError::Process { location, source: source.into() },
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::error::Error;
 
-    use glm4v_model::TokenKind;
-    use glm4v_processor::RenderOptions;
+    use glm4v_inputs::Modality;
+    use glm4v_processor::ChatTemplateOptions;
     use serde_json::json;
 
     use super::*;
     use crate::fixture::{processor, record, records, root};
 
     #[test]
-    fn a_digit_is_the_prompt_the_word_and_the_end() {
+    fn a_digit_is_encoded_as_prompt_word_and_end_of_text() {
         let processor = processor();
         let records = records("digits:train");
 
@@ -137,8 +131,11 @@ mod tests {
         let answer = [tokenizer.encode("six").unwrap(), vec![tokenizer.special().end_of_text]].concat();
         assert_eq!(sample.input_ids, [prompt.clone(), answer.clone()].concat());
         assert_eq!(sample.loss_mask, [vec![false; prompt.len()], vec![true; answer.len()]].concat());
-        assert_eq!(sample.kinds.iter().filter(|kind| **kind == TokenKind::Image).count(), 4);
-        assert_eq!(sample.images.values.len(), 16 * 1176);
+        assert_eq!(
+            sample.modalities.iter().filter(|modality| **modality == Some(Modality::Image)).count(),
+            4
+        );
+        assert_eq!(sample.media.patches(Modality::Image).values.len(), 16 * 1176);
     }
 
     #[test]
@@ -154,11 +151,11 @@ mod tests {
         assert_eq!(text, "seven<|user|>eight<|endoftext|>");
         let whole = processor.tokenizer().encode(&text).unwrap();
         assert_eq!(ids, whole);
-        assert_eq!(sample.images.grids.len(), 2);
+        assert_eq!(sample.media.grids(Modality::Image).len(), 2);
     }
 
     #[test]
-    fn videos_take_their_places_and_none_of_them_carries_loss() {
+    fn videos_fill_their_placeholders_and_carry_no_loss() {
         let processor = processor();
         let videos = root().join("tests/fixtures/processor/video");
         let video = |name: &str| videos.join(name).display().to_string();
@@ -170,18 +167,19 @@ mod tests {
         let sample = encode(&record, &processor, None).unwrap();
 
         // The prompt is what the model is asked, token for token, and the answer follows.
-        let asked = processor.encode(&record.messages[..1], &RenderOptions::prompt()).unwrap();
+        let asked =
+            processor.encode(&record.messages[..1], &ChatTemplateOptions::generation_prompt()).unwrap();
         let tokenizer = processor.tokenizer();
         let answer = [tokenizer.encode("yes").unwrap(), vec![tokenizer.special().end_of_text]].concat();
         assert_eq!(sample.input_ids, [asked.input_ids, answer.clone()].concat());
         let prompt = sample.input_ids.len() - answer.len();
         assert!(sample.loss_mask[..prompt].iter().all(|label| !label));
         assert!(sample.loss_mask[prompt..].iter().all(|label| *label));
-        assert_eq!(sample.videos.values, asked.pixel_values_videos);
-        assert_eq!(sample.videos.grids.iter().map(|grid| grid.t).collect::<Vec<_>>(), [2, 1]);
-        let count = |kind| sample.kinds.iter().filter(|found| **found == kind).count();
-        let tokens: usize = sample.videos.grids.iter().map(|grid| grid.tokens(2)).sum();
-        assert_eq!((count(TokenKind::Image), count(TokenKind::Video)), (4, tokens));
+        assert_eq!(sample.media.patches(Modality::Video).values, asked.media.patches(Modality::Video).values);
+        assert_eq!(sample.media.grids(Modality::Video).iter().map(|grid| grid.t).collect::<Vec<_>>(), [2, 1]);
+        let count = |modality| sample.modalities.iter().filter(|found| **found == Some(modality)).count();
+        let tokens: usize = sample.media.grids(Modality::Video).iter().map(|grid| grid.tokens(2)).sum();
+        assert_eq!((count(Modality::Image), count(Modality::Video)), (4, tokens));
     }
 
     #[test]

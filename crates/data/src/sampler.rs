@@ -1,7 +1,7 @@
-//! Which records make up which batch.
+//! The order of records, divided into batches.
 //!
-//! The order is a function of seed and epoch, and a sampler is no more than a place in it, so that a run
-//! that was stopped goes on with the batch that it would have had.
+//! The order is a function of seed and epoch, and a sampler is a position in it, so that a resumed run continues with the next batch
+//! of the interrupted one.
 
 use std::sync::Arc;
 
@@ -9,47 +9,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::shuffle::permutation;
 
-/// Why batches cannot be drawn.
+/// Error of a sampler.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum SamplerError {
-    /// Batches of nothing.
+pub enum BatchSamplerError {
+    /// The batch size is 0, or a given batch is empty.
     #[error("batch size is 0, needed 1 or more")]
     EmptyBatch,
-    /// Not enough records for one batch.
+    /// The dataset is smaller than one batch.
     #[error("dataset has {len} records, fewer than one batch of {batch_size}; lower the batch size to {len}")]
     TooSmall {
-        /// Records.
+        /// Number of records.
         len: usize,
-        /// Records in a batch.
+        /// Records per batch.
         batch_size: usize,
     },
-    /// No records.
+    /// The dataset is empty.
     #[error("dataset has no records")]
     NoRecords,
-    /// A given batch asks for a record that does not exist.
+    /// A given batch holds the index of a record that does not exist.
     #[error("batch {batch}: record {index} does not exist, the dataset has {len}")]
     OutOfRange {
         /// Index of the batch.
         batch: usize,
         /// Index of the record.
         index: usize,
-        /// Records.
+        /// Number of records.
         len: usize,
     },
-    /// A state that was saved by a run with other data or another seed.
+    /// The state was saved by a run with other data or another seed.
     #[error(
-        "saved sampler has {what} {saved}, this run has {now}; resume with the data and seed of the first run"
+        "saved sampler has {setting} {saved}, this run has {now}; resume with the data and seed of the first run"
     )]
     OtherRun {
-        /// What differs.
-        what: &'static str,
+        /// The setting that differs.
+        setting: &'static str,
         /// Its value in the saved state.
         saved: u64,
         /// Its value in this run.
         now: u64,
     },
-    /// A state that was saved by another kind of sampler.
+    /// The state was saved by a sampler of another order.
     #[error("saved sampler draws {saved:?}, this run draws {now:?}; resume with the order of the first run")]
     OtherOrder {
         /// The saved order.
@@ -57,43 +57,43 @@ pub enum SamplerError {
         /// The order of this run.
         now: Order,
     },
-    /// A place that the sampler cannot be at.
-    #[error("saved sampler stands at {position} of {end}")]
-    OutOfPlace {
+    /// The saved position is beyond the end of the order.
+    #[error("saved sampler is at {position} of {end}")]
+    InvalidPosition {
         /// The saved position.
         position: usize,
-        /// The last that there is.
+        /// The last valid position.
         end: usize,
     },
 }
 
-/// How records follow each other.
+/// The order of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Another permutation each epoch, without end.
+    /// A new permutation each epoch, without end.
     Shuffled,
-    /// As the files have them, again each epoch, without end.
+    /// The order of the files, each epoch, without end.
     InOrder,
-    /// As the files have them, once; the last batch may be smaller.
+    /// The order of the files, once; the last batch may be smaller.
     Once,
-    /// Batches that were given, once.
+    /// Given batches, once.
     Fixed,
 }
 
-/// The place of a [`Sampler`]; written to checkpoints.
+/// The position of a [`BatchSampler`], for checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SamplerState {
-    /// How records follow each other.
+pub struct BatchSamplerState {
+    /// The order of records.
     pub order: Order,
     /// Seed of the permutations.
     pub seed: u64,
-    /// Records in the dataset.
+    /// Number of records in the dataset.
     pub len: usize,
-    /// Epochs that are over.
+    /// Number of completed epochs.
     pub epoch: u64,
-    /// Records of this epoch that were drawn; batches, where they were given.
+    /// Number of records drawn in this epoch; number of batches for [`Order::Fixed`].
     pub position: usize,
 }
 
@@ -102,34 +102,33 @@ pub struct SamplerState {
 /// # Examples
 ///
 /// ```
-/// use glm4v_data::Sampler;
+/// use glm4v_data::BatchSampler;
 ///
-/// let mut straight = Sampler::shuffled(10, 4, 42)?;
+/// let mut straight = BatchSampler::shuffled(10, 4, 42)?;
 /// let first: Vec<_> = straight.by_ref().take(3).collect();
 /// assert_eq!(straight.state().epoch, 1); // 10 records hold two batches of 4, then a new order is drawn
 ///
-/// let mut resumed = Sampler::shuffled(10, 4, 42)?;
+/// let mut resumed = BatchSampler::shuffled(10, 4, 42)?;
 /// resumed.restore(straight.state())?;
 /// assert_eq!(resumed.next(), straight.next());
-/// # Ok::<(), glm4v_data::SamplerError>(())
+/// # Ok::<(), glm4v_data::BatchSamplerError>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Sampler {
-    state: SamplerState,
+pub struct BatchSampler {
+    state: BatchSamplerState,
     batch_size: usize,
-    /// The order of this epoch; empty where records follow the files.
+    /// The order of this epoch; empty for the order of the files.
     permutation: Vec<usize>,
     fixed: Arc<[Vec<usize>]>,
 }
 
-impl Sampler {
-    /// Draws `batch_size` records at a time from a permutation; when fewer are left, a new epoch begins
-    /// and the rest of the old one is not drawn.
+impl BatchSampler {
+    /// Draws `batch_size` records at a time from a permutation. A rest of fewer records is dropped, and a new epoch begins.
     ///
     /// # Errors
     ///
     /// When the dataset is smaller than a batch.
-    pub fn shuffled(len: usize, batch_size: usize, seed: u64) -> Result<Self, SamplerError> {
+    pub fn shuffled(len: usize, batch_size: usize, seed: u64) -> Result<Self, BatchSamplerError> {
         Self::endless(Order::Shuffled, len, batch_size, seed)
     }
 
@@ -138,80 +137,80 @@ impl Sampler {
     /// # Errors
     ///
     /// When the dataset is smaller than a batch.
-    pub fn in_order(len: usize, batch_size: usize) -> Result<Self, SamplerError> {
+    pub fn in_order(len: usize, batch_size: usize) -> Result<Self, BatchSamplerError> {
         Self::endless(Order::InOrder, len, batch_size, 0)
     }
 
-    /// Draws every record once, in the order of the files; for evaluation.
+    /// Draws every record once, in the order of the files, for evaluation.
     ///
     /// # Errors
     ///
-    /// When there are no records.
-    pub fn once(len: usize, batch_size: usize) -> Result<Self, SamplerError> {
+    /// When the dataset is empty.
+    pub fn once(len: usize, batch_size: usize) -> Result<Self, BatchSamplerError> {
         if len == 0 {
-            return Err(SamplerError::NoRecords);
+            return Err(BatchSamplerError::NoRecords);
         }
         Self::new(Order::Once, len, batch_size, 0)
     }
 
-    /// Draws exactly these batches, for a run that is compared with another program's.
+    /// Draws given batches, to compare a run with one of another program.
     ///
     /// # Errors
     ///
-    /// When a batch is empty or asks for a record that does not exist.
-    pub fn fixed(batches: Vec<Vec<usize>>, len: usize) -> Result<Self, SamplerError> {
+    /// When a batch is empty, or holds the index of a record that does not exist.
+    pub fn fixed(batches: Vec<Vec<usize>>, len: usize) -> Result<Self, BatchSamplerError> {
         for (batch, indices) in batches.iter().enumerate() {
             if let Some(&index) = indices.iter().find(|index| **index >= len) {
-                return Err(SamplerError::OutOfRange { batch, index, len });
+                return Err(BatchSamplerError::OutOfRange { batch, index, len });
             }
         }
-        let smallest = batches.iter().map(Vec::len).min().ok_or(SamplerError::NoRecords)?;
+        let smallest = batches.iter().map(Vec::len).min().ok_or(BatchSamplerError::NoRecords)?;
         let sampler = Self::new(Order::Fixed, len, smallest, 0)?;
         Ok(Self { fixed: batches.into(), ..sampler })
     }
 
-    fn endless(order: Order, len: usize, batch_size: usize, seed: u64) -> Result<Self, SamplerError> {
+    fn endless(order: Order, len: usize, batch_size: usize, seed: u64) -> Result<Self, BatchSamplerError> {
         if len == 0 {
-            return Err(SamplerError::NoRecords);
+            return Err(BatchSamplerError::NoRecords);
         }
         if len < batch_size {
-            return Err(SamplerError::TooSmall { len, batch_size });
+            return Err(BatchSamplerError::TooSmall { len, batch_size });
         }
         Self::new(order, len, batch_size, seed)
     }
 
-    fn new(order: Order, len: usize, batch_size: usize, seed: u64) -> Result<Self, SamplerError> {
+    fn new(order: Order, len: usize, batch_size: usize, seed: u64) -> Result<Self, BatchSamplerError> {
         if batch_size == 0 {
-            return Err(SamplerError::EmptyBatch);
+            return Err(BatchSamplerError::EmptyBatch);
         }
-        let state = SamplerState { order, seed, len, epoch: 0, position: 0 };
+        let state = BatchSamplerState { order, seed, len, epoch: 0, position: 0 };
         let mut sampler = Self { state, batch_size, permutation: Vec::new(), fixed: Arc::new([]) };
         sampler.draw_order();
         Ok(sampler)
     }
 
-    /// Where the sampler stands: what [`restore`](Self::restore) takes to go on behind the last batch.
-    pub fn state(&self) -> SamplerState {
+    /// The position after the last batch, for [`restore`](Self::restore).
+    pub fn state(&self) -> BatchSamplerState {
         self.state
     }
 
-    /// Goes to where `state` was saved. The batch size may differ; the records that follow do not.
+    /// Continues after a saved state. The batch size may differ; the order of the records does not.
     ///
     /// # Errors
     ///
     /// When the state belongs to another dataset, seed or order.
-    pub fn restore(&mut self, state: SamplerState) -> Result<(), SamplerError> {
+    pub fn restore(&mut self, state: BatchSamplerState) -> Result<(), BatchSamplerError> {
         let now = self.state;
         if state.order != now.order {
-            return Err(SamplerError::OtherOrder { saved: state.order, now: now.order });
+            return Err(BatchSamplerError::OtherOrder { saved: state.order, now: now.order });
         }
-        let pairs = [("seed", state.seed, now.seed), ("records", state.len as u64, now.len as u64)];
-        if let Some((what, saved, now)) = pairs.into_iter().find(|(_, saved, now)| saved != now) {
-            return Err(SamplerError::OtherRun { what, saved, now });
+        let settings = [("seed", state.seed, now.seed), ("records", state.len as u64, now.len as u64)];
+        if let Some((setting, saved, now)) = settings.into_iter().find(|(_, saved, now)| saved != now) {
+            return Err(BatchSamplerError::OtherRun { setting, saved, now });
         }
         let end = if now.order == Order::Fixed { self.fixed.len() } else { now.len };
         if state.position > end {
-            return Err(SamplerError::OutOfPlace { position: state.position, end });
+            return Err(BatchSamplerError::InvalidPosition { position: state.position, end });
         }
         self.state = state;
         self.draw_order();
@@ -227,7 +226,7 @@ impl Sampler {
         self.state.epoch as f64 + drawn as f64 / self.state.len as f64
     }
 
-    /// Batches in an epoch, or in all where there is no second epoch.
+    /// Number of batches per epoch, or in all for orders without a second epoch.
     pub fn batches_per_epoch(&self) -> usize {
         match self.state.order {
             Order::Shuffled | Order::InOrder => self.state.len / self.batch_size,
@@ -243,7 +242,7 @@ impl Sampler {
     }
 }
 
-impl Iterator for Sampler {
+impl Iterator for BatchSampler {
     type Item = Vec<usize>;
 
     fn next(&mut self) -> Option<Vec<usize>> {
@@ -278,7 +277,7 @@ mod tests {
 
     #[test]
     fn an_epoch_draws_each_record_at_most_once_and_drops_the_rest() {
-        let mut sampler = Sampler::shuffled(11, 4, 3).unwrap();
+        let mut sampler = BatchSampler::shuffled(11, 4, 3).unwrap();
 
         let drawn: Vec<Vec<_>> = sampler.by_ref().take(4).collect();
 
@@ -294,76 +293,80 @@ mod tests {
     }
 
     #[test]
-    fn resuming_anywhere_equals_going_straight_through() {
-        let batches: Vec<_> = Sampler::shuffled(11, 4, 3).unwrap().take(9).collect();
+    fn a_resumed_sampler_equals_an_uninterrupted_one() {
+        let batches: Vec<_> = BatchSampler::shuffled(11, 4, 3).unwrap().take(9).collect();
 
         for stop in 0..9 {
-            let mut first = Sampler::shuffled(11, 4, 3).unwrap();
+            let mut first = BatchSampler::shuffled(11, 4, 3).unwrap();
             let mut all: Vec<_> = first.by_ref().take(stop).collect();
             let saved = serde_json::to_string(&first.state()).unwrap();
-            let mut second = Sampler::shuffled(11, 4, 3).unwrap();
+            let mut second = BatchSampler::shuffled(11, 4, 3).unwrap();
             second.restore(serde_json::from_str(&saved).unwrap()).unwrap();
             all.extend(second.take(9 - stop));
 
-            assert_eq!(all, batches, "stopped behind batch {stop}");
+            assert_eq!(all, batches, "stopped after batch {stop}");
         }
     }
 
     #[test]
     fn evaluation_sees_every_record_once() {
-        let batches: Vec<_> = Sampler::once(5, 2).unwrap().collect();
+        let batches: Vec<_> = BatchSampler::once(5, 2).unwrap().collect();
 
         assert_eq!(batches, [vec![0, 1], vec![2, 3], vec![4]]);
-        assert_eq!(Sampler::once(5, 2).unwrap().batches_per_epoch(), 3);
+        assert_eq!(BatchSampler::once(5, 2).unwrap().batches_per_epoch(), 3);
     }
 
     #[test]
     fn the_order_of_the_files_begins_again_each_epoch() {
-        let batches: Vec<_> = Sampler::in_order(5, 2).unwrap().take(3).collect();
+        let batches: Vec<_> = BatchSampler::in_order(5, 2).unwrap().take(3).collect();
 
         assert_eq!(batches, [[0, 1], [2, 3], [0, 1]]);
     }
 
     #[test]
-    fn given_batches_are_drawn_as_they_are_and_can_be_resumed() {
+    fn given_batches_are_drawn_in_order_and_can_be_resumed() {
         let given = vec![vec![3, 1], vec![0, 0], vec![2, 3]];
-        let mut sampler = Sampler::fixed(given.clone(), 4).unwrap();
+        let mut sampler = BatchSampler::fixed(given.clone(), 4).unwrap();
         assert_eq!(sampler.next(), Some(given[0].clone()));
         assert_eq!(sampler.epochs(), 0.5);
 
-        let mut resumed = Sampler::fixed(given.clone(), 4).unwrap();
+        let mut resumed = BatchSampler::fixed(given.clone(), 4).unwrap();
         resumed.restore(sampler.state()).unwrap();
 
         assert_eq!(resumed.collect::<Vec<_>>(), given[1..]);
     }
 
     #[test]
-    fn what_cannot_be_drawn_is_refused_in_words() {
-        let said = |r: Result<Sampler, SamplerError>| r.unwrap_err().to_string();
+    fn invalid_samplers_are_refused() {
+        let refusal = |r: Result<BatchSampler, BatchSamplerError>| r.unwrap_err().to_string();
 
         let small = "dataset has 3 records, fewer than one batch of 4; lower the batch size to 3";
-        assert_eq!(said(Sampler::shuffled(3, 4, 0)), small);
-        assert_eq!(said(Sampler::shuffled(0, 4, 0)), "dataset has no records");
-        assert_eq!(said(Sampler::once(0, 4)), "dataset has no records");
-        assert_eq!(said(Sampler::in_order(3, 0)), "batch size is 0, needed 1 or more");
+        assert_eq!(refusal(BatchSampler::shuffled(3, 4, 0)), small);
+        assert_eq!(refusal(BatchSampler::shuffled(0, 4, 0)), "dataset has no records");
+        assert_eq!(refusal(BatchSampler::once(0, 4)), "dataset has no records");
+        assert_eq!(refusal(BatchSampler::in_order(3, 0)), "batch size is 0, needed 1 or more");
         let outside = "batch 1: record 9 does not exist, the dataset has 4";
-        assert_eq!(said(Sampler::fixed(vec![vec![0], vec![1, 9]], 4)), outside);
-        assert_eq!(said(Sampler::fixed(vec![vec![0], vec![]], 4)), "batch size is 0, needed 1 or more");
+        assert_eq!(refusal(BatchSampler::fixed(vec![vec![0], vec![1, 9]], 4)), outside);
+        assert_eq!(
+            refusal(BatchSampler::fixed(vec![vec![0], vec![]], 4)),
+            "batch size is 0, needed 1 or more"
+        );
     }
 
     #[test]
     fn a_state_of_another_run_is_refused() {
-        let saved = Sampler::shuffled(11, 4, 3).unwrap().state();
-        let refused = |mut sampler: Sampler, state| sampler.restore(state).unwrap_err().to_string();
+        let saved = BatchSampler::shuffled(11, 4, 3).unwrap().state();
+        let refused = |mut sampler: BatchSampler, state| sampler.restore(state).unwrap_err().to_string();
 
-        let seed = refused(Sampler::shuffled(11, 4, 8).unwrap(), saved);
-        let data = refused(Sampler::shuffled(12, 4, 3).unwrap(), saved);
-        let order = refused(Sampler::in_order(11, 4).unwrap(), saved);
-        let place = refused(Sampler::shuffled(11, 4, 3).unwrap(), SamplerState { position: 12, ..saved });
+        let seed = refused(BatchSampler::shuffled(11, 4, 8).unwrap(), saved);
+        let data = refused(BatchSampler::shuffled(12, 4, 3).unwrap(), saved);
+        let order = refused(BatchSampler::in_order(11, 4).unwrap(), saved);
+        let place =
+            refused(BatchSampler::shuffled(11, 4, 3).unwrap(), BatchSamplerState { position: 12, ..saved });
 
         assert!(seed.starts_with("saved sampler has seed 3, this run has 8;"), "{seed}");
         assert!(data.starts_with("saved sampler has records 11, this run has 12;"), "{data}");
         assert!(order.starts_with("saved sampler draws Shuffled, this run draws InOrder;"), "{order}");
-        assert_eq!(place, "saved sampler stands at 12 of 11");
+        assert_eq!(place, "saved sampler is at 12 of 11");
     }
 }

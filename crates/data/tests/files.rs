@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use glm4v_data::{Dataset, DatasetOptions, Registry};
+use glm4v_data::{Dataset, DatasetOptions, DatasetRegistry};
 use glm4v_processor::{ImageSource, Processor};
 
 fn root() -> PathBuf {
@@ -17,9 +17,9 @@ fn scan(record: &glm4v_data::Record) -> usize {
 }
 
 #[test]
-fn every_registered_data_set_becomes_samples() {
+fn every_registered_dataset_becomes_samples() {
     let processor = Arc::new(Processor::load(&root().join("configs/models/digits")).unwrap());
-    let registry = Registry::load(&root().join("datasets")).unwrap();
+    let registry = DatasetRegistry::load(&root().join("datasets")).unwrap();
     let mut seen = 0;
     for name in registry.names() {
         for split in registry.splits(name).unwrap() {
@@ -36,23 +36,23 @@ fn every_registered_data_set_becomes_samples() {
 }
 
 #[test]
-fn every_folder_of_data_sets_is_registered() {
-    let registry = Registry::load(&root().join("datasets")).unwrap();
+fn every_directory_of_datasets_is_registered() {
+    let registry = DatasetRegistry::load(&root().join("datasets")).unwrap();
     let names: Vec<&str> = registry.names().collect();
-    let mut folders = 0;
+    let mut directories = 0;
     for entry in std::fs::read_dir(root().join("datasets")).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_dir() {
-            folders += 1;
+            directories += 1;
             assert!(names.contains(&entry.file_name().to_str().unwrap()), "{:?}", entry.file_name());
         }
     }
-    assert!(folders >= 2);
+    assert!(directories >= 2);
 }
 
 #[test]
 fn the_digits_are_split_as_the_comparison_with_pytorch_split_them() {
-    let registry = Registry::load(&root().join("datasets")).unwrap();
+    let registry = DatasetRegistry::load(&root().join("datasets")).unwrap();
     let scans = |name: &str| -> Vec<usize> {
         registry.find(name).unwrap().read(None).unwrap().iter().map(scan).collect()
     };

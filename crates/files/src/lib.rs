@@ -1,64 +1,68 @@
 #![doc = include_str!("../README.md")]
 
+mod suggest;
+
 use std::fmt;
 use std::fs::{self, File, FileType};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// Longest config, index, chat template or other file of settings, in bytes. The largest published ones, indices of
-/// checkpoints with experts, have about 3 MB.
+pub use suggest::did_you_mean;
+
+/// Maximum bytes of a config, index, chat template or similar file. The largest published ones, indices of checkpoints with
+/// experts, have about 3 MB.
 pub const LONGEST_CONFIG: u64 = 64 << 20;
 
-/// Longest `tokenizer.json`, in bytes. The published ones have about 20 MB.
+/// Maximum bytes of a `tokenizer.json`. The published ones have about 20 MB.
 pub const LONGEST_TOKENIZER: u64 = 256 << 20;
 
-/// Why a file was not read.
+/// Error of reading a file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// The system refused.
+    /// The operating system returned an error.
     #[error("{}: cannot read: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system reports.
+        /// Its error.
         source: io::Error,
     },
-    /// Something other than a regular file.
+    /// The path is not a regular file.
     #[error("{}: is {found}; needed: a regular file", path.display())]
-    Kind {
-        /// The path.
+    NotRegular {
+        /// Path of the file.
         path: PathBuf,
-        /// What is there.
-        found: Kind,
+        /// Kind of file found.
+        found: NonRegularFile,
     },
-    /// More bytes than a file of its kind has.
-    #[error("{}: longer than {most} bytes, the limit for a file of its kind", path.display())]
+    /// The file is longer than allowed.
+    #[error("{}: longer than {max_bytes} bytes, the limit for a file of its kind", path.display())]
     TooLong {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Bytes allowed.
-        most: u64,
+        max_bytes: u64,
     },
-    /// A text in another encoding.
+    /// The text is not UTF-8.
     #[error("{}: not UTF-8; save it as UTF-8", path.display())]
     Encoding {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
 }
 
 impl FileError {
-    /// Whether there is no such file, nor anything else of that name.
+    /// Whether the path does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// What a path may lead to instead of a regular file.
+/// Kinds of files other than regular ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum NonRegularFile {
     /// A directory.
     Directory,
     /// A named pipe.
@@ -67,11 +71,11 @@ pub enum Kind {
     Device,
     /// A socket.
     Socket,
-    /// Whatever else a system has.
+    /// Any other kind.
     Other,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for NonRegularFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Directory => "a directory",
@@ -83,8 +87,8 @@ impl fmt::Display for Kind {
     }
 }
 
-impl Kind {
-    fn of(found: FileType) -> Self {
+impl NonRegularFile {
+    fn new(found: FileType) -> Self {
         #[cfg(unix)]
         {
             use std::os::unix::fs::FileTypeExt;
@@ -102,54 +106,54 @@ impl Kind {
     }
 }
 
-/// Opens a regular file, or a pipe that the path itself names as already open: `/dev/stdin`, or `/dev/fd/63`, which
-/// is what a shell makes of `<(command)`.
+/// Opens a regular file, or a pipe whose path refers to an open file descriptor: `/dev/stdin`, or the `/dev/fd/63` of a shell's
+/// `<(command)`.
 ///
 /// # Errors
 ///
-/// When the system refuses, or there is something else.
+/// When the file cannot be opened, or is of another kind.
 pub fn open(path: &Path) -> Result<File, FileError> {
     let io = |source| FileError::Io { path: path.to_owned(), source };
-    // Looked at first: opening a pipe would wait for a writer.
+    // Before opening, which would wait for a writer on a pipe.
     let found = fs::metadata(path).map_err(io)?.file_type();
-    let kind = Kind::of(found);
-    if found.is_file() || (kind == Kind::Pipe && is_open_already(path)) {
+    let kind = NonRegularFile::new(found);
+    if found.is_file() || (kind == NonRegularFile::Pipe && is_open_descriptor(path)) {
         File::open(path).map_err(io)
     } else {
-        Err(FileError::Kind { path: path.to_owned(), found: kind })
+        Err(FileError::NotRegular { path: path.to_owned(), found: kind })
     }
 }
 
-/// Reads a file of at most `most` bytes.
+/// Reads a file of at most `max_bytes`.
 ///
 /// # Errors
 ///
-/// When the system refuses, there is something other than a file, or it is longer.
-pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
+/// When it cannot be read, is not a regular file, or is longer.
+pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileError> {
     let io = |source| FileError::Io { path: path.to_owned(), source };
-    let too_long = || FileError::TooLong { path: path.to_owned(), most };
+    let too_long = || FileError::TooLong { path: path.to_owned(), max_bytes };
     let file = open(path)?;
     let length = file.metadata().map_err(io)?.len();
-    if length > most {
+    if length > max_bytes {
         return Err(too_long());
     }
     let mut bytes = Vec::with_capacity(length as usize);
-    // Bounded again: a pipe has no length, and a file may grow.
-    file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > most { Err(too_long()) } else { Ok(bytes) }
+    // Limited again: a pipe has no length, and a file may grow.
+    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > max_bytes { Err(too_long()) } else { Ok(bytes) }
 }
 
-/// Reads a text of at most `most` bytes.
+/// Reads a text of at most `max_bytes`.
 ///
 /// # Errors
 ///
 /// As [`read`], and when it is not UTF-8.
-pub fn read_text(path: &Path, most: u64) -> Result<String, FileError> {
-    let bytes = read(path, most)?;
+pub fn read_text(path: &Path, max_bytes: u64) -> Result<String, FileError> {
+    let bytes = read(path, max_bytes)?;
     String::from_utf8(bytes).map_err(|_| FileError::Encoding { path: path.to_owned() })
 }
 
-fn is_open_already(path: &Path) -> bool {
+fn is_open_descriptor(path: &Path) -> bool {
     path == Path::new("/dev/stdin") || path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd")
 }
 
@@ -165,8 +169,8 @@ mod tests {
 
     #[test]
     fn a_file_is_read_up_to_its_limit() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.json");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
 
         fs::write(&path, "{\"a\": 1}").unwrap();
         assert_eq!(read_text(&path, 8).unwrap(), "{\"a\": 1}");
@@ -178,26 +182,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_told_from_what_cannot_be_read() {
-        let folder = tempfile::tempdir().unwrap();
+    fn a_missing_file_differs_from_an_unreadable_one() {
+        let dir = tempfile::tempdir().unwrap();
 
-        assert!(read(&folder.path().join("a"), 8).unwrap_err().is_missing());
-        assert!(!read(folder.path(), 8).unwrap_err().is_missing());
-        assert_eq!(refusal(folder.path()), "is a directory; needed: a regular file");
+        assert!(read(&dir.path().join("a"), 8).unwrap_err().is_missing());
+        assert!(!read(dir.path(), 8).unwrap_err().is_missing());
+        assert_eq!(refusal(dir.path()), "is a directory; needed: a regular file");
     }
 
     #[cfg(unix)]
     #[test]
-    fn neither_a_pipe_nor_a_device_is_waited_for() {
+    fn pipes_and_devices_do_not_block() {
         use std::os::unix::fs::symlink;
         use std::os::unix::net::UnixListener;
         use std::process::Command;
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
         assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
         let _socket = UnixListener::bind(at("socket")).unwrap();
         symlink("/dev/zero", at("zero")).unwrap();
-        symlink(folder.path(), at("link")).unwrap();
+        symlink(dir.path(), at("link")).unwrap();
         symlink(at("loop"), at("loop")).unwrap();
 
         for (name, found) in
@@ -210,7 +214,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_file_of_the_system_without_a_length_is_bounded_too() {
+    fn a_system_file_without_a_length_is_limited_too() {
         assert!(fs::metadata("/proc/self/maps").unwrap().len() == 0);
 
         assert_eq!(

@@ -1,31 +1,31 @@
-//! How to generate: the checkpoint's `generation_config.json`, and what the caller wants otherwise.
+//! Settings of generation, by default from the checkpoint's `generation_config.json`.
 
 use std::path::{Path, PathBuf};
 
 use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
-use glm4v_model::Glm4vConfig;
+use glm4v_model::{Glm4vConfig, OneOrMany};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::rules::Rules;
-use crate::sampling::Sampling;
+use crate::logits_processors::LogitsProcessors;
+use crate::sampling::SamplingParams;
 
-/// Why a `generation_config.json` cannot be used, or a setting makes no sense.
+/// Error of a `generation_config.json`, or of a setting out of range.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerationConfigError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The file is not what it should be.
+    /// Invalid JSON, or a value of the wrong type.
     #[error("{}: {source}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with line and column.
+        /// Error of the parser, with line and column.
         source: serde_json::Error,
     },
-    /// A key whose meaning is not obeyed.
+    /// A key that is not supported here and would change the result.
     #[error(
         "{}: \"{key}\" is {found}, and this version does not do what it asks for; needed: no such key, or {needed}",
         path.display()
@@ -37,17 +37,17 @@ pub enum GenerationConfigError {
         key: &'static str,
         /// Its value.
         found: String,
-        /// A value that asks for nothing.
+        /// A value that has no effect.
         needed: String,
     },
-    /// A number out of its range.
+    /// A setting out of range.
     #[error("{name} is {found}; needed: {needed}")]
     Range {
         /// Name of the setting.
         name: &'static str,
         /// Its value.
         found: f64,
-        /// What it may be.
+        /// The valid range.
         needed: &'static str,
     },
 }
@@ -55,16 +55,16 @@ pub enum GenerationConfigError {
 /// Settings of one generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationConfig {
-    /// Most tokens to produce.
+    /// Maximum number of generated tokens.
     pub max_new_tokens: usize,
-    /// How the next token is drawn.
-    pub sampling: Sampling,
-    /// Start of the random numbers.
+    /// Parameters of sampling.
+    pub sampling: SamplingParams,
+    /// Random seed.
     pub seed: u64,
-    /// Tokens that end an answer.
-    pub stop_ids: Vec<u32>,
-    /// Tokens that are forbidden or forced.
-    pub rules: Rules,
+    /// Tokens that end generation.
+    pub eos_token_ids: Vec<u32>,
+    /// Logits processors that forbid or force tokens.
+    pub logits_processors: LogitsProcessors,
 }
 
 #[derive(Deserialize, Default)]
@@ -75,36 +75,20 @@ struct RawGenerationConfig {
     top_k: Option<usize>,
     min_p: Option<f64>,
     repetition_penalty: Option<f64>,
-    eos_token_id: Option<OneOrMany>,
+    eos_token_id: Option<OneOrMany<u32>>,
     no_repeat_ngram_size: Option<usize>,
     bad_words_ids: Option<Vec<Vec<u32>>>,
     min_length: Option<usize>,
     min_new_tokens: Option<usize>,
-    forced_eos_token_id: Option<OneOrMany>,
+    forced_eos_token_id: Option<OneOrMany<u32>>,
     suppress_tokens: Option<Vec<u32>>,
     begin_suppress_tokens: Option<Vec<u32>>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
-}
-
-/// Keys that change what transformers generates and are not obeyed here, with the number that asks for nothing, where one does.
-/// Null and false ask for nothing in any case.
+/// Keys that are not supported here and change what transformers generates, with a number that has no effect, if any. Null and false
+/// have no effect for all.
 const UNSUPPORTED: [(&str, Option<f64>); 23] = [
     ("constraints", None),
     ("diversity_penalty", Some(0.0)),
@@ -131,13 +115,13 @@ const UNSUPPORTED: [(&str, Option<f64>); 23] = [
     ("watermarking_config", None),
 ];
 
-/// Refuses what would be ignored otherwise.
+/// Keys that would be ignored otherwise are errors.
 fn check_unsupported(rest: &Map<String, Value>, path: &Path) -> Result<(), GenerationConfigError> {
     for (key, neutral) in UNSUPPORTED {
         let Some(found) = rest.get(key) else { continue };
-        let off = matches!(found, Value::Null | Value::Bool(false))
+        let is_off = matches!(found, Value::Null | Value::Bool(false))
             || (neutral.is_some() && found.as_f64() == neutral);
-        if !off {
+        if !is_off {
             let (path, found) = (path.to_owned(), found.to_string());
             let needed = neutral.map_or_else(|| "null".to_owned(), |number| number.to_string());
             return Err(GenerationConfigError::Unsupported { path, key, found, needed });
@@ -147,24 +131,24 @@ fn check_unsupported(rest: &Map<String, Value>, path: &Path) -> Result<(), Gener
 }
 
 impl GenerationConfig {
-    /// Greedy generation of up to `max_new_tokens`, ending at the tokens of the model's config.
+    /// Greedy decoding of up to `max_new_tokens`, with the EOS tokens of the model's config.
     pub fn greedy(config: &Glm4vConfig, max_new_tokens: usize) -> Self {
         Self {
             max_new_tokens,
-            sampling: Sampling::greedy(),
+            sampling: SamplingParams::greedy(),
             seed: 0,
-            stop_ids: config.text.eos_token_id.clone(),
-            rules: Rules::default(),
+            eos_token_ids: config.text.eos_token_id.clone(),
+            logits_processors: LogitsProcessors::default(),
         }
     }
 
-    /// The settings of a checkpoint: `generation_config.json` if the folder has one, else greedy. Its `max_length` and
-    /// `max_new_tokens` give way to `max_new_tokens`.
+    /// The settings of a checkpoint: `generation_config.json` if the folder has one, else greedy decoding. Its `max_length` and
+    /// `max_new_tokens` are ignored in favor of the argument.
     ///
     /// # Errors
     ///
-    /// When the file is there but cannot be read, or asks for what is not supported.
-    pub fn of_folder(
+    /// When the file exists but cannot be read, or has unsupported or invalid settings.
+    pub fn from_folder(
         folder: &Path,
         config: &Glm4vConfig,
         max_new_tokens: usize,
@@ -186,9 +170,9 @@ impl GenerationConfig {
             settings.sampling.min_p = raw.min_p.unwrap_or(0.0);
         }
         if let Some(ids) = raw.eos_token_id {
-            settings.stop_ids = ids.into_vec();
+            settings.eos_token_ids = ids.into_vec();
         }
-        settings.rules = Rules {
+        settings.logits_processors = LogitsProcessors {
             no_repeat_ngram_size: raw.no_repeat_ngram_size.unwrap_or(0),
             bad_words_ids: raw.bad_words_ids.unwrap_or_default(),
             min_length: raw.min_length.unwrap_or(0),
@@ -201,30 +185,30 @@ impl GenerationConfig {
         Ok(settings)
     }
 
-    /// Refuses numbers that make no sense.
+    /// Checks the range of every number.
     ///
     /// # Errors
     ///
-    /// Names the setting, its value and its range.
+    /// The first setting out of range, with its value and range.
     pub fn check(&self) -> Result<(), GenerationConfigError> {
-        let sampling = &self.sampling;
-        let range = |good: bool, name, found, needed| match good {
-            true => Ok(()),
-            false => Err(GenerationConfigError::Range { name, found, needed }),
-        };
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        let t = sampling.temperature;
-        // Less would divide scores beyond what f32 holds.
-        range(t == 0.0 || (t.is_finite() && t >= 1e-6), "temperature", t, "0 (greedy), or 1e-6 and more")?;
-        range(
-            sampling.top_p > 0.0 && sampling.top_p <= 1.0,
-            "top_p",
-            sampling.top_p,
-            "more than 0, at most 1",
-        )?;
-        range((0.0..=1.0).contains(&sampling.min_p), "min_p", sampling.min_p, "0 to 1")?;
-        let penalty = sampling.repetition_penalty;
-        range(positive(penalty), "repetition_penalty", penalty, "more than 0; 1 changes nothing")?;
-        range(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens as f64, "at least 1")
+        let SamplingParams { temperature, top_p, min_p, repetition_penalty, .. } = self.sampling;
+        // Lower temperatures would overflow f32 in the division.
+        let is_temperature = temperature == 0.0 || (temperature.is_finite() && temperature >= 1e-6);
+        check_range(is_temperature, "temperature", temperature, "0 (greedy), or 1e-6 and more")?;
+        check_range(top_p > 0.0 && top_p <= 1.0, "top_p", top_p, "more than 0, at most 1")?;
+        check_range((0.0..=1.0).contains(&min_p), "min_p", min_p, "0 to 1")?;
+        let is_penalty = repetition_penalty.is_finite() && repetition_penalty > 0.0;
+        let needed = "more than 0; 1 changes nothing";
+        check_range(is_penalty, "repetition_penalty", repetition_penalty, needed)?;
+        check_range(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens as f64, "at least 1")
     }
+}
+
+fn check_range(
+    is_valid: bool,
+    name: &'static str,
+    found: f64,
+    needed: &'static str,
+) -> Result<(), GenerationConfigError> {
+    if is_valid { Ok(()) } else { Err(GenerationConfigError::Range { name, found, needed }) }
 }

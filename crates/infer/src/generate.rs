@@ -1,28 +1,34 @@
-//! The loop: prefill, then one token a step for every row until all have ended.
+//! The generation loop: prefill, then one token a step for every row until all have finished.
 
 use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Tensor};
-use glm4v_model::{Batch, ComputeError, FusionError, Glm4v, Probe};
+use glm4v_model::{Batch, CausalLm, ComputeError, DecoderOptions, ModelInputError};
 
 use crate::config::GenerationConfig;
-use crate::rules::Place;
-use crate::sampling::Sampler;
+use crate::logits_processors::RowState;
+use crate::sampling::TokenSampler;
 
-/// Why no text could be generated.
+/// Error of generation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
-    /// Prompt and images do not belong together.
+    /// Prompt and images do not match.
     #[error(transparent)]
-    Fusion(#[from] FusionError),
-    /// Rows must end with their last token, or what follows them would come after padding.
+    Input(#[from] ModelInputError),
+    /// A row is padded on the right, so that new tokens would follow padding.
     #[error("row {row} is padded on the right; needed: padding on the left")]
     RightPadded {
-        /// Row of the batch.
+        /// Index of the row.
         row: usize,
     },
-    /// No room for an answer.
+    /// A row holds several samples, of which only the last could go on.
+    #[error("row {row} holds several packed samples; needed: one prompt a row")]
+    Packed {
+        /// Index of the row.
+        row: usize,
+    },
+    /// The prompt leaves no room for new tokens.
     #[error(
         "the prompt takes {tokens} tokens, the model's longest sequence is {longest} (max_position_embeddings); \
          shorten the prompt or make its images smaller"
@@ -30,124 +36,175 @@ pub enum GenerateError {
     PromptTooLong {
         /// Tokens of the longest row.
         tokens: usize,
-        /// Tokens that the model was made for.
+        /// `max_position_embeddings` of the model.
         longest: usize,
     },
-    /// The weights are broken, or a type overflowed.
+    /// A logit is NaN: the weights are broken, or the dtype overflowed.
     #[error("row {row}, new token {token}: the model's scores are not numbers; the weights may be broken")]
-    NotANumber {
-        /// Row of the batch.
+    NanLogits {
+        /// Index of the row.
         row: usize,
-        /// Tokens generated before.
+        /// Number of tokens generated before.
         token: usize,
     },
-    /// The device failed.
+    /// The computation failed on the device.
     #[error(transparent)]
     Compute(#[from] ComputeError),
 }
 
-/// Why a row ended.
+/// Reason why a row ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// It produced a stop token.
+pub enum FinishReason {
+    /// It generated an EOS token.
     Stop,
-    /// It reached the most tokens allowed.
+    /// It reached the maximum number of tokens.
     Length,
-    /// The caller ended it.
-    Caller,
+    /// `on_token` ended it, at a stop string for example.
+    Cancelled,
 }
 
-/// What a row produced.
+/// Generated tokens of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Generated {
-    /// New tokens, the stop token included.
+pub struct GeneratedTokens {
+    /// New tokens, the EOS token included.
     pub ids: Vec<u32>,
-    /// Why it ended.
-    pub finish: Finish,
+    /// Reason why the row ended.
+    pub finish_reason: FinishReason,
 }
 
-/// Continues every row of a left-padded batch, up to the most tokens of `config` or the model's longest sequence.
+/// Continues every row of a left-padded batch, up to `max_new_tokens` or the model's longest sequence.
 ///
-/// `on_token` sees each new token of each row and may end that row; pass `|_, _| ControlFlow::Continue(())` to let
-/// all run.
+/// `on_token` is called with the row and each new token, and may end the row; pass `|_, _| ControlFlow::Continue(())` to let all
+/// rows run.
 ///
 /// # Errors
 ///
-/// When the batch does not fit the model, or the model computes what is not a number.
+/// When the batch does not fit the model, or a logit is NaN.
 pub fn generate(
-    model: &Glm4v,
+    model: &impl CausalLm,
     batch: &Batch,
     config: &GenerationConfig,
     mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
-) -> Result<Vec<Generated>, GenerateError> {
+) -> Result<Vec<GeneratedTokens>, GenerateError> {
     let [rows, width] = batch.shape;
-    let longest = model.config.text.max_position_embeddings;
     if rows == 0 {
         return Ok(Vec::new());
     }
+    let max_new_tokens = check_prompts(model, batch, config)?;
+    // Allocated in full: growing would copy it at every step.
+    let mut cache = model.kv_cache(rows, width + max_new_tokens);
+    let input = model.embed(batch)?;
+    let rope_deltas = input.positions.rope_deltas.clone();
+    let last: Vec<usize> = (1..=rows).map(|row| row * width - 1).collect();
+    // Logits of the last position alone: for a long prompt all of them would take gigabytes.
+    let prefill =
+        DecoderOptions { cache: Some(&mut cache), positions: Some(&last), ..DecoderOptions::default() };
+    let mut logits = model.logits(model.decoder_forward(input, prefill).hidden_states); // [B, V]
+
+    let mut rows: Vec<Row> = (0..rows).map(|row| Row::new(batch, row, config)).collect();
+    for token in 0..max_new_tokens {
+        let mut values = read_logits(logits)?;
+        let vocab_size = values.len() / rows.len();
+        for (index, (row, scores)) in rows.iter_mut().zip(values.chunks_exact_mut(vocab_size)).enumerate() {
+            if row.finish_reason.is_some() {
+                continue;
+            }
+            let id = row.sample(scores, config, max_new_tokens);
+            let id = id.ok_or(GenerateError::NanLogits { row: index, token })?;
+            if on_token(index, id).is_break() {
+                row.finish_reason = Some(FinishReason::Cancelled);
+            } else if config.eos_token_ids.contains(&id) {
+                row.finish_reason = Some(FinishReason::Stop);
+            }
+        }
+        if rows.iter().all(|row| row.finish_reason.is_some()) || token + 1 == max_new_tokens {
+            break;
+        }
+        // Finished rows repeat their last token; the result is ignored.
+        let last: Vec<u32> = rows.iter().map(Row::last_token).collect();
+        logits = model.decode_step(&last, &rope_deltas, &mut cache);
+    }
+    Ok(rows.into_iter().map(Row::into_generated).collect())
+}
+
+/// Checks that every row can be continued; returns how many tokens fit, `max_new_tokens` at most.
+///
+/// The cache is allocated in full for them, so they are limited to what the model supports.
+fn check_prompts(
+    model: &impl CausalLm,
+    batch: &Batch,
+    config: &GenerationConfig,
+) -> Result<usize, GenerateError> {
+    let width = batch.shape[1];
+    let longest = model.text_config().max_position_embeddings;
     if width == 0 {
-        return Err(FusionError::EmptyRow { row: 0 }.into());
+        return Err(ModelInputError::EmptyRow { row: 0 }.into());
     }
     if width >= longest {
         return Err(GenerateError::PromptTooLong { tokens: width, longest });
     }
-    // The cache is allocated whole: no more than the model could use, whatever was asked for.
-    let max_new_tokens = config.max_new_tokens.min(longest - width);
-    if let Some(row) = (0..rows).find(|row| !batch.attention_mask[(row + 1) * width - 1]) {
-        return Err(GenerateError::RightPadded { row });
-    }
-    let mut probe = Probe::off();
-    let mut cache = model.cache(rows, width + max_new_tokens);
-    let input = model.embed(batch, &mut probe)?;
-    let deltas = input.positions.deltas.clone();
-    let last: Vec<usize> = (1..=rows).map(|row| row * width - 1).collect();
-    let mut scores = model.head(model.decode_at(input, &last, Some(&mut cache), &mut probe)); // [B, V]
-
-    let mut history: Vec<Vec<u32>> = (0..rows)
-        .map(|row| {
-            let place = row * width..(row + 1) * width;
-            let real = batch.attention_mask[place.clone()].iter();
-            batch.input_ids[place].iter().zip(real).filter(|(_, real)| **real).map(|(id, _)| *id).collect()
-        })
-        .collect();
-    let prompts: Vec<usize> = history.iter().map(Vec::len).collect();
-    let mut samplers: Vec<Sampler> =
-        (0..rows).map(|row| Sampler::new(config.sampling, config.seed, row)).collect();
-    let mut ended: Vec<Option<Finish>> = vec![None; rows];
-    for token in 0..max_new_tokens {
-        let mut values = read(scores)?;
-        let vocabulary = values.len() / rows;
-        for row in (0..rows).filter(|row| ended[*row].is_none()).collect::<Vec<_>>() {
-            let scores = &mut values[row * vocabulary..(row + 1) * vocabulary];
-            let (history_of_row, prompt) = (&history[row], prompts[row]);
-            let place = Place { history: history_of_row, prompt, max_new_tokens, stop_ids: &config.stop_ids };
-            config.rules.apply(scores, place);
-            let id =
-                samplers[row].next(scores, history_of_row).ok_or(GenerateError::NotANumber { row, token })?;
-            history[row].push(id);
-            if on_token(row, id).is_break() {
-                ended[row] = Some(Finish::Caller);
-            } else if config.stop_ids.contains(&id) {
-                ended[row] = Some(Finish::Stop);
-            }
+    for (row, segments) in batch.segment_ids.chunks(width).enumerate() {
+        if segments[width - 1] == 0 {
+            return Err(GenerateError::RightPadded { row });
         }
-        if ended.iter().all(Option::is_some) || token + 1 == max_new_tokens {
-            break;
+        if segments.iter().any(|segment| *segment > 1) {
+            return Err(GenerateError::Packed { row });
         }
-        // Rows that have ended go on with their last token; nobody looks at what they produce.
-        let last: Vec<u32> = history.iter().map(|row| row.last().copied().unwrap_or(0)).collect();
-        scores = model.step(&last, &deltas, &mut cache);
     }
-    let rows = history.into_iter().zip(prompts).zip(ended);
-    Ok(rows
-        .map(|((ids, prompt), finish)| Generated {
-            ids: ids[prompt..].to_vec(),
-            finish: finish.unwrap_or(Finish::Length),
-        })
-        .collect())
+    Ok(config.max_new_tokens.min(longest - width))
 }
 
-fn read(scores: Tensor<2>) -> Result<Vec<f32>, GenerateError> {
-    let data = scores.cast(DType::F32).try_into_data().map_err(ComputeError::from)?;
+/// A row during generation.
+struct Row {
+    /// Prompt without padding, and generated tokens.
+    history: Vec<u32>,
+    /// Number of tokens in the prompt.
+    prompt_tokens: usize,
+    sampler: TokenSampler,
+    /// None while the row runs.
+    finish_reason: Option<FinishReason>,
+}
+
+impl Row {
+    fn new(batch: &Batch, row: usize, config: &GenerationConfig) -> Self {
+        let width = batch.shape[1];
+        let range = row * width..(row + 1) * width;
+        let tokens = batch.input_ids[range.clone()].iter().zip(&batch.segment_ids[range]);
+        let history: Vec<u32> = tokens.filter(|(_, segment)| **segment != 0).map(|(id, _)| *id).collect();
+        let sampler = TokenSampler::new(config.sampling, config.seed, row);
+        Self { prompt_tokens: history.len(), history, sampler, finish_reason: None }
+    }
+
+    /// Appends the next token and returns it; none if a logit is NaN.
+    fn sample(
+        &mut self,
+        scores: &mut [f32],
+        config: &GenerationConfig,
+        max_new_tokens: usize,
+    ) -> Option<u32> {
+        let state = RowState {
+            history: &self.history,
+            prompt_tokens: self.prompt_tokens,
+            max_new_tokens,
+            eos_token_ids: &config.eos_token_ids,
+        };
+        config.logits_processors.apply(scores, state);
+        let id = self.sampler.next(scores, &self.history)?;
+        self.history.push(id);
+        Some(id)
+    }
+
+    fn last_token(&self) -> u32 {
+        self.history.last().copied().unwrap_or(0)
+    }
+
+    fn into_generated(mut self) -> GeneratedTokens {
+        let ids = self.history.split_off(self.prompt_tokens);
+        GeneratedTokens { ids, finish_reason: self.finish_reason.unwrap_or(FinishReason::Length) }
+    }
+}
+
+fn read_logits(logits: Tensor<2>) -> Result<Vec<f32>, GenerateError> {
+    let data = logits.cast(DType::F32).try_into_data().map_err(ComputeError::from)?;
     Ok(data.try_to_vec().map_err(ComputeError::from)?)
 }

@@ -3,32 +3,20 @@
 //! # Where to start
 //!
 //! [`generate`] takes a left-padded [`Batch`](glm4v_model::Batch) and [`GenerationConfig`], and returns what every
-//! row produced and why it ended. [`TextStream`] turns tokens into text as they come; a [`Pipeline`] makes batches.
+//! row produced and why it ended. [`TextStreamer`] turns tokens into text as they come; a [`MultimodalEmbedder`] makes batches.
 
 mod config;
+mod embedder;
 mod generate;
-mod pipeline;
-mod rules;
+mod logits_processors;
 mod sampling;
+mod stop_strings;
 mod stream;
 
 pub use config::{GenerationConfig, GenerationConfigError};
-pub use generate::{Finish, GenerateError, Generated, generate};
-pub use pipeline::{Embedded, Pipeline, PipelineError};
-pub use rules::Rules;
-pub use sampling::{Sampler, Sampling};
-pub use stream::TextStream;
-
-use glm4v_model::Sample;
-use glm4v_processor::Encoded;
-
-/// A prompt as the network takes it.
-pub fn prompt_sample(encoded: Encoded) -> Sample {
-    Sample::from_parts(
-        encoded.input_ids,
-        &encoded.mm_token_type_ids,
-        encoded.loss_mask,
-        (encoded.pixel_values, &encoded.image_grid_thw),
-        (encoded.pixel_values_videos, &encoded.video_grid_thw),
-    )
-}
+pub use embedder::{EmbedError, EmbeddedBatch, MultimodalEmbedder};
+pub use generate::{FinishReason, GenerateError, GeneratedTokens, generate};
+pub use logits_processors::LogitsProcessors;
+pub use sampling::{SamplingParams, TokenSampler};
+pub use stop_strings::StopStrings;
+pub use stream::TextStreamer;

@@ -1,82 +1,76 @@
-//! From scores to the next token, on the host.
+//! Sampling of the next token from its logits, on the host.
 //!
 //! Order and meaning of the steps are those of transformers: repetition penalty, temperature, top-k, top-p, min-p,
 //! softmax, draw. Source: transformers 5.23, `generation/logits_process.py`.
 
 use std::cmp::Ordering;
 
-/// How the next token is chosen.
+use glm4v_inputs::SplitMix64;
+
+/// Parameters of sampling, under the names of transformers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampling {
-    /// Scores are divided by it; 0 takes the best token (greedy).
+pub struct SamplingParams {
+    /// Divides the logits; 0 selects greedy decoding.
     pub temperature: f64,
-    /// Keeps the most probable tokens that together reach this probability; 1 keeps all.
+    /// Nucleus sampling: keeps the most probable tokens whose probabilities sum to this; 1 keeps all.
     pub top_p: f64,
-    /// Keeps this many of the best tokens; 0 keeps all.
+    /// Keeps this many of the most probable tokens; 0 keeps all.
     pub top_k: usize,
-    /// Drops tokens less probable than this share of the best one's probability; 0 drops none.
+    /// Drops tokens below this fraction of the highest probability; 0 drops none.
     pub min_p: f64,
-    /// Makes tokens that were seen, the prompt's included, less probable; 1 changes nothing.
+    /// Divides the positive logits of earlier tokens, those of the prompt included, and multiplies the negative; 1 for none.
     pub repetition_penalty: f64,
 }
 
-impl Sampling {
-    /// Always the best token.
+impl SamplingParams {
+    /// Greedy decoding.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, repetition_penalty: 1.0 }
     }
 }
 
-/// Draws tokens for one row.
+/// Sampler of one row, with a random state of its own.
 #[derive(Debug, Clone)]
-pub struct Sampler {
-    sampling: Sampling,
-    state: u64,
+pub struct TokenSampler {
+    sampling: SamplingParams,
+    random: SplitMix64,
 }
 
-impl Sampler {
-    /// Starts the random numbers of `row` from `seed`.
-    pub fn new(sampling: Sampling, seed: u64, row: usize) -> Self {
-        Self { sampling, state: seed ^ (row as u64).wrapping_mul(0xd134_2543_de82_ef95) }
+impl TokenSampler {
+    /// A sampler whose random state depends on `seed` and `row` only.
+    pub fn new(sampling: SamplingParams, seed: u64, row: usize) -> Self {
+        let random = SplitMix64::new(seed ^ (row as u64).wrapping_mul(0xd134_2543_de82_ef95));
+        Self { sampling, random }
     }
 
-    /// Chooses the next token after `history`, prompt and answer so far; none if the scores are not numbers.
+    /// Samples the token after `history`, prompt and generated tokens; none if a logit is NaN.
     pub fn next(&mut self, scores: &[f32], history: &[u32]) -> Option<u32> {
         if scores.iter().any(|score| score.is_nan()) {
             return None;
         }
         let mut scores = scores.to_vec();
-        penalize(&mut scores, history, self.sampling.repetition_penalty);
+        apply_repetition_penalty(&mut scores, history, self.sampling.repetition_penalty);
         if self.sampling.temperature == 0.0 {
-            return best(&scores);
+            return argmax(&scores);
         }
-        temper(&mut scores, self.sampling.temperature);
-        keep_top_k(&mut scores, self.sampling.top_k);
-        keep_top_p(&mut scores, self.sampling.top_p);
-        keep_min_p(&mut scores, self.sampling.min_p);
+        apply_temperature(&mut scores, self.sampling.temperature);
+        apply_top_k(&mut scores, self.sampling.top_k);
+        apply_top_p(&mut scores, self.sampling.top_p);
+        apply_min_p(&mut scores, self.sampling.min_p);
         let probabilities = softmax(&scores);
-        let mut left = self.uniform();
+        let mut left = self.random.uniform();
         for (id, probability) in probabilities.iter().enumerate() {
             left -= f64::from(*probability);
             if left < 0.0 {
                 return Some(id as u32);
             }
         }
-        best(&scores) // rounding left a sliver of probability over
-    }
-
-    /// A number in [0, 1) (SplitMix64).
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        argmax(&scores) // rounding left the sum of probabilities below the drawn number
     }
 }
 
-/// The best token; the first of several.
-fn best(scores: &[f32]) -> Option<u32> {
+/// The token with the highest score, the first of several.
+fn argmax(scores: &[f32]) -> Option<u32> {
     let mut best = 0;
     for (id, score) in scores.iter().enumerate() {
         if *score > scores[best] {
@@ -86,8 +80,7 @@ fn best(scores: &[f32]) -> Option<u32> {
     (!scores.is_empty()).then_some(best as u32)
 }
 
-/// Makes the tokens of `history` less probable.
-pub(crate) fn penalize(scores: &mut [f32], history: &[u32], penalty: f64) {
+pub(crate) fn apply_repetition_penalty(scores: &mut [f32], history: &[u32], penalty: f64) {
     if penalty == 1.0 {
         return;
     }
@@ -102,12 +95,12 @@ pub(crate) fn penalize(scores: &mut [f32], history: &[u32], penalty: f64) {
     }
 }
 
-pub(crate) fn temper(scores: &mut [f32], temperature: f64) {
+pub(crate) fn apply_temperature(scores: &mut [f32], temperature: f64) {
     scores.iter_mut().for_each(|score| *score /= temperature as f32);
 }
 
-/// Drops all but the best `k`; ties with the last of them stay.
-pub(crate) fn keep_top_k(scores: &mut [f32], k: usize) {
+/// Keeps the `k` highest scores, and those equal to the last of them.
+pub(crate) fn apply_top_k(scores: &mut [f32], k: usize) {
     if k == 0 || k >= scores.len() {
         return;
     }
@@ -117,8 +110,8 @@ pub(crate) fn keep_top_k(scores: &mut [f32], k: usize) {
     scores.iter_mut().filter(|score| **score < threshold).for_each(|score| *score = f32::NEG_INFINITY);
 }
 
-/// Drops the least probable tokens whose probabilities add up to no more than `1 - p`.
-pub(crate) fn keep_top_p(scores: &mut [f32], p: f64) {
+/// Drops the least probable tokens whose probabilities sum to at most `1 - p`.
+pub(crate) fn apply_top_p(scores: &mut [f32], p: f64) {
     if p >= 1.0 {
         return;
     }
@@ -135,13 +128,13 @@ pub(crate) fn keep_top_p(scores: &mut [f32], p: f64) {
     }
 }
 
-/// Drops tokens less probable than `share` of the best one.
-pub(crate) fn keep_min_p(scores: &mut [f32], share: f64) {
-    if share == 0.0 {
+/// Drops tokens less probable than `min_p` times the highest probability.
+pub(crate) fn apply_min_p(scores: &mut [f32], min_p: f64) {
+    if min_p == 0.0 {
         return;
     }
     let probabilities = softmax(scores);
-    let threshold = probabilities.iter().copied().fold(0.0, f32::max) * share as f32;
+    let threshold = probabilities.iter().copied().fold(0.0, f32::max) * min_p as f32;
     for (score, probability) in scores.iter_mut().zip(probabilities) {
         if probability < threshold {
             *score = f32::NEG_INFINITY;
@@ -149,10 +142,9 @@ pub(crate) fn keep_min_p(scores: &mut [f32], share: f64) {
     }
 }
 
-/// Probabilities of scores.
 pub(crate) fn softmax(scores: &[f32]) -> Vec<f32> {
-    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exponentials: Vec<f32> = scores.iter().map(|score| (score - top).exp()).collect();
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
     let sum: f32 = exponentials.iter().sum();
     exponentials.into_iter().map(|value| value / sum).collect()
 }
@@ -181,17 +173,17 @@ mod tests {
             history.chunks(12).map(|row| row.iter().map(|id| *id as u32).collect()).collect();
         type Step = fn(&mut [f32], &[u32]);
         let steps: [(&str, Step); 7] = [
-            ("out.temperature_0.8", |s, _| temper(s, 0.8)),
-            ("out.top_k_7", |s, _| keep_top_k(s, 7)),
-            ("out.top_p_0.6", |s, _| keep_top_p(s, 0.6)),
-            ("out.top_p_0.95", |s, _| keep_top_p(s, 0.95)),
-            ("out.min_p_0.1", |s, _| keep_min_p(s, 0.1)),
-            ("out.repetition_1.3", |s, h| penalize(s, h, 1.3)),
+            ("out.temperature_0.8", |s, _| apply_temperature(s, 0.8)),
+            ("out.top_k_7", |s, _| apply_top_k(s, 7)),
+            ("out.top_p_0.6", |s, _| apply_top_p(s, 0.6)),
+            ("out.top_p_0.95", |s, _| apply_top_p(s, 0.95)),
+            ("out.min_p_0.1", |s, _| apply_min_p(s, 0.1)),
+            ("out.repetition_1.3", |s, h| apply_repetition_penalty(s, h, 1.3)),
             ("out.chain_probabilities", |s, h| {
-                penalize(s, h, 1.1);
-                temper(s, 0.8);
-                keep_top_k(s, 50);
-                keep_top_p(s, 0.6);
+                apply_repetition_penalty(s, h, 1.1);
+                apply_temperature(s, 0.8);
+                apply_top_k(s, 50);
+                apply_top_p(s, 0.6);
                 let probabilities = softmax(s);
                 s.copy_from_slice(&probabilities);
             }),
@@ -212,11 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn drawing_follows_the_probabilities_and_the_seed() {
-        let sampling = Sampling { temperature: 1.0, ..Sampling::greedy() };
+    fn samples_follow_the_probabilities_and_the_seed() {
+        let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::greedy() };
         let scores = [0.0, (2.0f32).ln(), f32::NEG_INFINITY, (5.0f32).ln()]; // 1/8, 2/8, 0, 5/8
         let draw = |seed| {
-            let mut sampler = Sampler::new(sampling, seed, 0);
+            let mut sampler = TokenSampler::new(sampling, seed, 0);
             (0..8000).map(|_| sampler.next(&scores, &[]).unwrap()).collect::<Vec<_>>()
         };
 
@@ -235,7 +227,18 @@ mod tests {
     }
 
     #[test]
-    fn scores_that_are_not_numbers_give_no_token() {
-        assert_eq!(Sampler::new(Sampling::greedy(), 0, 0).next(&[1.0, f32::NAN], &[]), None);
+    fn a_seed_and_a_row_keep_their_tokens() {
+        let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::greedy() };
+        let mut sampler = TokenSampler::new(sampling, 1, 2);
+
+        let drawn: Vec<u32> = (0..8).map(|_| sampler.next(&[0.0; 4], &[]).unwrap()).collect();
+
+        // Computed by a second implementation, in Python.
+        assert_eq!(drawn, [1, 3, 1, 1, 3, 2, 1, 3]);
+    }
+
+    #[test]
+    fn nan_scores_give_no_token() {
+        assert_eq!(TokenSampler::new(SamplingParams::greedy(), 0, 0).next(&[1.0, f32::NAN], &[]), None);
     }
 }

@@ -1,27 +1,27 @@
-//! Text from tokens as they come.
+//! Incremental detokenization.
 
 use glm4v_processor::Tokenizer;
 
-/// Turns tokens of one answer into text, holding back characters that are not whole yet.
+/// Decodes the tokens of one row one by one, holding back incomplete UTF-8 characters (transformers' `TextStreamer`).
 #[derive(Debug)]
-pub struct TextStream<'a> {
+pub struct TextStreamer<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
-    /// Tokens whose text is out.
+    /// Number of tokens whose text was returned.
     done: usize,
 }
 
-impl<'a> TextStream<'a> {
-    /// Starts an answer.
+impl<'a> TextStreamer<'a> {
+    /// A stream without tokens.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Self { tokenizer, ids: Vec::new(), done: 0 }
     }
 
-    /// Takes a token and returns the text that is certain now, special tokens left out.
+    /// Adds a token and returns the text that is now complete, without special tokens.
     pub fn push(&mut self, id: u32) -> String {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids[self.done..], true);
-        // A character of several bytes may be spread over tokens; until the last one came it decodes to U+FFFD.
+        // A character of several bytes may be split over tokens; until its last one it decodes to U+FFFD.
         if text.ends_with('\u{fffd}') {
             return String::new();
         }
@@ -29,7 +29,7 @@ impl<'a> TextStream<'a> {
         text
     }
 
-    /// What was held back to the end: bytes that never became a character.
+    /// The text held back at the end: bytes that are not a complete character.
     pub fn finish(self) -> String {
         self.tokenizer.decode(&self.ids[self.done..], true)
     }

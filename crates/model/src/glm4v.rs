@@ -3,30 +3,35 @@
 //! Source: transformers 5.23, `modeling_glm4v.py`, `modeling_glm4v_moe.py`, `modeling_glm_ocr.py`, each's
 //! `ForConditionalGeneration`.
 //!
-//! Dimensions: `B` rows, `S` sequence length, `D` width of the text stream, `V` vocabulary, `N` picked positions.
+//! Dimensions: `B` rows, `S` sequence length, `D` hidden size, `V` vocabulary size, `N` chosen positions.
 
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
+use glm4v_inputs::Batch;
 
-use crate::batch::{Batch, Patches};
-use crate::cache::Cache;
-use crate::config::Glm4vConfig;
-use crate::fusion::{Features, FusionError, check_patches, check_prompts, fuse};
-use crate::linear::{Linear, LinearConfig};
-use crate::positions::Positions;
-use crate::probe::Probe;
-use crate::site::Site;
-use crate::text::TextModel;
+use crate::causal_lm::CausalLm;
+use crate::config::{Glm4vConfig, TextConfig};
+use crate::device::DeviceError;
+use crate::device::device_spec::DeviceSpec;
+use crate::multimodal::{
+    ModelInputError, MultimodalEmbeddings, check_patches, check_prompts, check_values,
+    merge_multimodal_embeddings,
+};
+use crate::nn::linear::{Linear, LinearConfig};
+use crate::nn::positions::PositionIds;
+use crate::nn::recorder::ActivationRecorder;
+use crate::params::named::param_infos;
+use crate::text::{DecoderInput, TextModel};
 use crate::vision::VisionTower;
 
-/// A GLM4V model: images and text in, scores of the next token out.
+/// A GLM-4V model: images and text to logits of the next token.
 #[derive(Module, Debug)]
 pub struct Glm4v {
     /// Vision tower and text decoder.
     pub model: Glm4vModel,
-    /// `D -> V`; none if the embedding table serves as head.
+    /// `D -> V`; none if the token embeddings serve as head.
     pub lm_head: Option<Linear>,
-    /// What it was built from.
+    /// The config it was built from.
     #[module(skip)]
     pub config: Glm4vConfig,
 }
@@ -34,217 +39,157 @@ pub struct Glm4v {
 /// Vision tower and text decoder, as checkpoints group them.
 #[derive(Module, Debug)]
 pub struct Glm4vModel {
-    /// Patches to tokens.
+    /// Patches to embeddings.
     pub visual: VisionTower,
-    /// Tokens to hidden states.
+    /// Embeddings to hidden states.
     pub language_model: TextModel,
 }
 
-/// Everything that enters the text decoder.
-#[derive(Debug)]
-pub struct TextInput {
-    /// Embeddings with the features of images in place, `[B, S, D]`.
-    pub embeds: Tensor<3>,
-    /// Positions of every token, and what decoding adds later.
-    pub positions: Positions,
-    /// False where a row is padded, `[B, S]` row-major.
-    pub real: Vec<bool>,
-}
-
 impl Glm4vConfig {
-    /// Builds the network; its weights wait for [`initialize`](crate::initialize) or a checkpoint.
+    /// Builds the network with random weights, which [`initialize`](crate::initialize) or a checkpoint replaces.
     ///
     /// Build it on an autodiff device to train it.
     pub fn init(&self, device: &Device) -> Glm4v {
-        self.init_on(&Site::unbounded(device))
+        self.build(&DeviceSpec::unbounded(device))
     }
 
-    /// As [`init`](Self::init), with matrices in pieces where the site bounds the size of a tensor.
-    pub fn init_on(&self, site: &Site) -> Glm4v {
+    /// As [`init`](Self::init), with matrices in shards where they are too large for one tensor of this placement.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor is too large that cannot be split; nothing is allocated then.
+    pub fn init_on(&self, device_spec: &DeviceSpec) -> Result<Glm4v, DeviceError> {
+        let model = self.build(device_spec);
+        let Some(most) = device_spec.max_tensor_bytes else { return Ok(model) };
+        let bytes = |values: usize| (values * device_spec.dtype.size()) as u64;
+        let largest = param_infos(&model).into_iter().max_by_key(|param| param.shape.num_elements());
+        match largest.map(|param| (bytes(param.shape.num_elements()), param.name)) {
+            Some((bytes, name)) if bytes > most => Err(DeviceError::TooLarge { name, bytes, most }),
+            _ => Ok(model),
+        }
+    }
+
+    fn build(&self, device_spec: &DeviceSpec) -> Glm4v {
         let head = LinearConfig::new(self.text.hidden_size, self.text.vocab_size);
         Glm4v {
             model: Glm4vModel {
-                visual: VisionTower::init(&self.vision, site),
-                language_model: TextModel::init(&self.text, site),
+                visual: VisionTower::init(&self.vision, device_spec),
+                language_model: TextModel::init(&self.text, device_spec),
             },
-            lm_head: (!self.tie_word_embeddings).then(|| head.init(site)),
+            lm_head: (!self.text.tie_word_embeddings).then(|| head.init(device_spec)),
             config: self.clone(),
         }
     }
 }
 
+impl CausalLm for Glm4v {
+    fn text_config(&self) -> &TextConfig {
+        &self.config.text
+    }
+
+    fn text_model(&self) -> &TextModel {
+        &self.model.language_model
+    }
+
+    fn lm_head(&self) -> Option<&Linear> {
+        self.lm_head.as_ref()
+    }
+
+    fn embed(&self, batch: &Batch) -> Result<DecoderInput, ModelInputError> {
+        self.embed_with_recorder(batch, None)
+    }
+}
+
 impl Glm4v {
-    /// Where the network lives.
-    pub fn device(&self) -> Device {
-        self.model.language_model.norm.weight.device()
-    }
-
-    /// Type of the weights, and so of the activations.
-    pub fn dtype(&self) -> DType {
-        self.model.language_model.norm.weight.val().dtype()
-    }
-
-    /// Room for `capacity` positions of `rows` sequences.
-    pub fn cache(&self, rows: usize, capacity: usize) -> Cache {
-        Cache::new(&self.config.text, rows, capacity, &self.device(), self.dtype())
-    }
-
-    /// Encodes the images of a batch and puts them into the embedded prompts.
+    /// As [`embed`](CausalLm::embed), with a recorder in the vision tower.
     ///
     /// # Errors
     ///
-    /// When prompts and images do not belong together.
-    pub fn embed(&self, batch: &Batch, probe: &mut Probe) -> Result<TextInput, FusionError> {
+    /// When prompts and media of the batch do not match.
+    pub fn embed_with_recorder(
+        &self,
+        batch: &Batch,
+        recorder: Option<&mut ActivationRecorder>,
+    ) -> Result<DecoderInput, ModelInputError> {
         check_prompts(batch, &self.config)?; // before the tower runs
-        let features = self.encode(batch, probe)?;
-        self.embed_features(batch, features)
+        // Grids are checked with the prompts; only the values are left.
+        for (modality, patches) in batch.media.iter() {
+            check_values(modality, patches, &self.config)?;
+        }
+        // Also before the tower: they fail where a run of placeholders does not fit its item.
+        let positions = self.positions(batch)?;
+        let embeddings = self.encode(batch, recorder);
+        Ok(self.merge(batch, positions, embeddings))
     }
 
-    /// Runs the vision tower over the images of a batch.
+    /// Runs the vision tower over the images and videos of a batch (`get_image_features`, `get_video_features`).
     ///
     /// # Errors
     ///
     /// When values and grids of the batch disagree.
-    pub fn encode(&self, batch: &Batch, probe: &mut Probe) -> Result<Features, FusionError> {
+    pub fn embed_multimodal(&self, batch: &Batch) -> Result<MultimodalEmbeddings, ModelInputError> {
         check_patches(batch, &self.config)?;
-        let mut encode = |patches: &Patches| {
-            (!patches.grids.is_empty()).then(|| self.model.visual.forward(patches, probe))
-        };
-        Ok(Features { images: encode(&batch.images), videos: encode(&batch.videos) })
+        Ok(self.encode(batch, None))
     }
 
-    /// Puts features, of this model's tower or made earlier, into the embedded prompts.
+    /// Merges embeddings, of this model's tower or computed earlier, into the token embeddings of the prompts.
     ///
-    /// Of the batch's images only the grids are looked at.
+    /// Of the batch's media only the grids are used.
     ///
     /// # Errors
     ///
-    /// When prompts and features do not belong together.
-    pub fn embed_features(&self, batch: &Batch, features: Features) -> Result<TextInput, FusionError> {
+    /// When prompts and embeddings do not match.
+    pub fn merge_embeddings(
+        &self,
+        batch: &Batch,
+        embeddings: MultimodalEmbeddings,
+    ) -> Result<DecoderInput, ModelInputError> {
         check_prompts(batch, &self.config)?;
-        features.check(batch, &self.config)?;
-        let positions = Positions::of(batch, self.config.vision.spatial_merge_size)?;
-        let embeds = self.embed_tokens(batch);
-        Ok(TextInput {
-            embeds: fuse(embeds, features.images, features.videos, &batch.kinds),
-            positions,
-            real: batch.attention_mask.clone(),
-        })
+        embeddings.check(batch, &self.config)?;
+        let positions = self.positions(batch)?;
+        Ok(self.merge(batch, positions, embeddings))
     }
 
-    /// Looks tokens up; the padding token's vector gets no gradient (`padding_idx`).
+    fn encode(&self, batch: &Batch, mut recorder: Option<&mut ActivationRecorder>) -> MultimodalEmbeddings {
+        let mut embeddings = Vec::new();
+        for (modality, patches) in batch.media.iter() {
+            let output = self.model.visual.forward(patches, recorder.as_deref_mut());
+            embeddings.push((modality, output));
+        }
+        embeddings.into_iter().collect()
+    }
+
+    fn positions(&self, batch: &Batch) -> Result<PositionIds, ModelInputError> {
+        Ok(PositionIds::from_batch(batch, self.config.vision.spatial_merge_size)?)
+    }
+
+    fn merge(&self, batch: &Batch, positions: PositionIds, embeddings: MultimodalEmbeddings) -> DecoderInput {
+        let inputs_embeds =
+            merge_multimodal_embeddings(self.embed_tokens(batch), embeddings, &batch.modalities);
+        DecoderInput { inputs_embeds, positions, segment_ids: batch.segment_ids.clone() }
+    }
+
+    /// Looks tokens up; the padding token's embedding gets no gradient (`padding_idx`).
     fn embed_tokens(&self, batch: &Batch) -> Tensor<3> {
         let embeds = self.model.language_model.embed_tokens.forward(&batch.input_ids, batch.shape);
         let Some(pad) = self.config.text.pad_token_id else {
             return embeds;
         };
-        let [rows, width] = batch.shape;
-        // Padding, and the last token of a row, influence no loss: only a padding token amid a row needs care.
-        let amid = |slot: usize| {
-            batch.input_ids[slot] == pad
-                && batch.attention_mask[slot]
-                && !(slot + 1).is_multiple_of(width)
-                && batch.attention_mask[slot + 1]
+        let [rows, length] = batch.shape;
+        // Padding, and the last token of a segment, influence no loss: only a padding token before another needs care.
+        let influences = |at: usize| {
+            batch.input_ids[at] == pad
+                && batch.segment_ids[at] != 0
+                && !(at + 1).is_multiple_of(length)
+                && batch.segment_ids[at + 1] == batch.segment_ids[at]
         };
-        if !embeds.is_autodiff() || !(0..rows * width).any(amid) {
+        if !embeds.is_autodiff() || !(0..rows * length).any(influences) {
             return embeds;
         }
         let mask: Vec<bool> = batch.input_ids.iter().map(|id| *id == pad).collect();
-        let mask = Tensor::<3, Bool>::from_data(TensorData::new(mask, [rows, width, 1]), &embeds.device());
+        let mask = Tensor::<3, Bool>::from_data(TensorData::new(mask, [rows, length, 1]), &embeds.device());
         let fixed = embeds.clone().detach();
         embeds.clone().mask_where(mask.expand(embeds.dims()), fixed)
-    }
-
-    /// Runs the text decoder.
-    ///
-    /// # Shapes
-    ///
-    /// - output: `[B, S, D]`, after the last norm
-    pub fn decode(&self, input: TextInput, cache: Option<&mut Cache>, probe: &mut Probe) -> Tensor<3> {
-        self.model.language_model.forward(input.embeds, &input.positions, &input.real, cache, probe)
-    }
-
-    /// Runs the text decoder for the hidden states of chosen positions alone.
-    ///
-    /// `slots` are indices into the `[B, S]` positions, row-major.
-    ///
-    /// # Shapes
-    ///
-    /// - output: `[N, D]`, after the last norm
-    pub fn decode_at(
-        &self,
-        input: TextInput,
-        slots: &[usize],
-        cache: Option<&mut Cache>,
-        probe: &mut Probe,
-    ) -> Tensor<2> {
-        let TextInput { embeds, positions, real } = input;
-        self.model.language_model.forward_at(embeds, &positions, &real, slots, cache, probe)
-    }
-
-    /// Scores of the next token for hidden states.
-    ///
-    /// # Shapes
-    ///
-    /// - hidden: `[.., D]`
-    /// - output: `[.., V]`
-    pub fn head<const N: usize>(&self, hidden: Tensor<N>) -> Tensor<N> {
-        match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => self.model.language_model.embed_tokens.weight.project(hidden, None),
-        }
-    }
-
-    /// Scores of the next token at every position of a batch.
-    ///
-    /// # Shapes
-    ///
-    /// - output: `[B, S, V]`; without meaning where a row is padded
-    ///
-    /// # Errors
-    ///
-    /// When prompts and images do not belong together.
-    pub fn forward(&self, batch: &Batch) -> Result<Tensor<3>, FusionError> {
-        let mut probe = Probe::off();
-        let input = self.embed(batch, &mut probe)?;
-        Ok(self.head(self.decode(input, None, &mut probe)))
-    }
-
-    /// Scores at chosen positions only: the head is the widest layer, and most positions of a training batch teach
-    /// nothing.
-    ///
-    /// `slots` are indices into the `[B, S]` positions, row-major.
-    ///
-    /// # Shapes
-    ///
-    /// - output: `[N, V]`
-    ///
-    /// # Errors
-    ///
-    /// When prompts and images do not belong together.
-    pub fn forward_at(&self, batch: &Batch, slots: &[usize]) -> Result<Tensor<2>, FusionError> {
-        let mut probe = Probe::off();
-        let input = self.embed(batch, &mut probe)?;
-        Ok(self.head(self.decode_at(input, slots, None, &mut probe)))
-    }
-
-    /// Scores of the token after `ids`, one new token a row, decoded after a prompt.
-    ///
-    /// `deltas` are those of the prompt's [`Positions`].
-    ///
-    /// # Shapes
-    ///
-    /// - output: `[B, V]`
-    pub fn step(&self, ids: &[u32], deltas: &[i64], cache: &mut Cache) -> Tensor<2> {
-        let rows = ids.len();
-        let positions = Positions::following(&cache.tokens(), deltas);
-        let input = TextInput {
-            embeds: self.model.language_model.embed_tokens.forward(ids, [rows, 1]),
-            positions,
-            real: vec![true; rows],
-        };
-        let slots: Vec<usize> = (0..rows).collect();
-        self.head(self.decode_at(input, &slots, Some(cache), &mut Probe::off()))
     }
 }
 
@@ -252,9 +197,10 @@ impl Glm4v {
 #[cfg(feature = "cpu")]
 mod tests {
     use super::*;
-    use crate::batch::{PaddingSide, Sample};
-    use crate::init::initialize;
-    use burn::tensor::Tolerance;
+    use crate::initialize;
+    use crate::text::DecoderOptions;
+    use burn::tensor::{DType, Tolerance};
+    use glm4v_inputs::{Grid, Modality, MultimodalInputs, PaddingSide, Patches, Sample};
 
     const IMAGE: u32 = 44;
 
@@ -270,10 +216,17 @@ mod tests {
     fn prompt(before: &[u32], [h, w]: [usize; 2], after: &[u32], brightness: f32) -> Sample {
         let tokens = h * w / 4;
         let ids = [before, &vec![IMAGE; tokens], after].concat();
-        let mut kinds = vec![0; ids.len()];
-        kinds[before.len()..before.len() + tokens].fill(1);
         let values = (0..h * w * 96).map(|i| ((i * 7 % 31) as f32 / 31.0 - 0.5) * brightness).collect();
-        Sample::from_parts(ids, &kinds, vec![], (values, &[[1, h, w]]), (vec![], &[]))
+        let image = Patches { values, grids: vec![Grid::new(1, h, w)] };
+        let mut sample = Sample::from_text(ids);
+        sample.modalities[before.len()..before.len() + tokens].fill(Some(Modality::Image));
+        Sample { media: MultimodalInputs::from_iter([(Modality::Image, image)]), ..sample }
+    }
+
+    fn push(sample: &mut Sample, id: u32, modality: Option<Modality>) {
+        sample.input_ids.push(id);
+        sample.modalities.push(modality);
+        sample.loss_mask.push(false);
     }
 
     fn pair() -> [Sample; 2] {
@@ -295,43 +248,56 @@ mod tests {
 
         for side in [PaddingSide::Left, PaddingSide::Right] {
             let batch = Batch::collate(&pair, 0, side);
-            let width = batch.shape[1];
+            let length = batch.shape[1];
             for (row, sample) in pair.iter().enumerate() {
-                let length = sample.input_ids.len();
-                let last = row * width + if side == PaddingSide::Left { width } else { length } - 1;
+                let last = row * length + if side == PaddingSide::Left { length } else { sample.len() } - 1;
                 close(model.forward_at(&batch, &[last]).unwrap(), last_logits(&model, sample));
             }
         }
     }
 
     #[test]
-    fn scores_at_chosen_positions_are_those_of_the_whole_sequence() {
+    fn a_packed_sample_has_the_logits_that_it_has_alone() {
+        let (model, pair) = (model(), pair());
+        let other = prompt(&[3], [2, 4], &[5, 6], 0.5);
+        let last = |lengths: &[usize]| lengths.iter().sum::<usize>() - 1;
+        let [first, second] = [&pair[0], &pair[1]].map(Sample::len);
+
+        let batch = Batch::pack(&[vec![&pair[0], &pair[1]], vec![&other]], 0);
+
+        let packed = model.forward_at(&batch, &[last(&[first]), last(&[first, second])]).unwrap();
+        close(packed.clone().narrow(0, 0, 1), last_logits(&model, &pair[0]));
+        close(packed.narrow(0, 1, 1), last_logits(&model, &pair[1]));
+        let other_last = batch.shape[1] + other.len() - 1;
+        close(model.forward_at(&batch, &[other_last]).unwrap(), last_logits(&model, &other));
+    }
+
+    #[test]
+    fn logits_at_chosen_positions_are_those_of_the_whole_sequence() {
         let model = model();
         let batch = Batch::collate(&pair(), 0, PaddingSide::Right);
-        let [rows, width] = batch.shape;
-        let slots = [2, width + 1, 0];
+        let [rows, length] = batch.shape;
+        let positions = [2, length + 1, 0];
 
-        let whole = model.forward(&batch).unwrap().reshape([rows * width, 50]);
+        let whole = model.forward(&batch).unwrap().reshape([rows * length, 50]);
 
-        let picked = slots.iter().map(|slot| whole.clone().narrow(0, *slot, 1)).collect();
-        close(model.forward_at(&batch, &slots).unwrap(), Tensor::cat(picked, 0));
+        let picked = positions.iter().map(|at| whole.clone().narrow(0, *at, 1)).collect();
+        close(model.forward_at(&batch, &positions).unwrap(), Tensor::cat(picked, 0));
     }
 
     #[test]
     fn cached_decoding_equals_the_whole_sequence() {
         let (model, mut pair) = (model(), pair());
         let batch = Batch::collate(&pair, 0, PaddingSide::Left);
-        let mut cache = model.cache(2, batch.shape[1] + 3);
-        let mut probe = Probe::off();
-        let input = model.embed(&batch, &mut probe).unwrap();
-        let deltas = input.positions.deltas.clone();
-        model.decode(input, Some(&mut cache), &mut probe);
+        let mut cache = model.kv_cache(2, batch.shape[1] + 3);
+        let input = model.embed(&batch).unwrap();
+        let rope_deltas = input.positions.rope_deltas.clone();
+        model.decoder_forward(input, DecoderOptions { cache: Some(&mut cache), ..Default::default() });
 
         for next in [[10, 11], [12, 13], [14, 15]] {
-            let step = model.step(&next, &deltas, &mut cache);
+            let step = model.decode_step(&next, &rope_deltas, &mut cache);
             for (row, sample) in pair.iter_mut().enumerate() {
-                sample.input_ids.push(next[row]);
-                sample.kinds.push(Default::default());
+                push(sample, next[row], None);
                 close(step.clone().narrow(0, row, 1), last_logits(&model, sample));
             }
         }
@@ -348,7 +314,7 @@ mod tests {
         let before = pair();
         for patch in 0..8 {
             let mut changed = pair();
-            changed[0].images.values[patch * 96..][..96].fill(1.5);
+            changed[0].media.patches_mut(Modality::Image).values[patch * 96..][..96].fill(1.5);
 
             let moved = |row| {
                 let (a, b) = (scores(&before, row), scores(&changed, row));
@@ -362,8 +328,7 @@ mod tests {
     #[test]
     fn a_prompt_with_another_number_of_placeholders_is_refused_with_both_counts() {
         let mut sample = prompt(&[1], [4, 2], &[2], 1.0);
-        sample.input_ids.push(IMAGE);
-        sample.kinds.push(crate::TokenKind::Image);
+        push(&mut sample, IMAGE, Some(Modality::Image));
 
         let error = model().forward(&Batch::collate(&[sample], 0, PaddingSide::Left)).unwrap_err();
 
@@ -371,6 +336,31 @@ mod tests {
             error.to_string(),
             "the prompts have 3 image placeholders, but the images of the batch take 2 tokens"
         );
+    }
+
+    #[test]
+    fn what_cannot_be_split_is_refused_with_the_numbers() {
+        let device_spec = DeviceSpec::bounded(&Device::flex(), 1000, DType::F32);
+
+        let error = Glm4vConfig::tiny().init_on(&device_spec).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "model.visual.downsample.weight takes 24576 bytes, and this device binds tensors of at most 1000"
+        );
+    }
+
+    #[test]
+    fn a_sharded_network_has_as_many_parameters_in_more_tensors() {
+        let device = Device::flex();
+        let device_spec = DeviceSpec::bounded(&device, 25_000, DType::F32);
+
+        let sharded = Glm4vConfig::tiny().init_on(&device_spec).unwrap();
+
+        let dense = Glm4vConfig::tiny().init(&device);
+        assert_eq!(sharded.num_params(), dense.num_params());
+        let tensors = |model: &Glm4v| param_infos(model).len();
+        assert!(tensors(&sharded) > tensors(&dense), "{} of {}", tensors(&sharded), tensors(&dense));
     }
 
     #[test]

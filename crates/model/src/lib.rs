@@ -6,48 +6,31 @@
 //! published checkpoints name their tensors, and have their shapes. No files are read here but the text of `config.json`,
 //! and no tokenizer is known.
 
-mod attention;
-mod batch;
-mod cache;
+mod causal_lm;
 mod config;
 mod device;
-mod fusion;
 mod glm4v;
-mod init;
-mod linear;
-mod linears;
-mod lora;
-mod matrix;
-mod memory;
-mod mlp;
-mod named;
-mod norm;
-mod positions;
-mod probe;
-mod rope;
-mod site;
-mod size;
+mod multimodal;
+pub mod nn;
+mod params;
 pub mod text;
 pub mod vision;
 
-pub use batch::{Batch, Grid, PaddingSide, Patches, Sample, TokenKind};
-pub use cache::Cache;
+pub use causal_lm::CausalLm;
 pub use config::{
-    Architecture, ConfigError, Glm4vConfig, MoeConfig, RotaryPairs, TextConfig, TextRopeConfig, VisionConfig,
+    Architecture, ConfigError, Glm4vConfig, MoeConfig, OneOrMany, RotaryLayout, TextConfig, TextRopeConfig,
+    VisionConfig,
 };
-pub use device::{Backend, ComputeError, DeviceError, Precision, is_cpu};
-pub use fusion::{Features, FusionError, fuse};
-pub use glm4v::{Glm4v, Glm4vModel, TextInput};
-pub use init::{Fresh, initialize, initialize_lora};
-pub use linear::{Linear, LinearConfig};
-pub use lora::{Lora, LoraConfig};
-pub use matrix::Matrix;
-pub use memory::{Estimate, Learning, Memory, Workload};
-pub use mlp::GatedMlp;
-pub use named::{NamedMapper, NamedVisitor, map_named, visit_named};
-pub use norm::{LayerNorm, RmsNorm};
-pub use positions::{PositionError, Positions};
-pub use probe::{Probe, owned};
-pub use rope::RotaryTable;
-pub use site::Site;
-pub use size::Sizes;
+pub use device::{Backend, ComputeError, DeviceError, DeviceSpec, Precision, is_cpu};
+pub use glm4v::{Glm4v, Glm4vModel};
+pub use glm4v_inputs::{Batch, Grid, Labels, Modality, MultimodalInputs, PaddingSide, Patches, Sample};
+pub use multimodal::{ModelInputError, MultimodalEmbeddings, merge_multimodal_embeddings};
+pub use nn::{
+    ActivationRecorder, ForwardContext, Linear, LinearConfig, Lora, LoraLayerConfig, PositionError,
+    PositionIds, RotaryTable, WeightMatrix, copy_tensor_data,
+};
+pub use params::{
+    ExpertParamName, ModelPart, NamedMapper, NamedVisitor, ParamCounts, ParamInfo, ParamInit, ParamName,
+    initialize, initialize_lora, initialize_with, map_named, param_infos, visit_named,
+};
+pub use text::{DecoderInput, DecoderOptions, DecoderOutput, KvCache};

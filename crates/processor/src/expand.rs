@@ -8,68 +8,31 @@
 //! `<|end_of_image|>` and the time of the pair. Times are tokenised alone, which is the same as within
 //! the text because special tokens stand on both sides of them.
 
+use glm4v_inputs::{Grid, Modality, MultimodalInputs, Patches, Sample};
+
 use crate::image::PatchedImage;
 use crate::tokenizer::{SpecialIds, token};
 
-/// A conversation as the model reads it.
-///
-/// `S` tokens, `P` patches of all images, `Q` of all videos; the rows of images follow each other.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Encoded {
-    /// Token ids, `[S]`.
-    pub input_ids: Vec<u32>,
-    /// What stands at each token, `[S]`: 0 text, 1 image, 2 video.
-    pub mm_token_type_ids: Vec<u8>,
-    /// Whether the model carries loss to produce the token, `[S]`; false everywhere but in
-    /// [`Processor::encode_segments`](crate::Processor::encode_segments).
-    pub loss_mask: Vec<bool>,
-    /// Patches of the images, `[P, 1176]`.
-    pub pixel_values: Vec<f32>,
-    /// Frame pairs, patch rows and patch columns of each image.
-    pub image_grid_thw: Vec<[usize; 3]>,
-    /// Patches of the videos, `[Q, 1176]`.
-    pub pixel_values_videos: Vec<f32>,
-    /// Frame pairs, patch rows and patch columns of each video.
-    pub video_grid_thw: Vec<[usize; 3]>,
-}
-
-/// A stretch of a rendered conversation that is tokenised on its own.
+/// A span of a rendered conversation that is tokenized on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Segment {
+pub struct LabeledText {
     /// The text, with one `<|image|>` for each image and one `<|video|>` for each video.
     pub text: String,
-    /// Whether the model carries loss to produce it.
+    /// Whether its tokens are labels.
     pub is_label: bool,
 }
 
-/// What a placeholder stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MediaKind {
-    /// `<|image|>`
-    Image,
-    /// `<|video|>`
-    Video,
-}
-
-impl MediaKind {
-    pub(crate) fn token(self) -> &'static str {
-        match self {
-            Self::Image => token::IMAGE,
-            Self::Video => token::VIDEO,
-        }
-    }
-
-    fn plural(self) -> &'static str {
-        match self {
-            Self::Image => "images",
-            Self::Video => "videos",
-        }
+/// The placeholder of a modality before it is expanded.
+pub(crate) fn placeholder(modality: Modality) -> &'static str {
+    match modality {
+        Modality::Video => token::VIDEO,
+        _ => token::IMAGE,
     }
 }
 
-/// The message in which the numbers begin to differ.
+/// The first message with more or fewer placeholders than media.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Culprit {
+pub struct MediaCountMismatch {
     /// Index of the message.
     pub message: usize,
     /// Index of its first part of the kind, if it has one.
@@ -83,31 +46,35 @@ pub struct Culprit {
 /// Why images could not be placed in a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum ExpandError {
+pub enum PlaceholderError {
     /// The text has more or fewer places for images or videos than there are.
     #[error(
-        "the prompt has {found} {} placeholders, but {given} {} were given{}",
-        .kind.token(), .kind.plural(), blame(*.kind, .culprit.as_ref())
+        "the prompt has {found} {} placeholders, but {given} {modality}s were given{}",
+        placeholder(*.modality), mismatch(*.modality, .message.as_ref())
     )]
     Count {
-        /// What is placed.
-        kind: MediaKind,
+        /// Images or videos.
+        modality: Modality,
         /// Placeholders in the text.
         found: usize,
         /// Images or videos given.
         given: usize,
-        /// The first message whose own numbers differ, where that is known.
-        culprit: Option<Culprit>,
+        /// Where the counts begin to differ, if that is known.
+        message: Option<MediaCountMismatch>,
     },
     /// Patches that do not make whole tokens.
-    #[error("{} {index} of the conversation has a grid of {grid:?} patches, which {patches_per_token} patches a token do not divide", name(*.kind))]
+    #[error(
+        "{modality} {index} of the conversation has a grid of {:?} patches, which {patches_per_token} patches a token do \
+         not divide",
+        .grid.thw()
+    )]
     Tokens {
-        /// What is placed.
-        kind: MediaKind,
+        /// Images or videos.
+        modality: Modality,
         /// Which of its kind, from 0.
         index: usize,
-        /// Frame pairs, patch rows and patch columns.
-        grid: [usize; 3],
+        /// Its patches.
+        grid: Grid,
         /// Patches that become one token.
         patches_per_token: usize,
     },
@@ -119,140 +86,150 @@ pub enum ExpandError {
     NoVideoToken,
 }
 
-fn name(kind: MediaKind) -> &'static str {
-    match kind {
-        MediaKind::Image => "image",
-        MediaKind::Video => "video",
-    }
-}
-
-fn blame(kind: MediaKind, culprit: Option<&Culprit>) -> String {
-    let Some(Culprit { message, part, found, given }) = culprit else {
+fn mismatch(modality: Modality, message: Option<&MediaCountMismatch>) -> String {
+    let Some(MediaCountMismatch { message, part, found, given }) = message else {
         return String::new();
     };
     let part = part.map(|part| format!(", part {part}")).unwrap_or_default();
-    format!("; message {message}{part}: {found} placeholders for {given} {}", kind.plural())
+    format!("; message {message}{part}: {found} placeholders for {given} {modality}s")
 }
 
-/// A video and the tokens of the times between its frames.
+/// A video and the tokens of its timestamps.
 pub(crate) struct TimedVideo {
-    /// Patches and grid.
     pub(crate) pixel_values: Vec<f32>,
-    pub(crate) grid: [usize; 3],
-    /// Tokens behind each frame pair.
-    pub(crate) times: Vec<Vec<u32>>,
+    pub(crate) grid: Grid,
+    /// Tokens after each temporal patch.
+    pub(crate) timestamps: Vec<Vec<u32>>,
 }
 
-/// The media of one kind that wait for their places.
-struct Waiting<T> {
+/// The items of one modality that wait for their placeholder.
+struct PendingMedia<T> {
     rest: std::vec::IntoIter<T>,
     given: usize,
     found: usize,
 }
 
-impl<T> Waiting<T> {
+impl<T> PendingMedia<T> {
     fn new(all: Vec<T>) -> Self {
         Self { given: all.len(), rest: all.into_iter(), found: 0 }
     }
 
-    /// Takes the next for a place; none when there are more places, which `check` reports.
+    /// Takes the next item for a placeholder; none when there are more placeholders, which `check` reports.
     fn next(&mut self) -> Option<T> {
         self.found += 1;
         self.rest.next()
     }
 
-    fn check(&self, kind: MediaKind) -> Result<(), ExpandError> {
+    fn check(&self, modality: Modality) -> Result<(), PlaceholderError> {
         if self.found == self.given {
             return Ok(());
         }
-        Err(ExpandError::Count { kind, found: self.found, given: self.given, culprit: None })
+        Err(PlaceholderError::Count { modality, found: self.found, given: self.given, message: None })
     }
 }
 
-/// Puts token ids, images and videos together.
-pub(crate) struct Expander<'a> {
+/// Joins token ids, images and videos into a [`Sample`].
+pub(crate) struct PlaceholderExpansion<'a> {
     special: &'a SpecialIds,
-    /// Tokens that each image takes.
-    images: Waiting<usize>,
-    /// Tokens that a frame pair takes, and the tokens of the times behind the pairs.
-    videos: Waiting<(usize, Vec<Vec<u32>>)>,
-    out: Encoded,
+    /// Tokens of each image.
+    images: PendingMedia<usize>,
+    /// Tokens of a temporal patch, and the timestamps after the temporal patches.
+    videos: PendingMedia<(usize, Vec<Vec<u32>>)>,
+    sample: Sample,
 }
 
-impl<'a> Expander<'a> {
+/// Tokens of an item of which `patches` form one grid or, of a video, one temporal patch.
+fn tokens_of(
+    (modality, index): (Modality, usize),
+    grid: Grid,
+    patches: usize,
+    patches_per_token: usize,
+) -> Result<usize, PlaceholderError> {
+    if patches > 0 && patches.is_multiple_of(patches_per_token) {
+        return Ok(patches / patches_per_token);
+    }
+    Err(PlaceholderError::Tokens { modality, index, grid, patches_per_token })
+}
+
+impl<'a> PlaceholderExpansion<'a> {
     /// Starts with the media; `[image, video]` of their patches become one token.
     pub(crate) fn new(
         special: &'a SpecialIds,
         images: Vec<PatchedImage>,
         videos: Vec<TimedVideo>,
         patches_per_token: [usize; 2],
-    ) -> Result<Self, ExpandError> {
-        let tokens = |kind, index, grid: [usize; 3], patches: usize, per_token: usize| match patches > 0
-            && patches.is_multiple_of(per_token)
-        {
-            true => Ok(patches / per_token),
-            false => Err(ExpandError::Tokens { kind, index, grid, patches_per_token: per_token }),
-        };
-        let mut out = Encoded::default();
+    ) -> Result<Self, PlaceholderError> {
         let mut counts = Vec::with_capacity(images.len());
-        for (index, image) in images.iter().enumerate() {
-            let patches = image.grid.iter().product();
-            counts.push(tokens(MediaKind::Image, index, image.grid, patches, patches_per_token[0])?);
-            out.image_grid_thw.push(image.grid);
+        let (mut image_rows, mut image_grids) = (Vec::new(), Vec::new());
+        for (index, image) in images.into_iter().enumerate() {
+            let grid = Grid::from(image.grid);
+            counts.push(tokens_of((Modality::Image, index), grid, grid.patches(), patches_per_token[0])?);
+            image_rows.push(image.pixel_values);
+            image_grids.push(grid);
         }
         let mut timed = Vec::with_capacity(videos.len());
-        let mut rows = Vec::with_capacity(videos.len());
-        for (index, TimedVideo { pixel_values, grid, times }) in videos.into_iter().enumerate() {
-            let patches = grid[1] * grid[2];
-            timed.push((tokens(MediaKind::Video, index, grid, patches, patches_per_token[1])?, times));
-            out.video_grid_thw.push(grid);
-            rows.push(pixel_values);
+        let (mut video_rows, mut video_grids) = (Vec::new(), Vec::new());
+        for (index, TimedVideo { pixel_values, grid, timestamps }) in videos.into_iter().enumerate() {
+            let tokens = tokens_of((Modality::Video, index), grid, grid.h * grid.w, patches_per_token[1])?;
+            timed.push((tokens, timestamps));
+            video_rows.push(pixel_values);
+            video_grids.push(grid);
         }
-        out.pixel_values = joined(images.into_iter().map(|image| image.pixel_values).collect());
-        out.pixel_values_videos = joined(rows);
-        Ok(Self { special, images: Waiting::new(counts), videos: Waiting::new(timed), out })
+        let media = MultimodalInputs::from_iter([
+            (Modality::Image, Patches { values: joined(image_rows), grids: image_grids }),
+            (Modality::Video, Patches { values: joined(video_rows), grids: video_grids }),
+        ]);
+        let sample = Sample { media, ..Sample::default() };
+        Ok(Self { special, images: PendingMedia::new(counts), videos: PendingMedia::new(timed), sample })
     }
 
-    /// Appends tokens, repeating placeholders. What stands for images and videos is never trained on.
+    /// Appends tokens, repeating placeholders. Placeholders are never labels.
     pub(crate) fn push(&mut self, ids: &[u32], is_label: bool) {
         let special = self.special;
         for &id in ids {
             if id == special.image {
                 let count = self.images.next().unwrap_or(0);
-                self.append(id, 1, false, count);
+                self.placeholders(Modality::Image, count);
             } else if Some(id) == special.video {
-                let Some((count, times)) = self.videos.next() else { continue };
-                for time in times {
-                    self.append(special.begin_of_image, 0, false, 1);
-                    self.append(special.image, 2, false, count);
-                    self.append(special.end_of_image, 0, false, 1);
-                    time.into_iter().for_each(|id| self.append(id, 0, false, 1));
+                let Some((count, timestamps)) = self.videos.next() else { continue };
+                for timestamp in timestamps {
+                    self.text(special.begin_of_image, false);
+                    self.placeholders(Modality::Video, count);
+                    self.text(special.end_of_image, false);
+                    timestamp.into_iter().for_each(|id| self.text(id, false));
                 }
             } else {
-                self.append(id, 0, is_label, 1);
+                self.text(id, is_label);
             }
         }
     }
 
-    fn append(&mut self, id: u32, kind: u8, is_label: bool, times: usize) {
-        let len = self.out.input_ids.len() + times;
-        self.out.input_ids.resize(len, id);
-        self.out.mm_token_type_ids.resize(len, kind);
-        self.out.loss_mask.resize(len, is_label);
+    fn text(&mut self, id: u32, is_label: bool) {
+        self.sample.input_ids.push(id);
+        self.sample.modalities.push(None);
+        self.sample.loss_mask.push(is_label);
+    }
+
+    /// Images and videos share one placeholder token.
+    fn placeholders(&mut self, modality: Modality, count: usize) {
+        let length = self.sample.len() + count;
+        self.sample.input_ids.resize(length, self.special.image);
+        self.sample.modalities.resize(length, Some(modality));
+        self.sample.loss_mask.resize(length, false);
     }
 
     /// Ends the prompt.
-    pub(crate) fn finish(self) -> Result<Encoded, ExpandError> {
-        self.images.check(MediaKind::Image)?;
+    pub(crate) fn finish(self) -> Result<Sample, PlaceholderError> {
+        self.images.check(Modality::Image)?;
         if self.videos.given > 0 && self.special.video.is_none() {
-            return Err(ExpandError::NoVideoToken);
+            return Err(PlaceholderError::NoVideoToken);
         }
-        self.videos.check(MediaKind::Video)?;
-        Ok(self.out)
+        self.videos.check(Modality::Video)?;
+        Ok(self.sample)
     }
 }
 
-/// Rows of all, one after another. The common case of one moves its rows instead of copying them.
+/// All rows in one vector. The common case of one item moves its rows instead of copying them.
 fn joined(all: Vec<Vec<f32>>) -> Vec<f32> {
     let rows: usize = all.iter().map(Vec::len).sum();
     let mut all = all.into_iter();

@@ -1,57 +1,57 @@
-//! The files of a checkpoint folder that say how its inputs are made.
+//! Files of a checkpoint folder that configure its processor.
 
 use std::path::{Path, PathBuf};
 
 use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
 use serde_json::{Map, Value};
 
-/// Why a folder does not hold what a processor needs.
+/// Error of reading the files of a processor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum FolderError {
-    /// No such folder.
-    #[error("{folder}: no such folder; give the folder of a checkpoint in Hugging Face layout")]
+pub enum ProcessorFilesError {
+    /// The folder does not exist.
+    #[error("{folder}: no such directory; give the directory of a checkpoint in Hugging Face layout")]
     NoFolder {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
     },
-    /// A file is missing.
+    /// A required file is missing.
     #[error("{folder}: has no {file}; copy it from the published checkpoint")]
     Missing {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
-        /// The file.
+        /// Name of the file.
         file: &'static str,
     },
     /// A file could not be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A file is not JSON.
+    /// A file is not valid JSON.
     #[error("{path}, line {line}, column {column}: not valid json")]
     Json {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Line of the fault, from 1.
+        /// Line of the error, from 1.
         line: usize,
-        /// Column of the fault, from 1.
+        /// Column of the error, from 1.
         column: usize,
-        /// What the JSON reader met.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
 }
 
-/// How the times of a video's frames are written between them.
+/// Format of the timestamps between the frames of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TimestampStyle {
+pub enum TimestampFormat {
     /// Whole seconds, `3` (GLM-4.1V, GLM-4.5V).
     Whole,
     /// Tenths and the unit, `3.5 seconds` (GLM-4.6V, GLM-OCR).
     Tenths,
 }
 
-impl TimestampStyle {
-    /// A time as it stands in the prompt.
+impl TimestampFormat {
+    /// A timestamp as it is written in the prompt.
     pub(crate) fn write(self, seconds: f64) -> String {
         match self {
             Self::Whole => format!("{}", seconds.trunc() as i64),
@@ -60,12 +60,12 @@ impl TimestampStyle {
     }
 }
 
-/// A checkpoint folder.
+/// Configuration files of a checkpoint folder.
 pub(crate) struct Folder<'a> {
     path: &'a Path,
     tokenizer_config: Map<String, Value>,
     preprocessor: Value,
-    /// Configuration for videos, and the file it is from; that of the images where there is none.
+    /// Configuration for videos and the name of its file; that of images where there is none.
     video_preprocessor: (&'static str, Value),
 }
 
@@ -76,29 +76,22 @@ const PROCESSOR: &str = "processor_config.json";
 const TOKENIZER: &str = "tokenizer.json";
 
 impl<'a> Folder<'a> {
-    pub(crate) fn open(path: &'a Path) -> Result<Self, FolderError> {
+    pub(crate) fn open(path: &'a Path) -> Result<Self, ProcessorFilesError> {
         if !path.is_dir() {
-            return Err(FolderError::NoFolder { folder: path.to_owned() });
+            return Err(ProcessorFilesError::NoFolder { folder: path.to_owned() });
         }
-        let missing = || FolderError::Missing { folder: path.to_owned(), file: PREPROCESSOR };
+        let missing = || ProcessorFilesError::Missing { folder: path.to_owned(), file: PREPROCESSOR };
         let tokenizer_config = match json(&path.join("tokenizer_config.json"))? {
             Some(Value::Object(keys)) => keys,
             _ => Map::new(),
         };
         // transformers 5 nests both when it saves a whole processor.
         let all = json(&path.join(PROCESSOR))?;
-        let nested = |key: &str| {
-            let all = all.as_ref()?;
-            let mut own = all.get(key)?.clone();
-            if let (Some(own), Some(class)) = (own.as_object_mut(), all.get("processor_class")) {
-                own.entry("processor_class").or_insert_with(|| class.clone());
-            }
-            Some(own)
-        };
-        let preprocessor = json(&path.join(PREPROCESSOR))?.or_else(|| nested("image_processor"));
+        let preprocessor =
+            json(&path.join(PREPROCESSOR))?.or_else(|| nested_config(all.as_ref()?, "image_processor"));
         let preprocessor = preprocessor.ok_or_else(missing)?;
-        // The order of `get_video_processor_dict`.
-        let video_preprocessor = match nested("video_processor") {
+        // In the order of transformers' `get_video_processor_dict`.
+        let video_preprocessor = match all.as_ref().and_then(|all| nested_config(all, "video_processor")) {
             Some(nested) => (PROCESSOR, nested),
             None => match json(&path.join(VIDEO_PREPROCESSOR))? {
                 Some(own) => (VIDEO_PREPROCESSOR, own),
@@ -108,7 +101,7 @@ impl<'a> Folder<'a> {
         Ok(Self { path, tokenizer_config, preprocessor, video_preprocessor })
     }
 
-    pub(crate) fn tokenizer(&self) -> Result<PathBuf, FolderError> {
+    pub(crate) fn tokenizer(&self) -> Result<PathBuf, ProcessorFilesError> {
         let path = self.path.join(TOKENIZER);
         if path.exists() { Ok(path) } else { Err(self.missing(TOKENIZER)) }
     }
@@ -131,8 +124,8 @@ impl<'a> Folder<'a> {
         self.path.join(self.video_preprocessor.0)
     }
 
-    /// The chat template: its own file, or the key of an older file.
-    pub(crate) fn template(&self) -> Result<String, FolderError> {
+    /// The chat template: from a file of its own, or from a key of the older files.
+    pub(crate) fn template(&self) -> Result<String, ProcessorFilesError> {
         let path = self.path.join(TEMPLATE);
         if let Some(text) = text(&path)? {
             return Ok(text);
@@ -146,37 +139,46 @@ impl<'a> Folder<'a> {
             .ok_or_else(|| self.missing(TEMPLATE))
     }
 
-    /// Texts of the special tokens that a template may name.
+    /// Texts of the special tokens that templates can refer to, `eos_token` for example.
     pub(crate) fn token_texts(&self) -> Map<String, Value> {
         let names = ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token"];
-        let text = |name: &str| {
-            let value = self.tokenizer_config.get(name)?;
-            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some((name.to_owned(), Value::from(text)))
-        };
-        names.into_iter().filter_map(text).collect()
+        names.into_iter().filter_map(|name| Some((name.to_owned(), self.token_text(name)?.into()))).collect()
     }
 
-    /// How times are written, by the class of the processor; GLM-4.1V's way where it is not named.
-    pub(crate) fn timestamp_style(&self) -> TimestampStyle {
+    fn token_text(&self, name: &str) -> Option<&str> {
+        let value = self.tokenizer_config.get(name)?;
+        value.as_str().or_else(|| value.get("content")?.as_str())
+    }
+
+    /// By the class of the processor; that of GLM-4.1V where the class is missing or unknown.
+    pub(crate) fn timestamp_style(&self) -> TimestampFormat {
         let class = self.preprocessor.get("processor_class");
         let class = class.or_else(|| self.tokenizer_config.get("processor_class"));
         match class.and_then(Value::as_str) {
-            Some("Glm46VProcessor") => TimestampStyle::Tenths,
-            Some("Glm4vProcessor") => TimestampStyle::Whole,
+            Some("Glm46VProcessor") => TimestampFormat::Tenths,
+            Some("Glm4vProcessor") => TimestampFormat::Whole,
             other => {
                 tracing::warn!(?other, "unknown processor class, times are written as whole seconds");
-                TimestampStyle::Whole
+                TimestampFormat::Whole
             }
         }
     }
 
-    fn missing(&self, file: &'static str) -> FolderError {
-        FolderError::Missing { folder: self.path.to_owned(), file }
+    fn missing(&self, file: &'static str) -> ProcessorFilesError {
+        ProcessorFilesError::Missing { folder: self.path.to_owned(), file }
     }
 }
 
-/// A template, or the one called "default" of several.
+/// The configuration under a key of `processor_config.json`, with the class of the whole processor.
+fn nested_config(all: &Value, key: &str) -> Option<Value> {
+    let mut own = all.get(key)?.clone();
+    if let (Some(own), Some(class)) = (own.as_object_mut(), all.get("processor_class")) {
+        own.entry("processor_class").or_insert_with(|| class.clone());
+    }
+    Some(own)
+}
+
+/// A single template, or the one named "default" of several.
 fn default_template(value: &Value) -> Option<&str> {
     let named = |entry: &'_ &Value| entry.get("name").and_then(Value::as_str) == Some("default");
     match value {
@@ -186,8 +188,8 @@ fn default_template(value: &Value) -> Option<&str> {
     }
 }
 
-/// The text of a file, `None` when there is no such file.
-fn text(path: &Path) -> Result<Option<String>, FolderError> {
+/// The text of a file, `None` if it does not exist.
+fn text(path: &Path) -> Result<Option<String>, ProcessorFilesError> {
     match read_text(path, LONGEST_CONFIG) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.is_missing() => Ok(None),
@@ -195,11 +197,11 @@ fn text(path: &Path) -> Result<Option<String>, FolderError> {
     }
 }
 
-fn json(path: &Path) -> Result<Option<Value>, FolderError> {
+fn json(path: &Path) -> Result<Option<Value>, ProcessorFilesError> {
     let Some(text) = text(path)? else {
         return Ok(None);
     };
-    serde_json::from_str(&text).map(Some).map_err(|source| FolderError::Json {
+    serde_json::from_str(&text).map(Some).map_err(|source| ProcessorFilesError::Json {
         path: path.to_owned(),
         line: source.line(),
         column: source.column(),
@@ -212,11 +214,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_rounded_as_python_rounds_them() {
-        // Of two tenths that are as near, the even one.
-        let tenths = [0.25, 0.75, 1.25, 0.05, 12.0, 3.0 / 7.0].map(|time| TimestampStyle::Tenths.write(time));
+    fn timestamps_are_rounded_as_in_python() {
+        // Ties go to the even tenth.
+        let tenths =
+            [0.25, 0.75, 1.25, 0.05, 12.0, 3.0 / 7.0].map(|time| TimestampFormat::Tenths.write(time));
         let expected = ["0.2", "0.8", "1.2", "0.1", "12.0", "0.4"].map(|time| format!("{time} seconds"));
         assert_eq!(tenths, expected);
-        assert_eq!([0.0, 0.99, 7.5].map(|time| TimestampStyle::Whole.write(time)), ["0", "0", "7"]);
+        assert_eq!([0.0, 0.99, 7.5].map(|time| TimestampFormat::Whole.write(time)), ["0", "0", "7"]);
     }
 }

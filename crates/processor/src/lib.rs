@@ -2,34 +2,35 @@
 //!
 //! # Where to start
 //!
-//! [`Processor::load`], [`Message`], [`Processor::encode`] → [`Encoded`]. What is computed is what transformers computes, to
-//! the bit for what both decode alike; the golden tests of this crate hold it to that. Control tokens in texts:
-//! [`Processor::with_special_tokens_allowed`]; the network: [`Processor::with_http`].
+//! [`Processor::load`], [`Message`], [`Processor::encode`] → [`Sample`](glm4v_inputs::Sample). Results are equal to those of transformers, to the bit
+//! for formats that both decode alike (golden tests of this crate). Special tokens in texts are errors without
+//! [`Processor::with_special_tokens_allowed`], downloads without [`Processor::allow_http`].
 
 mod expand;
 mod folder;
 mod image;
+mod media;
 mod messages;
-mod notice;
 mod processor;
-mod spelled;
+mod special_token_guard;
 mod template;
 mod tokenizer;
 mod video;
+mod warning_throttle;
 
-pub use expand::{Culprit, Encoded, ExpandError, MediaKind, Segment};
-pub use folder::{FolderError, TimestampStyle};
+pub use expand::{LabeledText, MediaCountMismatch, PlaceholderError};
+pub use folder::{ProcessorFilesError, TimestampFormat};
 pub use image::{
-    ConfigError, DecodeLimits, HttpError, HttpLimits, ImageConfig, ImageError, ImageProcessor, PatchedImage,
-    ResizeError, Rgb, resize_bicubic, smart_resize,
+    DecodeLimits, HttpError, HttpLimits, ImageConfig, ImageError, ImageProcessor, PatchedImage,
+    PreprocessorConfigError, ResizeError, ResizeLimits, resize_bicubic, smart_resize,
 };
-pub use messages::{
-    Content, ImageSource, Message, MessagesError, Part, VideoData, VideoSource, parse_messages,
-};
-pub use processor::{Processor, ProcessorError, ReadyMedia};
-pub use spelled::Place;
-pub use template::{RenderOptions, TemplateError, TemplateStopped};
+pub use media::{ImageSource, Rgb, VideoInput, VideoSource};
+pub use messages::{Content, ContentPart, Message, MessagesError, parse_messages};
+pub use processor::{MediaGrids, Processor, ProcessorError};
+pub use special_token_guard::MessageLocation;
+pub use template::{ChatTemplateOptions, RenderAborted, TemplateError};
 pub use tokenizer::{SpecialIds, Tokenizer, TokenizerError, token};
 pub use video::{
-    PatchedVideo, Sampling, SamplingRule, VideoConfig, VideoError, VideoLimits, VideoMetadata, VideoProcessor,
+    FrameSamplingConfig, FrameSamplingRule, PatchedVideo, VideoConfig, VideoError, VideoLimits,
+    VideoMetadata, VideoProcessor,
 };

@@ -2,17 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
+use glm4v_inputs::{Grid, Modality, Sample};
 use rayon::prelude::*;
 
-use crate::expand::{Culprit, Encoded, ExpandError, Expander, MediaKind, Segment, TimedVideo};
-use crate::folder::{Folder, FolderError, TimestampStyle};
-use crate::image::{
-    ConfigError, DecodeLimits, HttpLimits, ImageError, ImageProcessor, PatchedImage, ResizeError,
+use crate::expand::{
+    LabeledText, MediaCountMismatch, PlaceholderError, PlaceholderExpansion, TimedVideo, placeholder,
 };
-use crate::messages::{ImageSource, Message, Part, VideoSource};
-use crate::spelled;
-use crate::template::{ChatTemplate, RenderOptions, TemplateError};
-use crate::tokenizer::{Tokenizer, TokenizerError, token};
+use crate::folder::{Folder, ProcessorFilesError, TimestampFormat};
+use crate::image::{
+    DecodeLimits, HttpLimits, ImageError, ImageProcessor, PatchedImage, PreprocessorConfigError, ResizeError,
+};
+use crate::media::{ImageSource, VideoInput};
+use crate::messages::{ContentPart, Message};
+use crate::special_token_guard::find_special_token;
+use crate::template::{ChatTemplate, ChatTemplateOptions, TemplateError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::video::{VideoConfig, VideoError, VideoProcessor};
 
 /// Why a processor could not be loaded, or a conversation not encoded.
@@ -21,7 +25,7 @@ use crate::video::{VideoConfig, VideoError, VideoProcessor};
 pub enum ProcessorError {
     /// The folder lacks a file, or one cannot be read.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    Folder(#[from] ProcessorFilesError),
     /// The configuration of the image processor cannot be followed.
     #[error("{path}: cannot be followed")]
     Config {
@@ -29,7 +33,7 @@ pub enum ProcessorError {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: ConfigError,
+        source: PreprocessorConfigError,
     },
     /// The tokenizer cannot be read, or refused a text.
     #[error(transparent)]
@@ -67,8 +71,8 @@ pub enum ProcessorError {
     },
     /// Images and prompt do not fit together.
     #[error(transparent)]
-    Expand(#[from] ExpandError),
-    /// More tokens than [`Processor::with_max_tokens`] allows; not all were counted.
+    Expand(#[from] PlaceholderError),
+    /// More tokens than [`Processor::with_max_prompt_tokens`] allows; not all were counted.
     #[error(
         "the conversation takes more than {max_tokens} tokens, the longest sequence of the model; shorten it, or make its images smaller or fewer"
     )]
@@ -81,13 +85,13 @@ pub enum ProcessorError {
 /// Images that are loaded at once. The tokens of those before decide whether more are looked at.
 const IMAGES_AT_ONCE: usize = 16;
 
-/// Sizes of images and videos whose features were made earlier.
+/// The grids of images and videos whose features were computed earlier.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct ReadyMedia {
-    /// Frame pairs, patch rows and patch columns of each image.
-    pub images: Vec<[usize; 3]>,
-    /// The same of each video, and the seconds at which its frame pairs begin.
-    pub videos: Vec<([usize; 3], Vec<f64>)>,
+pub struct MediaGrids {
+    /// One grid per image.
+    pub images: Vec<Grid>,
+    /// One grid per video, and the start of each temporal patch in seconds.
+    pub videos: Vec<(Grid, Vec<f64>)>,
 }
 
 /// Turns conversations into what the model reads.
@@ -97,7 +101,7 @@ pub struct Processor {
     template: ChatTemplate,
     image: ImageProcessor,
     video: VideoProcessor,
-    timestamp_style: TimestampStyle,
+    timestamp_style: TimestampFormat,
     special_tokens_allowed: bool,
     max_tokens: Option<usize>,
 }
@@ -165,7 +169,7 @@ impl Processor {
 
     /// Lets images and videos come from `http(s)` URLs, within these limits.
     #[must_use]
-    pub fn with_http(mut self, http: HttpLimits) -> Self {
+    pub fn allow_http(mut self, http: HttpLimits) -> Self {
         let decode = DecodeLimits { http: Some(http.clone()), ..self.image.decode_limits().clone() };
         self.image = self.image.with_decode_limits(decode);
         let mut limits = self.video.limits().clone();
@@ -185,7 +189,7 @@ impl Processor {
     /// Refuses conversations of more tokens, images included, as soon as that is clear and before everything is loaded: a
     /// hostile record of ten thousand images or of megabytes of text costs a moment and little memory.
     #[must_use]
-    pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
+    pub fn with_max_prompt_tokens(mut self, max_tokens: usize) -> Self {
         self.max_tokens = Some(max_tokens);
         self
     }
@@ -206,7 +210,7 @@ impl Processor {
     }
 
     /// How this checkpoint writes the times of a video.
-    pub fn timestamp_style(&self) -> TimestampStyle {
+    pub fn timestamp_style(&self) -> TimestampFormat {
         self.timestamp_style
     }
 
@@ -216,12 +220,16 @@ impl Processor {
     ///
     /// When the chat template fails on this conversation or refuses it, or the words of the conversation
     /// spell a special token (see [`with_special_tokens_allowed`](Self::with_special_tokens_allowed)).
-    pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String, TemplateError> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        options: &ChatTemplateOptions,
+    ) -> Result<String, TemplateError> {
         let control = self.tokenizer.control_tokens();
         if !self.special_tokens_allowed
-            && let Some((place, token)) = spelled::find(messages, options, control)
+            && let Some((location, token)) = find_special_token(messages, options.tools.as_ref(), control)
         {
-            return Err(TemplateError::Spelled { place, token: token.to_owned() });
+            return Err(TemplateError::SpecialToken { location, token: token.to_owned() });
         }
         self.template.render(messages, options)
     }
@@ -231,14 +239,18 @@ impl Processor {
     /// # Errors
     ///
     /// When an image or video cannot be used, the template fails, or media and placeholders differ in number.
-    pub fn encode(&self, messages: &[Message], options: &RenderOptions) -> Result<Encoded, ProcessorError> {
+    pub fn encode(
+        &self,
+        messages: &[Message],
+        options: &ChatTemplateOptions,
+    ) -> Result<Sample, ProcessorError> {
         let text = self.render(messages, options)?;
         let ids = self.tokens(&text, 0)?;
         let images: Vec<&ImageSource> = messages.iter().flat_map(Message::images).collect();
-        let videos: Vec<&VideoSource> = messages.iter().flat_map(Message::videos).collect();
-        let mut expander = self.expander(&images, &videos, ids.len())?;
-        expander.push(&ids, false);
-        expander.finish().map_err(|problem| self.placed(problem, messages, options).into())
+        let videos: Vec<&VideoInput> = messages.iter().flat_map(Message::videos).collect();
+        let mut expansion = self.expansion(&images, &videos, ids.len())?;
+        expansion.push(&ids, false);
+        expansion.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
 
     /// As [`encode`](Self::encode), for images and videos whose features were made earlier: nothing is loaded, of their
@@ -247,72 +259,72 @@ impl Processor {
     /// # Errors
     ///
     /// When the template fails, or media and placeholders differ in number.
-    pub fn encode_ready(
+    pub fn encode_with_grids(
         &self,
         messages: &[Message],
-        options: &RenderOptions,
-        media: &ReadyMedia,
-    ) -> Result<Encoded, ProcessorError> {
+        options: &ChatTemplateOptions,
+        media: &MediaGrids,
+    ) -> Result<Sample, ProcessorError> {
         let ids = self.tokenizer.encode(&self.render(messages, options)?)?;
-        let images = media.images.iter().map(|grid| PatchedImage { pixel_values: Vec::new(), grid: *grid });
+        let images =
+            media.images.iter().map(|grid| PatchedImage { pixel_values: Vec::new(), grid: grid.thw() });
         let mut videos = Vec::with_capacity(media.videos.len());
         for (grid, seconds) in &media.videos {
-            let times = seconds.iter().map(|time| self.tokenizer.encode(&self.timestamp_style.write(*time)));
-            let times = times.collect::<Result<_, _>>()?;
-            videos.push(TimedVideo { pixel_values: Vec::new(), grid: *grid, times });
+            let timestamps = self.timestamps(seconds)?;
+            videos.push(TimedVideo { pixel_values: Vec::new(), grid: *grid, timestamps });
         }
         let merge = self.video.config().frame.merge_size;
         let patches_per_token = [self.image.patches_per_token(), merge * merge];
         let special = self.tokenizer.special();
-        let mut expander = Expander::new(special, images.collect(), videos, patches_per_token)?;
-        expander.push(&ids, false);
-        expander.finish().map_err(|problem| self.placed(problem, messages, options).into())
+        let mut expansion = PlaceholderExpansion::new(special, images.collect(), videos, patches_per_token)?;
+        expansion.push(&ids, false);
+        expansion.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
 
     /// Tokenises a rendered conversation piece by piece, and says which tokens carry loss.
     ///
-    /// Every segment is tokenised on its own, so that the tokens of an answer are the ones the model
+    /// Every span is tokenised on its own, so that the tokens of an answer are the ones the model
     /// must produce after the tokens of the prompt, whatever stands at the seam.
     ///
     /// # Errors
     ///
     /// When an image or video cannot be used, or media and placeholders differ in number.
-    pub fn encode_segments(
+    pub fn encode_spans(
         &self,
-        segments: &[Segment],
+        spans: &[LabeledText],
         images: &[ImageSource],
-        videos: &[VideoSource],
-    ) -> Result<Encoded, ProcessorError> {
+        videos: &[VideoInput],
+    ) -> Result<Sample, ProcessorError> {
         let (images, videos): (Vec<_>, Vec<_>) = (images.iter().collect(), videos.iter().collect());
-        let (mut tokens, mut pieces) = (0, Vec::with_capacity(segments.len()));
-        for segment in segments {
-            let ids = self.tokens(&segment.text, tokens)?;
+        let (mut tokens, mut pieces) = (0, Vec::with_capacity(spans.len()));
+        for span in spans {
+            let ids = self.tokens(&span.text, tokens)?;
             tokens += ids.len();
-            pieces.push((ids, segment.is_label));
+            pieces.push((ids, span.is_label));
         }
-        let mut expander = self.expander(&images, &videos, tokens)?;
+        let mut expansion = self.expansion(&images, &videos, tokens)?;
         for (ids, is_label) in pieces {
-            expander.push(&ids, is_label);
+            expansion.push(&ids, is_label);
         }
-        Ok(expander.finish()?)
+        Ok(expansion.finish()?)
     }
 
-    /// Looks at what [`encode_segments`](Self::encode_segments) would read, without decoding it: that images and videos are
-    /// there and as many as the segments have places, and the tokens that each image will take where its header tells.
+    /// Looks at what [`encode_spans`](Self::encode_spans) would read, without decoding it: that images and videos are
+    /// there and as many as the spans have places, and the tokens that each image will take where its header tells.
     ///
     /// # Errors
     ///
     /// When an image or video is missing, is none, or is not allowed; when media and placeholders differ in number.
-    pub fn probe_segments(
+    pub fn check_spans(
         &self,
-        segments: &[Segment],
+        spans: &[LabeledText],
         images: &[&ImageSource],
-        videos: &[&VideoSource],
+        videos: &[&VideoInput],
     ) -> Result<Vec<Option<usize>>, ProcessorError> {
-        for (kind, given) in [(MediaKind::Image, images.len()), (MediaKind::Video, videos.len())] {
-            let found = segments.iter().map(|segment| segment.text.matches(kind.token()).count()).sum();
+        for (modality, given) in [(Modality::Image, images.len()), (Modality::Video, videos.len())] {
+            let found = spans.iter().map(|span| span.text.matches(placeholder(modality)).count()).sum();
             if found != given {
-                return Err(ExpandError::Count { kind, found, given, culprit: None }.into());
+                return Err(PlaceholderError::Count { modality, found, given, message: None }.into());
             }
         }
         let probe = |(image, source): (usize, &&ImageSource)| {
@@ -353,12 +365,12 @@ impl Processor {
     }
 
     /// Loads the media of a conversation whose text takes `tokens` tokens, placeholders included.
-    fn expander(
+    fn expansion(
         &self,
         images: &[&ImageSource],
-        videos: &[&VideoSource],
+        videos: &[&VideoInput],
         mut tokens: usize,
-    ) -> Result<Expander<'_>, ProcessorError> {
+    ) -> Result<PlaceholderExpansion<'_>, ProcessorError> {
         // Every image and every video takes a token at least.
         self.check_length(tokens.max(images.len() + videos.len()))?;
         let mut patched = Vec::with_capacity(images.len());
@@ -380,12 +392,12 @@ impl Processor {
         // One video after another: each may take much memory while it is decoded.
         for (index, source) in videos.iter().enumerate() {
             let video = self.timed(index, source)?;
-            tokens += video.grid.iter().product::<usize>() / (merge * merge);
+            tokens += video.grid.tokens(merge);
             timed.push(video);
             self.check_length(tokens)?;
         }
         let patches_per_token = [self.image.patches_per_token(), merge * merge];
-        Ok(Expander::new(self.tokenizer.special(), patched, timed, patches_per_token)?)
+        Ok(PlaceholderExpansion::new(self.tokenizer.special(), patched, timed, patches_per_token)?)
     }
 
     fn patched(&self, index: usize, source: &ImageSource) -> Result<PatchedImage, ProcessorError> {
@@ -398,35 +410,49 @@ impl Processor {
         })
     }
 
-    fn timed(&self, video: usize, source: &VideoSource) -> Result<TimedVideo, ProcessorError> {
+    fn timed(&self, video: usize, source: &VideoInput) -> Result<TimedVideo, ProcessorError> {
         let patched = self.video.load(source);
         let patched = patched.map_err(|source| ProcessorError::Video { video, source: source.into() })?;
-        let times =
-            patched.timestamps.iter().map(|&time| self.tokenizer.encode(&self.timestamp_style.write(time)));
-        let times = times.collect::<Result<_, _>>()?;
-        Ok(TimedVideo { pixel_values: patched.pixel_values, grid: patched.grid, times })
+        let timestamps = self.timestamps(&patched.timestamps)?;
+        Ok(TimedVideo { pixel_values: patched.pixel_values, grid: patched.grid.into(), timestamps })
+    }
+
+    /// The tokens of each time, written as the checkpoint writes them.
+    fn timestamps(&self, seconds: &[f64]) -> Result<Vec<Vec<u32>>, TokenizerError> {
+        seconds.iter().map(|time| self.tokenizer.encode(&self.timestamp_style.write(*time))).collect()
     }
 
     /// Names the message in which placeholders and media begin to differ.
-    fn placed(&self, problem: ExpandError, messages: &[Message], options: &RenderOptions) -> ExpandError {
-        let ExpandError::Count { kind, found, given, .. } = problem else {
+    fn placed(
+        &self,
+        problem: PlaceholderError,
+        messages: &[Message],
+        options: &ChatTemplateOptions,
+    ) -> PlaceholderError {
+        let PlaceholderError::Count { modality, found, given, .. } = problem else {
             return problem;
         };
-        let (placeholder, is): (_, fn(&Part) -> bool) = match kind {
-            MediaKind::Image => (token::IMAGE, |part| matches!(part, Part::Image(_))),
-            MediaKind::Video => (token::VIDEO, |part| matches!(part, Part::Video(_))),
+        let is: fn(&ContentPart) -> bool = match modality {
+            Modality::Video => |part| matches!(part, ContentPart::Video(_)),
+            _ => |part| matches!(part, ContentPart::Image(_)),
         };
-        let options = RenderOptions { add_generation_prompt: false, ..options.clone() };
+        let options = ChatTemplateOptions { add_generation_prompt: false, ..options.clone() };
         let mut before = 0;
-        let culprit = messages.iter().enumerate().find_map(|(message, own)| {
+        let message = messages.iter().enumerate().find_map(|(message, own)| {
             // A template may refuse a conversation that ends here; then nobody is named.
-            let written = self.render(&messages[..=message], &options).ok()?.matches(placeholder).count();
+            let written =
+                self.render(&messages[..=message], &options).ok()?.matches(placeholder(modality)).count();
             let parts = own.content.parts();
             let (found, given) =
                 (written.saturating_sub(before), parts.iter().filter(|part| is(part)).count());
             before = written;
-            (found != given).then(|| Culprit { message, part: parts.iter().position(is), found, given })
+            (found != given).then(|| MediaCountMismatch {
+                message,
+                part: parts.iter().position(is),
+                found,
+                given,
+            })
         });
-        ExpandError::Count { kind, found, given, culprit }
+        PlaceholderError::Count { modality, found, given, message }
     }
 }

@@ -1,23 +1,23 @@
 //! Text to token ids and back.
 //!
-//! A thin wrapper around the `tokenizers` crate. Special tokens are resolved by their text, never by a
-//! number: the ids differ between checkpoints (151343 in GLM-4.1V, 1164 in the tiny test models).
+//! A thin wrapper around the `tokenizers` crate. Special tokens are looked up by their text, never by
+//! id: the ids differ between checkpoints (151343 in GLM-4.1V, 1164 in the tiny test models).
 
 use std::path::{Path, PathBuf};
 
 use glm4v_files::{FileError, LONGEST_TOKENIZER};
 
-use crate::spelled::is_control;
+use crate::special_token_guard::is_control_token;
 
-/// Texts of the tokens that mark images, turns and ends.
+/// Texts of the special tokens of images, videos, roles and ends.
 pub mod token {
-    /// Stands for one merged patch of an image.
+    /// Placeholder of one merged patch of an image or frame.
     pub const IMAGE: &str = "<|image|>";
-    /// Stands for a video in a rendered prompt; never in token ids.
+    /// Placeholder of a video in a rendered prompt; never in token ids.
     pub const VIDEO: &str = "<|video|>";
-    /// Before an image, and before every frame pair of a video.
+    /// Before an image, and before every temporal patch of a video.
     pub const BEGIN_OF_IMAGE: &str = "<|begin_of_image|>";
-    /// After an image.
+    /// After an image, and after every temporal patch of a video.
     pub const END_OF_IMAGE: &str = "<|end_of_image|>";
     /// Before a video.
     pub const BEGIN_OF_VIDEO: &str = "<|begin_of_video|>";
@@ -25,44 +25,44 @@ pub mod token {
     pub const END_OF_VIDEO: &str = "<|end_of_video|>";
     /// End of a text; also used as padding.
     pub const END_OF_TEXT: &str = "<|endoftext|>";
-    /// Opens a turn of the system.
+    /// Opens a system message.
     pub const SYSTEM: &str = "<|system|>";
-    /// Opens a turn of the user.
+    /// Opens a user message.
     pub const USER: &str = "<|user|>";
-    /// Opens a turn of the model.
+    /// Opens an assistant message.
     pub const ASSISTANT: &str = "<|assistant|>";
-    /// Opens the answer of a tool.
+    /// Opens a tool message.
     pub const OBSERVATION: &str = "<|observation|>";
 }
 
-/// Why text could not become tokens.
+/// Error of loading or running a tokenizer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
     /// `tokenizer.json` could not be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// `tokenizer.json` is not one.
+    /// `tokenizer.json` is not a tokenizer.
     #[error("{path}: not a tokenizer")]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the reader met.
+        /// Error of the parser.
         #[source]
         source: tokenizers::Error,
     },
-    /// A text could become much longer before it is cut into tokens.
+    /// The normalizer could make a text much longer before it is split into tokens.
     #[error(
-        "{path}: its normalizer may make a text {growth:.0} times longer, needed at most {MOST_GROWTH:.0}; is this the \
+        "{path}: its normalizer may make a text {growth:.0} times longer, needed at most {MAX_GROWTH:.0}; is this the \
          tokenizer of a GLM vision model?"
     )]
     Normalizer {
         /// The file.
         path: PathBuf,
-        /// Bytes out of one.
+        /// Bytes of output per byte of input.
         growth: f64,
     },
-    /// A token that the models of this family need does not exist.
+    /// A token that all models of this family need is missing.
     #[error("{path}: has no token {token}; is this the tokenizer of a GLM vision model?")]
     MissingToken {
         /// The file.
@@ -70,28 +70,28 @@ pub enum TokenizerError {
         /// The text of the token.
         token: &'static str,
     },
-    /// The tokenizer refused a text.
+    /// The tokenizer failed on a text.
     #[error("a text of {bytes} bytes could not be tokenised")]
     Encode {
         /// Length of the text.
         bytes: usize,
-        /// What the tokenizer met.
+        /// Error of the tokenizer.
         #[source]
         source: tokenizers::Error,
     },
 }
 
-/// Most bytes that a normalizer may make of one; GLM's have none. Unicode's decompositions make 18 characters of one.
-const MOST_GROWTH: f64 = 64.0;
+/// Maximum bytes of output per byte of input; GLM has no normalizer. Unicode decompositions expand a character to up to 18.
+const MAX_GROWTH: f64 = 64.0;
 
-/// Most bytes that a normalizer makes of one, as its json tells.
+/// Upper bound on the bytes of output per byte of input, from the JSON of a normalizer.
 fn normalizer_growth(normalizer: &serde_json::Value) -> f64 {
     let length = |text: &serde_json::Value| text.as_str().map_or(0.0, |text| text.len() as f64);
     match normalizer["type"].as_str() {
         Some("Sequence") => {
             normalizer["normalizers"].as_array().into_iter().flatten().map(normalizer_growth).product()
         }
-        // A regular expression may find its match at every place, and between any two.
+        // A regular expression may match at every byte, and between any two.
         Some("Replace") => match normalizer["pattern"].get("String") {
             Some(pattern) => (length(&normalizer["content"]) / length(pattern).max(1.0)).max(1.0),
             None => 1.0 + length(&normalizer["content"]),
@@ -101,7 +101,7 @@ fn normalizer_growth(normalizer: &serde_json::Value) -> f64 {
     }
 }
 
-/// Ids of the tokens with a meaning of their own.
+/// Ids of the special tokens in [`token`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SpecialIds {
@@ -148,10 +148,10 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
         let growth = normalizer_growth(&serde_json::to_value(inner.get_normalizer()).unwrap_or_default());
-        if growth > MOST_GROWTH {
+        if growth > MAX_GROWTH {
             return Err(TokenizerError::Normalizer { path: path.to_owned(), growth });
         }
-        // Cutting or filling is the caller's business: a cut could go through an image.
+        // The caller truncates and pads: here a truncation could split an image.
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -176,13 +176,13 @@ impl Tokenizer {
             end_of_video: inner.token_to_id(token::END_OF_VIDEO),
         };
         let added = inner.get_added_tokens_decoder().into_values();
-        let control = added.filter(|token| token.special && is_control(&token.content));
+        let control = added.filter(|token| token.special && is_control_token(&token.content));
         let mut control: Vec<String> = control.map(|token| token.content).collect();
         control.sort();
         Ok(Self { inner, special, control })
     }
 
-    /// The ids of `text`; nothing is added around them, the chat template has written it all.
+    /// The ids of `text`, without added special tokens: the chat template has written all of them.
     ///
     /// # Errors
     ///
@@ -195,52 +195,51 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// [`encode`](Self::encode) for a text that should take at most `most` tokens: the ids, or `None` as soon as it is clear
-    /// that there are more.
+    /// [`encode`](Self::encode) for at most `max_tokens` tokens; `None` as soon as it is clear that there are more.
     ///
-    /// A text of many megabytes would take minutes and gigabytes to be tokenised whole. Its beginning alone shows that it
-    /// is too long: what comes behind a cut changes no more than the last word before it. Twice the tokens are waited for,
-    /// in case that word is the whole text.
+    /// Tokenizing many megabytes takes minutes and gigabytes, while a prefix is enough to show that a text is too long: the
+    /// text after it changes at most the tokens of its last word. The limit for a prefix is twice `max_tokens`, in case that
+    /// word is all of it.
     ///
     /// # Errors
     ///
     /// When the tokenizer itself fails.
-    pub fn encode_within(&self, text: &str, most: usize) -> Result<Option<Vec<u32>>, TokenizerError> {
-        /// Bytes of a token that are generous in any language.
-        const BYTES: usize = 16;
-        let mut length = most.saturating_mul(BYTES).max(1 << 16);
+    pub fn encode_within(&self, text: &str, max_tokens: usize) -> Result<Option<Vec<u32>>, TokenizerError> {
+        /// Generous in any language.
+        const BYTES_PER_TOKEN: usize = 16;
+        let mut length = max_tokens.saturating_mul(BYTES_PER_TOKEN).max(1 << 16);
         while length < text.len() {
-            let beginning = &text[..text.floor_char_boundary(length)];
-            if self.encode(beginning)?.len() > most.saturating_mul(2) {
+            let prefix = &text[..text.floor_char_boundary(length)];
+            if self.encode(prefix)?.len() > max_tokens.saturating_mul(2) {
                 return Ok(None);
             }
             length = length.saturating_mul(2);
         }
-        Ok(Some(self.encode(text)?).filter(|ids| ids.len() <= most))
+        Ok(Some(self.encode(text)?).filter(|ids| ids.len() <= max_tokens))
     }
 
-    /// The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids that do not exist become nothing.
+    /// The text of `ids`; invalid UTF-8 becomes U+FFFD, unknown ids are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        // Only a decoder that reads its own output as a pattern can fail; byte level never does.
+        // Only decoders with regular expressions can fail; the byte-level one cannot.
         self.inner.decode(ids, skip_special).unwrap_or_default()
     }
 
-    /// The id of a token, given its text.
-    pub fn id(&self, token: &str) -> Option<u32> {
+    /// The id of a token by its text in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The text of a token as the vocabulary writes it.
-    pub fn token(&self, id: u32) -> Option<String> {
+    /// The text of a token in the vocabulary.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Number of entries, added tokens included.
+    /// Size of the vocabulary, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Ids of the tokens with a meaning of their own.
+    /// Ids of the special tokens in [`token`].
     pub fn special(&self) -> &SpecialIds {
         &self.special
     }

@@ -1,4 +1,4 @@
-//! Damaged, hostile and wrong files end in an error that says what is wrong, never in a crash.
+//! Damaged, hostile and wrong image files are errors with a reason, never a crash.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
@@ -44,7 +44,7 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_cut_file_is_called_cut() {
+fn a_truncated_file_is_reported_as_truncated() {
     for name in ["shapes_56x56.png", "jpeg_150x100.jpg"] {
         let whole = file(name);
         assert!(load(&whole).is_ok());
@@ -68,7 +68,7 @@ fn a_jpeg_of_12_bits_is_refused_as_pillow_refuses_it() {
 }
 
 #[test]
-fn a_damaged_png_is_called_damaged() {
+fn a_damaged_png_is_reported_as_damaged() {
     let mut bytes = file("shapes_56x56.png");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0xFF;
@@ -76,7 +76,7 @@ fn a_damaged_png_is_called_damaged() {
 }
 
 #[test]
-fn a_header_that_announces_too_much_is_refused_unread() {
+fn a_header_beyond_the_limits_is_refused_before_decoding() {
     let side = 20_000u32.to_be_bytes();
     let header = chunk(b"IHDR", &[&side[..], &side, &[8, 2, 0, 0, 0]].concat());
     let data = chunk(b"IDAT", &[0x78, 0x9C, 3, 0, 0, 0, 0, 1]);
@@ -94,7 +94,7 @@ fn a_header_that_announces_too_much_is_refused_unread() {
 }
 
 #[test]
-fn the_limits_can_be_moved() {
+fn decode_limits_can_be_changed() {
     let source = ImageSource::Bytes(file("shapes_56x56.png"));
     let small = |limits: DecodeLimits| limits.load(&source);
     let limits = DecodeLimits::default;
@@ -114,7 +114,7 @@ fn the_limits_can_be_moved() {
 }
 
 #[test]
-fn what_is_no_image_is_named() {
+fn files_that_are_not_images_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::write(at("empty.png"), "").unwrap();
@@ -141,7 +141,7 @@ fn urls_are_data_or_refused() {
     let data = ImageProcessor::load_image(&url(format!("data:image/png;base64,{png}"))).unwrap();
 
     assert_eq!((data.height(), data.width()), (10, 10));
-    // Lines broken, nothing to fill up, the alphabet of URLs, and no head at all: as forgiving as Python.
+    // Line breaks, no padding, the URL-safe alphabet, and no header: as lenient as Python.
     let lines: Vec<&str> = png.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
     let safe = png.trim_end_matches('=').replace('+', "-").replace('/', "_");
     let long = png.clone() + &" ".repeat(5000);
@@ -169,7 +169,7 @@ fn urls_are_data_or_refused() {
 }
 
 #[test]
-fn limits_that_make_no_image_are_refused() {
+fn impossible_limits_are_refused() {
     let image = Rgb::new(30, 40, vec![9; 3600]).unwrap();
     let refused = |least, most| {
         let processor = ImageProcessor::from_json("{}").unwrap();
@@ -188,10 +188,10 @@ fn limits_that_make_no_image_are_refused() {
 }
 
 #[test]
-fn a_thread_of_a_image_is_refused() {
+fn an_extreme_aspect_ratio_is_refused() {
     let processor = ImageProcessor::from_json("{}").unwrap();
-    let thread = Rgb::new(1, 300, vec![9; 900]).unwrap();
-    let error = processor.process(&thread).unwrap_err().to_string();
+    let narrow = Rgb::new(1, 300, vec![9; 900]).unwrap();
+    let error = processor.process(&narrow).unwrap_err().to_string();
     assert_eq!(error, "absolute aspect ratio must be smaller than 200, got 300.0");
 }
 
@@ -212,7 +212,7 @@ fn no_damage_makes_a_decoder_crash() {
         assert!(load(whole).is_ok());
         for _ in 0..rounds {
             let mut bytes = whole.clone();
-            // Half of the blows near the header, where sizes and offsets are.
+            // Half of the changes near the header, where sizes and offsets are.
             let reach = if random(2) == 0 { 64.min(bytes.len()) } else { bytes.len() };
             for _ in 0..=random(4) {
                 let at = random(reach);
@@ -221,7 +221,7 @@ fn no_damage_makes_a_decoder_crash() {
             if random(3) == 0 {
                 bytes.truncate(random(bytes.len()));
             }
-            // Any answer will do.
+            // Any result but a crash.
             let _ = load(&bytes);
         }
     }

@@ -1,4 +1,4 @@
-//! Checkpoint folders and conversations that cannot be used end in an error that says why.
+//! Invalid checkpoint folders and conversations are errors with a reason.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use glm4v_processor::{
-    ImageSource, Message, Part, Processor, ProcessorError, RenderOptions, SamplingRule, Segment, VideoData,
-    VideoSource,
+    ChatTemplateOptions, ContentPart, FrameSamplingRule, ImageSource, LabeledText, Message, Processor,
+    ProcessorError, VideoInput, VideoSource,
 };
 use serde_json::json;
 use support::golden;
@@ -48,7 +48,7 @@ fn with_template(template: &str) -> Result<Processor, ProcessorError> {
 fn render(template: &str) -> Result<String, String> {
     let processor = with_template(template).unwrap();
     let messages = [Message::new("user", "hi")];
-    processor.render(&messages, &RenderOptions::prompt()).map_err(|e| e.to_string())
+    processor.render(&messages, &ChatTemplateOptions::generation_prompt()).map_err(|e| e.to_string())
 }
 
 fn image() -> ImageSource {
@@ -57,7 +57,7 @@ fn image() -> ImageSource {
 
 fn encode(messages: &[Message]) -> Result<usize, String> {
     let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
-    let encoded = processor.encode(messages, &RenderOptions::prompt());
+    let encoded = processor.encode(messages, &ChatTemplateOptions::generation_prompt());
     encoded.map(|e| e.input_ids.len()).map_err(|e| chain(&e))
 }
 
@@ -72,7 +72,10 @@ fn a_missing_file_is_named_with_its_folder() {
         );
     }
     let none = Path::new("/no/such/folder");
-    assert_eq!(refused(none), "DIR: no such folder; give the folder of a checkpoint in Hugging Face layout");
+    assert_eq!(
+        refused(none),
+        "DIR: no such directory; give the directory of a checkpoint in Hugging Face layout"
+    );
 }
 
 #[test]
@@ -105,7 +108,7 @@ fn a_damaged_file_is_named() {
 }
 
 #[test]
-fn a_normalizer_that_multiplies_letters_is_refused() {
+fn a_normalizer_that_expands_texts_is_refused() {
     let replaced =
         |pattern: &str| json!({"type": "Replace", "pattern": {pattern: "a"}, "content": "aaaaaaaaaa"});
     let cases = [
@@ -135,7 +138,7 @@ fn a_normalizer_that_multiplies_letters_is_refused() {
 }
 
 #[test]
-fn the_template_may_lie_in_older_places() {
+fn the_template_is_found_in_older_places() {
     let older = [
         ("tokenizer_config.json", r#"{"chat_template": "old"}"#),
         (
@@ -149,12 +152,12 @@ fn the_template_may_lie_in_older_places() {
         fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
         fs::write(folder.path().join(file), text).unwrap();
         let processor = Processor::load(folder.path()).unwrap();
-        assert_eq!(processor.render(&[], &RenderOptions::default()).unwrap(), "old");
+        assert_eq!(processor.render(&[], &ChatTemplateOptions::default()).unwrap(), "old");
     }
 }
 
 #[test]
-fn the_configuration_of_videos_is_looked_for_where_upstream_looks() {
+fn the_video_config_is_found_as_in_transformers() {
     let folder = folder();
     let most = || {
         let config = Processor::load(folder.path()).unwrap().video_processor().config().clone();
@@ -162,18 +165,18 @@ fn the_configuration_of_videos_is_looked_for_where_upstream_looks() {
     };
     let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
 
-    // The images' file, if there is no other: GLM-OCR has none.
-    assert_eq!(most(), (9_633_792, 2.0, SamplingRule::Glm4v));
+    // Falls back to the file of images, as for GLM-OCR.
+    assert_eq!(most(), (9_633_792, 2.0, FrameSamplingRule::Glm4v));
     write(
         "video_preprocessor_config.json",
         r#"{"fps": 4, "size": {"shortest_edge": 1, "longest_edge": 50000}}"#,
     );
-    assert_eq!(most(), (50_000, 4.0, SamplingRule::Glm4v));
+    assert_eq!(most(), (50_000, 4.0, FrameSamplingRule::Glm4v));
     write(
         "processor_config.json",
         r#"{"processor_class": "Glm46VProcessor", "video_processor": {"fps": 3}}"#,
     );
-    assert_eq!(most(), (47_040_000, 3.0, SamplingRule::Glm46v));
+    assert_eq!(most(), (47_040_000, 3.0, FrameSamplingRule::Glm46v));
 
     write("processor_config.json", r#"{"video_processor": {"fps": 0}}"#);
     let needed =
@@ -181,21 +184,21 @@ fn the_configuration_of_videos_is_looked_for_where_upstream_looks() {
     assert_eq!(refused(folder.path()), needed);
     write("processor_config.json", "{}");
     write("video_preprocessor_config.json", "[");
-    let said = refused(folder.path());
+    let error = refused(folder.path());
     assert!(
-        said.starts_with("DIR/video_preprocessor_config.json, line 1, column 1: not valid json"),
-        "{said}"
+        error.starts_with("DIR/video_preprocessor_config.json, line 1, column 1: not valid json"),
+        "{error}"
     );
 }
 
 #[test]
-fn a_template_that_is_not_jinja_is_placed_by_line() {
+fn a_template_syntax_error_has_a_line() {
     let error = with_template("a\n{% if %}").unwrap_err().to_string();
     assert!(error.starts_with("chat template, line 2: syntax error"), "{error}");
 }
 
 #[test]
-fn a_template_that_does_not_end_is_stopped() {
+fn an_endless_template_is_aborted() {
     let endless = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
     let error = render(endless).unwrap_err();
     assert_eq!(error, "chat template, line 1: no end after 10000000 steps; does it loop?");
@@ -206,13 +209,13 @@ fn a_template_that_does_not_end_is_stopped() {
 }
 
 #[test]
-fn a_template_that_writes_too_much_is_stopped() {
+fn a_template_with_too_much_output_is_aborted() {
     let long = "{% set x = 'x' * 10000 %}{% for a in range(10000) %}{{ x }}{% endfor %}";
     assert_eq!(render(long).unwrap_err(), "chat template: writes more than 16777220 bytes");
 }
 
 #[test]
-fn a_template_may_refuse_and_fail() {
+fn exceptions_of_a_template_are_reported() {
     let refusal = render("\n{{ raise_exception('no user turn') }}").unwrap_err();
     assert_eq!(refusal, "chat template, line 2: refuses the conversation: no user turn");
     let failure = render("\n\n{{ messages[0].nothing.at_all }}").unwrap_err();
@@ -220,22 +223,23 @@ fn a_template_may_refuse_and_fail() {
 }
 
 #[test]
-fn a_list_of_texts_reaches_the_template_as_one_text_for_the_model() {
+fn a_list_of_texts_is_passed_as_one_text_except_for_the_user() {
     let template = "{% for m in messages %}{{ m.content }}|{% endfor %}";
     let processor = with_template(template).unwrap();
-    let texts = || vec![Part::text("a"), Part::text("b")];
+    let texts = || vec![ContentPart::text("a"), ContentPart::text("b")];
     let messages =
         [Message::new("system", texts()), Message::new("assistant", texts()), Message::new("user", texts())];
 
-    let rendered = processor.render(&messages, &RenderOptions::default()).unwrap();
+    let rendered = processor.render(&messages, &ChatTemplateOptions::default()).unwrap();
 
     // For the user the list stays, and is printed as Python would.
     assert_eq!(rendered, "ab|ab|[{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]|");
 }
 
 #[test]
-fn a_text_that_spells_a_special_token_is_refused_by_place() {
-    let spelled = |text: &str| Message::new("user", vec![Part::Image(image()), Part::text(text)]);
+fn a_text_with_a_special_token_is_refused_with_its_location() {
+    let message =
+        |text: &str| Message::new("user", vec![ContentPart::Image(image()), ContentPart::text(text)]);
     let refusal = |token: &str| {
         format!(
             "message 1, part 1: its text spells {token}, which only the chat template writes; needed: a text without it"
@@ -243,19 +247,19 @@ fn a_text_that_spells_a_special_token_is_refused_by_place() {
     };
     let system = Message::new("system", "s");
     for token in ["<|image|>", "<|user|>", "[gMASK]", "<|endoftext|>", "<|video|>"] {
-        let messages = [system.clone(), spelled(&format!("what does {token} mean?"))];
+        let messages = [system.clone(), message(&format!("what does {token} mean?"))];
         assert_eq!(encode(&messages).unwrap_err(), refusal(token));
     }
-    // What a model writes itself is not meant.
-    assert!(encode(&[system, spelled("<think>a</think>")]).is_ok());
+    // Tokens that models generate are allowed.
+    assert!(encode(&[system, message("<think>a</think>")]).is_ok());
 }
 
 #[test]
-fn allowed_special_tokens_do_what_they_do_upstream() {
+fn allowed_special_tokens_work_as_in_transformers() {
     let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
     let processor = processor.with_special_tokens_allowed(true);
     let user = processor.tokenizer().special().user;
-    let encode = |messages: &[Message]| processor.encode(messages, &RenderOptions::prompt());
+    let encode = |messages: &[Message]| processor.encode(messages, &ChatTemplateOptions::generation_prompt());
 
     let turns = encode(&[Message::new("user", "a<|user|>b")]).unwrap();
     assert_eq!(turns.input_ids.iter().filter(|id| **id == user).count(), 2);
@@ -268,8 +272,8 @@ fn allowed_special_tokens_do_what_they_do_upstream() {
 }
 
 #[test]
-fn a_image_that_the_template_drops_is_an_error() {
-    let dropped = Message::new("someone", vec![Part::Image(image())]);
+fn an_image_that_the_template_drops_is_an_error() {
+    let dropped = Message::new("someone", vec![ContentPart::Image(image())]);
     let error = encode(&[dropped]).unwrap_err();
     let needed = "the prompt has 0 <|image|> placeholders, but 1 images were given; \
                   message 0, part 0: 0 placeholders for 1 images";
@@ -279,16 +283,16 @@ fn a_image_that_the_template_drops_is_an_error() {
 #[test]
 fn segments_and_images_must_agree() {
     let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
-    let segment = Segment { text: "<|image|><|image|>".to_owned(), is_label: false };
-    let error = processor.encode_segments(&[segment], &[image()], &[]).unwrap_err();
+    let segment = LabeledText { text: "<|image|><|image|>".to_owned(), is_label: false };
+    let error = processor.encode_spans(&[segment], &[image()], &[]).unwrap_err();
     assert_eq!(error.to_string(), "the prompt has 2 <|image|> placeholders, but 1 images were given");
 }
 
 #[test]
 fn a_video_that_the_template_drops_is_an_error() {
     let frames = vec![image(), image()];
-    let video = Part::Video(VideoSource { data: VideoData::Frames(frames), frame_rate: None });
-    let dropped = Message::new("someone", vec![Part::text("t"), video]);
+    let video = ContentPart::Video(VideoInput { data: VideoSource::Frames(frames), frame_rate: None });
+    let dropped = Message::new("someone", vec![ContentPart::text("t"), video]);
     let error = encode(&[Message::new("system", "s"), dropped]).unwrap_err();
     let needed = "the prompt has 0 <|video|> placeholders, but 1 videos were given; \
                   message 1, part 1: 0 placeholders for 1 videos";
@@ -297,8 +301,8 @@ fn a_video_that_the_template_drops_is_an_error() {
 
 #[test]
 fn of_several_bad_images_the_first_is_named() {
-    let missing = |name: &str| Part::Image(ImageSource::Path(name.into()));
-    let parts = vec![Part::Image(image()), missing("/no/a.png"), missing("/no/b.png")];
+    let missing = |name: &str| ContentPart::Image(ImageSource::Path(name.into()));
+    let parts = vec![ContentPart::Image(image()), missing("/no/a.png"), missing("/no/b.png")];
     let error = encode(&[Message::new("user", parts)]).unwrap_err();
     let needed =
         "image 1 of the conversation cannot be used: /no/a.png: cannot read: No such file or directory";

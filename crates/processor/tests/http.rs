@@ -1,4 +1,4 @@
-//! Images over the network, from a server of this test.
+//! Download of images and videos from a local test server.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
@@ -9,12 +9,12 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use glm4v_processor::{
-    DecodeLimits, HttpLimits, ImageProcessor, ImageSource, Message, Part, Processor, RenderOptions,
-    VideoSource,
+    ChatTemplateOptions, ContentPart, DecodeLimits, HttpLimits, ImageProcessor, ImageSource, Message,
+    Processor, VideoInput,
 };
 use support::{golden, videos};
 
-/// Answers by path until the test ends; returns the beginning of its URLs.
+/// Responds by path until the test ends; returns the base URL.
 fn serve() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -70,7 +70,7 @@ fn chain(error: &dyn Error) -> String {
 }
 
 #[test]
-fn a_image_is_fetched_where_that_is_allowed_only() {
+fn images_are_downloaded_only_where_allowed() {
     let server = serve();
     let url = |path: &str| ImageSource::Url(format!("{server}{path}"));
 
@@ -84,34 +84,34 @@ fn a_image_is_fetched_where_that_is_allowed_only() {
 }
 
 #[test]
-fn what_does_not_come_is_named() {
+fn failed_downloads_are_named() {
     let server = serve();
-    let said = |limits: &DecodeLimits, path: &str| {
+    let error = |limits: &DecodeLimits, path: &str| {
         let error = limits.load(&ImageSource::Url(format!("{server}{path}"))).unwrap_err();
         chain(&error).replace(&server, "S")
     };
 
-    assert_eq!(said(&allowed(), "/none"), "S/none: cannot be fetched: the server answers 404, needed 200");
+    assert_eq!(error(&allowed(), "/none"), "S/none: cannot be fetched: the server answers 404, needed 200");
     let small = DecodeLimits { max_file_bytes: 1000, ..allowed() };
-    assert_eq!(said(&small, "/image"), "S/image: cannot be fetched: more than the limit of 1000 bytes");
-    assert!(said(&allowed(), "/circle").starts_with("S/circle: cannot be fetched: no answer"));
+    assert_eq!(error(&small, "/image"), "S/image: cannot be fetched: more than the limit of 1000 bytes");
+    assert!(error(&allowed(), "/circle").starts_with("S/circle: cannot be fetched: no answer"));
     // Asked for on the same server or not at all, never on this machine.
-    assert!(said(&allowed(), "/elsewhere").starts_with("S/elsewhere: cannot be fetched: "));
-    assert_eq!(said(&allowed(), "/slow"), "S/slow: cannot be fetched: not there after 1 s, the limit");
+    assert!(error(&allowed(), "/elsewhere").starts_with("S/elsewhere: cannot be fetched: "));
+    assert_eq!(error(&allowed(), "/slow"), "S/slow: cannot be fetched: not there after 1 s, the limit");
 }
 
 #[test]
-fn a_prompt_may_have_images_and_videos_from_the_network() {
+fn a_prompt_may_have_images_and_videos_from_urls() {
     let server = serve();
     let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
     let parts = |image: String, video: &str| {
         vec![
-            Part::Image(ImageSource::parse(&image, "".as_ref())),
-            Part::Video(VideoSource::parse(video, "".as_ref())),
+            ContentPart::Image(ImageSource::parse(&image, "".as_ref())),
+            ContentPart::Video(VideoInput::parse(video, "".as_ref())),
         ]
     };
     let encode = |processor: &Processor, parts| {
-        processor.encode(&[Message::new("user", parts)], &RenderOptions::prompt())
+        processor.encode(&[Message::new("user", parts)], &ChatTemplateOptions::generation_prompt())
     };
     let local = |path: std::path::PathBuf| path.display().to_string();
 
@@ -121,6 +121,6 @@ fn a_prompt_may_have_images_and_videos_from_the_network() {
     let expected = encode(&processor, expected).unwrap();
 
     assert!(encode(&processor, remote()).is_err());
-    let processor = processor.with_http(HttpLimits::default());
+    let processor = processor.allow_http(HttpLimits::default());
     assert!(encode(&processor, remote()).unwrap() == expected);
 }

@@ -4,8 +4,8 @@
 mod support;
 
 use glm4v_processor::{
-    ImageProcessor, ImageSource, Message, Part, PatchedImage, Rgb, parse_messages, resize_bicubic,
-    smart_resize,
+    ContentPart, ImageProcessor, ImageSource, Message, PatchedImage, ResizeLimits, Rgb, parse_messages,
+    resize_bicubic, smart_resize,
 };
 use serde_json::Value;
 use support::{Tensors, cases, checksum, golden, json, usizes};
@@ -39,13 +39,19 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn smart_resize_gives_the_sizes_and_errors_of_upstream() {
+fn smart_resize_gives_the_sizes_and_errors_of_transformers() {
     let rows = json("processor/smart_resize.json");
     let rows = rows.as_array().unwrap();
     assert_eq!(rows.len(), 300);
     for row in rows {
         let get = |key: &str| row[key].as_u64().unwrap() as usize;
-        let found = smart_resize(get("t"), get("h"), get("w"), 2, 28, get("shortest"), get("longest"));
+        let limits = ResizeLimits {
+            temporal_factor: 2,
+            factor: 28,
+            min_pixels: get("shortest"),
+            max_pixels: get("longest"),
+        };
+        let found = smart_resize(get("t"), get("h"), get("w"), limits);
         match row.get("error") {
             Some(error) => assert_eq!(found.unwrap_err().to_string(), error.as_str().unwrap(), "{row}"),
             None => {
@@ -91,7 +97,7 @@ fn pixel_values_are_those_of_transformers() {
 }
 
 #[test]
-fn images_of_a_batch_follow_each_other() {
+fn images_of_a_batch_are_concatenated() {
     let meta = json("processor/image/batch_of_three.json");
     let tensors = Tensors::read("processor/image/batch_of_three.safetensors");
     let processor = processor(&Value::Null);
@@ -124,7 +130,7 @@ fn files_are_decoded_like_load_image() {
 }
 
 #[test]
-fn files_become_the_pixel_values_of_upstream() {
+fn files_have_the_pixel_values_of_transformers() {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/processor/checksums.json");
     let rows: Value = serde_json::from_str(&std::fs::read_to_string(fixtures).unwrap()).unwrap();
     let rows = rows.as_array().unwrap();
@@ -149,7 +155,7 @@ fn files_become_the_pixel_values_of_upstream() {
 }
 
 #[test]
-fn noise_is_resized_like_torchvision_resizes_it() {
+fn noise_is_resized_as_in_torchvision() {
     let rows = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/processor/resize.json");
     let rows: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(rows).unwrap()).unwrap();
     assert_eq!(rows.len(), 14);
@@ -190,7 +196,7 @@ fn other_formats_are_decoded_like_load_image() {
 }
 
 #[test]
-fn a_image_of_the_image_crate_is_the_image_of_its_file() {
+fn an_image_of_the_image_crate_equals_its_file() {
     for name in ["graya_96x64.png", "gray16_80x60.png", "rgba_120x80.png", "shapes_56x56.png"] {
         let path = golden().join("images").join(name);
         let value = ImageSource::Pixels(image::open(&path).unwrap().into());
@@ -199,7 +205,7 @@ fn a_image_of_the_image_crate_is_the_image_of_its_file() {
 
         assert_eq!(image, ImageProcessor::load_image(&ImageSource::Path(path)).unwrap(), "{name}");
         // And survives as JSON, as messages do.
-        let message = Message::new("user", vec![Part::Image(value)]);
+        let message = Message::new("user", vec![ContentPart::Image(value)]);
         let json = serde_json::to_string(&[message]).unwrap();
         let read = parse_messages(&json, "".as_ref()).unwrap();
         assert_eq!(ImageProcessor::load_image(read[0].images().next().unwrap()).unwrap(), image, "{name}");

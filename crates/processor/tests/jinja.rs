@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use glm4v_processor::{Message, Processor, RenderOptions, parse_messages};
+use glm4v_processor::{ChatTemplateOptions, Message, Processor, parse_messages};
 use serde_json::Value;
 use support::golden;
 
@@ -16,7 +16,7 @@ fn with_template(template: &str) -> Result<Processor, String> {
     processor.with_template(template.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Messages as upstream hands them to templates: images have no source.
+/// Messages as transformers passes them to templates: images have no source.
 fn messages(value: &Value) -> Vec<Message> {
     let mut value = value.clone();
     for message in value.as_array_mut().unwrap() {
@@ -29,15 +29,15 @@ fn messages(value: &Value) -> Vec<Message> {
     parse_messages(&value.to_string(), Path::new("")).unwrap()
 }
 
-fn options(input: &Value) -> RenderOptions {
-    RenderOptions {
+fn options(input: &Value) -> ChatTemplateOptions {
+    ChatTemplateOptions {
         add_generation_prompt: input["add_generation_prompt"].as_bool().unwrap(),
         enable_thinking: input.get("enable_thinking").and_then(Value::as_bool),
         tools: input.get("tools").cloned(),
     }
 }
 
-/// What works in Python and is an error with its line here.
+/// Expressions that work in Python and are errors with a line here.
 const REFUSED: [&str; 3] = [
     "{{ '%s-%d' % ('a', 3) }}",
     "{{ 'a-b-c'.partition('-') }} {{ 'a'.center(5) }}",
@@ -45,7 +45,7 @@ const REFUSED: [&str; 3] = [
 ];
 
 #[test]
-fn what_templates_use_of_python_gives_the_same_text_or_an_error_with_the_line() {
+fn python_features_give_the_same_text_or_an_error_with_the_line() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/processor/jinja/cases.json");
     let file: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
     let (messages, options) = (messages(&file["context"]["messages"]), options(&file["context"]));
@@ -73,9 +73,9 @@ fn what_templates_use_of_python_gives_the_same_text_or_an_error_with_the_line() 
     }
 }
 
-/// Templates that mean harm, and what is said of them.
+/// Malicious templates and their errors.
 #[test]
-fn a_template_that_takes_too_much_is_stopped() {
+fn a_malicious_template_is_aborted() {
     let deep = |start: &str, step: &str, end: &str| format!("{start}{}{end}", step.repeat(30_000));
     let nested = |print: &str| {
         let grow = "{% for i in range(90000) %}{% set ns.l = [ns.l] %}{% endfor %}";
@@ -86,9 +86,9 @@ fn a_template_that_takes_too_much_is_stopped() {
         let grow = format!("{{% for i in range(60) %}}{{% set ns.l = {step} %}}{{% endfor %}}");
         format!("{{% set ns = namespace({start}) %}}{grow}{{{{ ns.l | length }}}}")
     };
-    // These end by themselves soon after they are left alone, for the sake of the tests beside.
+    // Ends by itself soon after the abort, for the sake of the tests that run at the same time.
     let double = "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(27) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
-    for (template, said) in [
+    for (template, needed) in [
         (double.to_owned(), "takes more than 1024 MB of memory"),
         ("{{ 'a' | indent(2000000000, first=true) }}".to_owned(), "indent: a number of more than 1000000"),
         ("{{ 'a\nb' | indent(width=10000000000000) }}".to_owned(), "indent: a number of more than 1000000"),
@@ -116,11 +116,12 @@ fn a_template_that_takes_too_much_is_stopped() {
         (nested("ns.l | tojson"), "nests over 200 deep"),
         ("a".repeat(200_000), "more than the limit of 131072"),
     ] {
-        let rendered = with_template(&template)
-            .and_then(|processor| processor.render(&[], &RenderOptions::prompt()).map_err(|e| e.to_string()));
+        let rendered = with_template(&template).and_then(|processor| {
+            processor.render(&[], &ChatTemplateOptions::generation_prompt()).map_err(|e| e.to_string())
+        });
 
         let error = rendered.unwrap_err();
-        assert!(error.contains(said), "{}: {error}", &template[..template.len().min(80)]);
+        assert!(error.contains(needed), "{}: {error}", &template[..template.len().min(80)]);
     }
     // Deep, and harmless.
     for template in [
@@ -135,7 +136,8 @@ fn a_template_that_takes_too_much_is_stopped() {
         "{{ ', '.join(['a'] * 1000000) | length }}".to_owned(),
         "{% set s = 'a' * 1000000 %}{{ (s | list | length, s | batch(2) | list | length) }}".to_owned(),
     ] {
-        let _ = with_template(&template).map(|processor| processor.render(&[], &RenderOptions::prompt()));
+        let _ = with_template(&template)
+            .map(|processor| processor.render(&[], &ChatTemplateOptions::generation_prompt()));
     }
 }
 
@@ -143,7 +145,7 @@ fn a_template_that_takes_too_much_is_stopped() {
 /// `renders.json` beside.
 #[test]
 #[ignore = "needs GLM4V_TEMPLATES, a folder of published templates"]
-fn published_templates_give_the_text_that_jinja_gives() {
+fn published_templates_render_as_in_jinja() {
     let folder =
         std::env::var_os("GLM4V_TEMPLATES").map(PathBuf::from).expect("GLM4V_TEMPLATES names a folder");
     let renders: Value =
@@ -152,7 +154,7 @@ fn published_templates_give_the_text_that_jinja_gives() {
     for (name, cases) in renders.as_object().unwrap() {
         let processor =
             with_template(&fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap()).unwrap();
-        // One conversation spells `<|user|>`.
+        // One conversation contains `<|user|>`.
         let processor = processor.with_special_tokens_allowed(true);
         for (case, row) in cases.as_object().unwrap() {
             let rendered =

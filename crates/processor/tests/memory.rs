@@ -1,4 +1,4 @@
-//! What images and videos take of memory: in proportion to their pixels, and not to the length of a video.
+//! Peak memory of images and videos: proportional to their pixels, independent of the length of a video.
 #![expect(clippy::print_stdout, reason = "figures for those who ask with --nocapture")]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 
 use glm4v_processor::{
-    ImageProcessor, ImageSource, Rgb, VideoConfig, VideoProcessor, VideoSource, resize_bicubic,
+    ImageProcessor, ImageSource, Rgb, VideoConfig, VideoInput, VideoProcessor, resize_bicubic,
 };
 use libjpeg_turbo_rs::{PixelFormat, Subsampling, compress};
 use peak_alloc::PeakAlloc;
@@ -17,7 +17,7 @@ use tempfile::tempdir;
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-/// The most bytes in use while something runs, without those in use before.
+/// Peak bytes of `work`, on top of those allocated before.
 fn peak<T>(what: &str, work: impl FnOnce() -> T) -> (T, usize) {
     let before = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();
@@ -27,10 +27,10 @@ fn peak<T>(what: &str, work: impl FnOnce() -> T) -> (T, usize) {
     (done, peak)
 }
 
-/// Tables of decoders, weights of a resize, and other things that do not grow with an image's area.
-const BESIDE: usize = 2_000_000;
+/// Allocations that do not grow with the area of an image: tables of decoders, weights of a resize.
+const MARGIN: usize = 2_000_000;
 
-// One test: what others allocate meanwhile would count.
+// A single test: allocations of others running at the same time would count.
 #[test]
 fn memory_is_bounded_by_pixels() {
     for (height, width) in [(1024, 1024), (3000, 4000)] {
@@ -39,7 +39,7 @@ fn memory_is_bounded_by_pixels() {
     if has_ffmpeg() {
         let [short, long] = [400, 4000].map(video_peak);
         // Both are longer than what is sampled: the same frames in number.
-        assert!(long < short + BESIDE, "{long} bytes for ten times the length, {short} for the short one");
+        assert!(long < short + MARGIN, "{long} bytes for ten times the length, {short} for the short one");
     }
 }
 
@@ -54,7 +54,7 @@ fn image_peak(height: usize, width: usize) {
     let load = || ImageProcessor::load_image(&source).unwrap();
     let (image, loading) = peak(&format!("{name}, decoding"), load);
     // The planes that a JPEG keeps, here at full size, and the pixels.
-    assert!(loading < 2 * decoded + BESIDE, "{loading} bytes to decode {decoded}");
+    assert!(loading < 2 * decoded + MARGIN, "{loading} bytes to decode {decoded}");
 
     let processor = ImageProcessor::from_json("{}").unwrap();
     let [_, rows, columns] = processor.grid(height, width).unwrap();
@@ -62,21 +62,21 @@ fn image_peak(height: usize, width: usize) {
     let (resized, between) = (to_height * to_width * 3, height * to_width * 3);
     let resize = || -> Rgb { resize_bicubic(&image, to_height, to_width) };
     let (_, resizing) = peak(&format!("{name}, resizing"), resize);
-    assert!(resizing < between + resized + BESIDE, "{resizing} bytes to resize to {resized}");
+    assert!(resizing < between + resized + MARGIN, "{resizing} bytes to resize to {resized}");
 
-    let (patched, processing) = peak(&format!("{name}, resizing and cutting"), || processor.process(&image));
+    let (patched, processing) = peak(&format!("{name}, resizing and patches"), || processor.process(&image));
     let values = patched.unwrap().pixel_values.len() * 4;
-    assert!(processing < resized + values.max(between) + BESIDE, "{processing} bytes for {values} of values");
+    assert!(processing < resized + values.max(between) + MARGIN, "{processing} bytes for {values} of values");
 }
 
-/// The peak of loading a video file of so many seconds.
+/// Peak bytes of loading a video file of this duration.
 fn video_peak(seconds: usize) -> usize {
     let folder = tempdir().unwrap();
-    let video = format!("-f lavfi -i testsrc=size=56x56:rate=4:duration={seconds} -c:v mpeg4 film.mp4");
+    let video = format!("-f lavfi -i testsrc=size=56x56:rate=4:duration={seconds} -c:v mpeg4 video.mp4");
     ffmpeg(&folder, &video);
-    let source = VideoSource::from(Path::new(&folder.path().join("film.mp4")).to_owned());
+    let source = VideoInput::from(Path::new(&folder.path().join("video.mp4")).to_owned());
     let processor = VideoProcessor::new(VideoConfig::from_json("{}").unwrap());
-    let (video, most) = peak(&format!("{seconds} seconds of video"), || processor.load(&source).unwrap());
+    let (video, bytes) = peak(&format!("{seconds} seconds of video"), || processor.load(&source).unwrap());
     assert!(video.grid[0] > 100, "{:?}", video.grid);
-    most
+    bytes
 }

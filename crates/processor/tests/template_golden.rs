@@ -5,9 +5,10 @@ mod support;
 
 use std::path::Path;
 
+use glm4v_inputs::{Grid, Modality};
 use glm4v_processor::{
-    Content, ImageSource, Message, Part, Processor, RenderOptions, Segment, Tokenizer, VideoData,
-    VideoSource, parse_messages,
+    ChatTemplateOptions, Content, ContentPart, ImageSource, LabeledText, Message, Processor, Tokenizer,
+    VideoInput, VideoSource, parse_messages,
 };
 use serde_json::Value;
 use support::{frames, golden, json, usizes};
@@ -34,22 +35,22 @@ fn messages(row: &Value) -> Vec<Message> {
     let mut videos = row.get("clips").and_then(Value::as_array).into_iter().flatten();
     for message in &mut messages {
         let Content::Parts(parts) = &mut message.content else { continue };
-        for part in parts.iter_mut().filter(|part| matches!(part, Part::Video(_))) {
-            *part = Part::Video(video(videos.next().unwrap()));
+        for part in parts.iter_mut().filter(|part| matches!(part, ContentPart::Video(_))) {
+            *part = ContentPart::Video(video(videos.next().unwrap()));
         }
     }
     messages
 }
 
 /// A video that `oracle/images.py` draws.
-fn video(row: &Value) -> VideoSource {
+fn video(row: &Value) -> VideoInput {
     let frames = frames(&format!("template_{}x{}x{}.png", row["frames"], row["width"], row["height"]));
     let frames = frames.into_iter().map(ImageSource::Pixels).collect();
-    VideoSource { data: VideoData::Frames(frames), frame_rate: row["fps"].as_f64() }
+    VideoInput { data: VideoSource::Frames(frames), frame_rate: row["fps"].as_f64() }
 }
 
-fn options(row: &Value) -> RenderOptions {
-    RenderOptions {
+fn options(row: &Value) -> ChatTemplateOptions {
+    ChatTemplateOptions {
         add_generation_prompt: row["generation_prompt"].as_bool().unwrap(),
         enable_thinking: row.pointer("/options/enable_thinking").and_then(Value::as_bool),
         tools: None,
@@ -59,7 +60,7 @@ fn options(row: &Value) -> RenderOptions {
 fn families() -> impl Iterator<Item = (Processor, Vec<Value>)> {
     ["glm4v", "glm46v"].into_iter().map(|family| {
         let processor = Processor::load(&golden().join("checkpoints").join(family)).unwrap();
-        // One of the conversations spells `<|user|>`, which upstream lets it.
+        // One of the conversations contains `<|user|>`, which transformers allows.
         let processor = processor.with_special_tokens_allowed(true);
         let rows = json(format!("template/{family}.json"));
         let rows = rows.as_array().unwrap().clone();
@@ -69,7 +70,7 @@ fn families() -> impl Iterator<Item = (Processor, Vec<Value>)> {
 }
 
 #[test]
-fn conversations_are_rendered_like_upstream() {
+fn conversations_are_rendered_as_in_transformers() {
     for (processor, rows) in families() {
         for row in rows {
             let rendered = processor.render(&messages(&row), &options(&row)).unwrap();
@@ -79,26 +80,24 @@ fn conversations_are_rendered_like_upstream() {
 }
 
 #[test]
-fn conversations_have_the_tokens_of_upstream() {
+fn conversations_have_the_tokens_of_transformers() {
     let mut compared = 0;
     for (processor, rows) in families() {
         for row in &rows {
             let encoded = processor.encode(&messages(row), &options(row)).unwrap();
 
             let ids: Vec<usize> = encoded.input_ids.iter().map(|&id| id as usize).collect();
-            let kinds: Vec<usize> = encoded.mm_token_type_ids.iter().map(|&k| k.into()).collect();
+            let kinds: Vec<usize> = encoded.mm_token_type_ids().into_iter().map(usize::from).collect();
             assert_eq!(ids, usizes(&row["input_ids"]), "{}", row["name"]);
             assert_eq!(kinds, usizes(&row["mm_token_type_ids"]), "{}", row["name"]);
-            for (key, found, values) in [
-                ("image_grid_thw", &encoded.image_grid_thw, &encoded.pixel_values),
-                ("video_grid_thw", &encoded.video_grid_thw, &encoded.pixel_values_videos),
-            ] {
+            for (key, modality) in [("image_grid_thw", Modality::Image), ("video_grid_thw", Modality::Video)]
+            {
+                let found = encoded.media.patches(modality);
                 let grids = row.get(key).and_then(Value::as_array);
                 let grids: Vec<_> = grids.into_iter().flatten().map(usizes).collect();
-                let patches: usize = found.iter().map(|grid| grid.iter().product::<usize>()).sum();
-                let found: Vec<_> = found.iter().map(|grid| grid.to_vec()).collect();
+                assert_eq!(found.values.len(), found.count() * 1176, "{}", row["name"]);
+                let found: Vec<_> = found.grids.iter().map(|grid| grid.thw().to_vec()).collect();
                 assert_eq!(found, grids, "{}", row["name"]);
-                assert_eq!(values.len(), patches * 1176, "{}", row["name"]);
             }
             compared += 1;
         }
@@ -107,15 +106,15 @@ fn conversations_have_the_tokens_of_upstream() {
 }
 
 #[test]
-fn segments_are_tokenised_on_their_own() {
+fn segments_are_tokenized_separately() {
     let (processor, _) = families().next().unwrap();
-    let segment = |text: &str, is_label| Segment { text: text.to_owned(), is_label };
+    let span = |text: &str, is_label| LabeledText { text: text.to_owned(), is_label };
     // As one text " cat" is one token; cut in two it is not.
-    let segments =
-        [segment("<|begin_of_image|><|image|><|end_of_image|>a c", false), segment("at<|endoftext|>", true)];
+    let spans =
+        [span("<|begin_of_image|><|image|><|end_of_image|>a c", false), span("at<|endoftext|>", true)];
     let images = [ImageSource::Path(image_path("shapes_56x56").into())];
 
-    let encoded = processor.encode_segments(&segments, &images, &[]).unwrap();
+    let encoded = processor.encode_spans(&spans, &images, &[]).unwrap();
 
     let ids = |text: &str| processor.tokenizer().encode(text).unwrap();
     let answer = ids("at<|endoftext|>");
@@ -123,28 +122,28 @@ fn segments_are_tokenised_on_their_own() {
     assert_eq!(encoded.input_ids[prompt..], answer);
     assert_eq!(encoded.input_ids[1..10], [processor.tokenizer().special().image; 9]);
     assert_eq!(encoded.input_ids[11..prompt], ids("a c"));
-    assert_eq!(encoded.image_grid_thw, [[1, 6, 6]]);
+    assert_eq!(encoded.media.grids(Modality::Image), [Grid::new(1, 6, 6)]);
     assert!(encoded.loss_mask[..prompt].iter().all(|t| !t) && encoded.loss_mask[prompt..].iter().all(|t| *t));
 }
 
 #[test]
-fn nothing_of_a_video_carries_loss() {
+fn no_token_of_a_video_is_a_label() {
     let (processor, _) = families().next().unwrap();
     // A template would write the video into a turn of the user; even here its times are not learned.
     let text = "<|begin_of_video|><|video|><|end_of_video|>".to_owned();
     let row = serde_json::json!({"frames": 8, "width": 84, "height": 56, "fps": 4});
 
     let encoded =
-        processor.encode_segments(&[Segment { text, is_label: true }], &[], &[video(&row)]).unwrap();
+        processor.encode_spans(&[LabeledText { text, is_label: true }], &[], &[video(&row)]).unwrap();
 
     let (first, last) = (0, encoded.loss_mask.len() - 1);
     let loss_mask: Vec<usize> = (0..=last).filter(|&token| encoded.loss_mask[token]).collect();
     assert_eq!(loss_mask, [first, last]);
-    assert_eq!(encoded.mm_token_type_ids.iter().filter(|kind| **kind == 2).count(), 2 * 6);
+    assert_eq!(encoded.mm_token_type_ids().iter().filter(|kind| **kind == 2).count(), 2 * 6);
 }
 
 #[test]
-fn texts_have_the_tokens_of_upstream_and_come_back() {
+fn texts_have_the_tokens_of_transformers_and_decode_to_themselves() {
     let tokenizer = Tokenizer::from_file(&golden().join("checkpoints/glm4v/tokenizer.json")).unwrap();
     let cases = json("template/tokenizer.json");
     let rows = |key: &str| cases[key].as_array().unwrap().clone();

@@ -6,8 +6,8 @@ mod support;
 use std::fs;
 
 use glm4v_processor::{
-    ImageSource, PatchedVideo, Rgb, Sampling, SamplingRule, VideoConfig, VideoData, VideoMetadata,
-    VideoProcessor, VideoSource,
+    FrameSamplingConfig, FrameSamplingRule, ImageSource, PatchedVideo, Rgb, VideoConfig, VideoInput,
+    VideoMetadata, VideoProcessor, VideoSource,
 };
 use serde_json::Value;
 use support::{Tensors, cases, checksum, frames, golden, json, usizes, videos};
@@ -22,17 +22,21 @@ fn processor(case: &Value) -> VideoProcessor {
     VideoProcessor::new(VideoConfig::from_json(&options).unwrap())
 }
 
-fn images(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoSource {
-    VideoSource { data: VideoData::Frames(frames.into_iter().map(ImageSource::Pixels).collect()), frame_rate }
+fn images(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoInput {
+    VideoInput {
+        data: VideoSource::Frames(frames.into_iter().map(ImageSource::Pixels).collect()),
+        frame_rate,
+    }
 }
 
 #[test]
-fn both_rules_take_the_frames_of_upstream() {
+fn both_rules_sample_the_frames_of_transformers() {
     let rows = rows("sample_frames.json");
     assert_eq!(rows.len(), 60);
     for row in &rows {
-        for (family, rule) in [("glm4v", SamplingRule::Glm4v), ("glm46v", SamplingRule::Glm46v)] {
-            let sampling = Sampling { rule, fps: 2.0, max_duration: 300.0, temporal_patch_size: 2 };
+        for (family, rule) in [("glm4v", FrameSamplingRule::Glm4v), ("glm46v", FrameSamplingRule::Glm46v)] {
+            let sampling =
+                FrameSamplingConfig { rule, fps: 2.0, max_duration: 300.0, temporal_patch_size: 2 };
             let video = VideoMetadata {
                 frames: row["total"].as_u64().unwrap() as usize,
                 frame_rate: row["fps"].as_f64().unwrap(),
@@ -48,12 +52,12 @@ fn bytes(video: &PatchedVideo) -> impl Iterator<Item = u8> {
 }
 
 #[test]
-fn videos_become_the_pixel_values_of_upstream() {
+fn videos_have_the_pixel_values_of_transformers() {
     let rows = rows("checksums.json");
     assert_eq!(rows.len(), 6);
     for row in &rows {
         let file = row["file"].as_str().unwrap();
-        // With a rate frames are chosen, as the cases of upstream want; without, all are shown.
+        // With a frame rate frames are sampled, as in these cases of transformers; without one all are used.
         let source = images(frames(file), row["fps"].as_f64());
 
         let video = processor(row).load(&source).unwrap();
@@ -68,7 +72,7 @@ fn videos_become_the_pixel_values_of_upstream() {
 }
 
 #[test]
-fn an_animation_is_the_video_of_its_frames() {
+fn an_animation_equals_the_video_of_its_frames() {
     for row in rows("checksums.json").iter().filter(|row| row["sampling"] == true) {
         let path = videos().join(row["file"].as_str().unwrap());
 
@@ -80,7 +84,7 @@ fn an_animation_is_the_video_of_its_frames() {
 
 /// The tensors themselves, where the whole golden set is at hand (`GLM4V_GOLDEN`).
 #[test]
-fn frames_of_the_whole_set_become_its_pixel_values() {
+fn frames_of_the_whole_set_have_its_pixel_values() {
     if !golden().join("processor/video").exists() {
         return;
     }

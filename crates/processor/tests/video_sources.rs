@@ -1,6 +1,6 @@
-//! Videos from folders, animations and video files, and what becomes of those that cannot be used.
+//! Videos from folders, animations and video files, and the errors of invalid ones.
 //!
-//! Video files are made by the `ffmpeg` that is also to read them.
+//! Video files are made with the installed `ffmpeg`, which also decodes them.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod support;
@@ -8,9 +8,10 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use glm4v_inputs::Modality;
 use glm4v_processor::{
-    DecodeLimits, ImageSource, Message, Part, PatchedVideo, Processor, RenderOptions, Rgb, VideoConfig,
-    VideoData, VideoError, VideoLimits, VideoProcessor, VideoSource,
+    ChatTemplateOptions, ContentPart, DecodeLimits, ImageSource, Message, PatchedVideo, Processor, Rgb,
+    VideoConfig, VideoError, VideoInput, VideoLimits, VideoProcessor, VideoSource,
 };
 use support::{ffmpeg, frames, golden, has_ffmpeg, videos};
 use tempfile::{TempDir, tempdir};
@@ -23,14 +24,14 @@ fn load(path: &Path) -> PatchedVideo {
     processor().load(&path.to_owned().into()).unwrap()
 }
 
-fn refused(processor: &VideoProcessor, source: VideoSource) -> String {
+fn refused(processor: &VideoProcessor, source: VideoInput) -> String {
     processor.load(&source).unwrap_err().to_string()
 }
 
-/// How torchcodec makes RGB of nearly every video file.
+/// Filters with the RGB of torchcodec for nearly every video file.
 const RGB: &str = "scale=flags=bicubic,format=rgb24";
 
-/// Every frame of a video file, as ffmpeg decodes it without choosing any.
+/// Every frame of a video file, decoded by ffmpeg without sampling.
 fn all_frames(folder: &TempDir, file: &str, width: usize, height: usize) -> Vec<Rgb> {
     filtered(folder, file, RGB, width, height)
 }
@@ -42,12 +43,15 @@ fn filtered(folder: &TempDir, file: &str, filters: &str, width: usize, height: u
     bytes.chunks(width * height * 3).map(|frame| Rgb::new(height, width, frame.to_vec()).unwrap()).collect()
 }
 
-fn images(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoSource {
-    VideoSource { data: VideoData::Frames(frames.into_iter().map(ImageSource::Pixels).collect()), frame_rate }
+fn images(frames: Vec<Rgb>, frame_rate: Option<f64>) -> VideoInput {
+    VideoInput {
+        data: VideoSource::Frames(frames.into_iter().map(ImageSource::Pixels).collect()),
+        frame_rate,
+    }
 }
 
 #[test]
-fn a_file_is_the_video_of_its_frames() {
+fn a_file_equals_the_video_of_its_frames() {
     if !has_ffmpeg() {
         return;
     }
@@ -75,7 +79,7 @@ fn a_file_is_the_video_of_its_frames() {
 }
 
 #[test]
-fn hundreds_of_frames_of_a_long_file_are_found() {
+fn hundreds_of_frames_of_a_long_file_are_sampled() {
     if !has_ffmpeg() {
         return;
     }
@@ -94,7 +98,7 @@ fn hundreds_of_frames_of_a_long_file_are_found() {
 }
 
 #[test]
-fn a_turned_file_is_seen_upright() {
+fn a_rotated_file_is_decoded_upright() {
     if !has_ffmpeg() {
         return;
     }
@@ -109,7 +113,7 @@ fn a_turned_file_is_seen_upright() {
 
 /// The filters named here were compared with torchcodec, to the bit.
 #[test]
-fn every_pixel_format_has_the_colours_of_torchcodec() {
+fn every_pixel_format_has_the_colors_of_torchcodec() {
     if !has_ffmpeg() {
         return;
     }
@@ -143,7 +147,7 @@ fn every_pixel_format_has_the_colours_of_torchcodec() {
 }
 
 #[test]
-fn a_file_is_turned_in_rgb_and_never_mirrored() {
+fn a_file_is_rotated_in_rgb_and_never_mirrored() {
     if !has_ffmpeg() {
         return;
     }
@@ -178,7 +182,7 @@ fn a_file_is_turned_in_rgb_and_never_mirrored() {
 }
 
 #[test]
-fn a_folder_is_the_video_of_its_images() {
+fn a_folder_equals_the_video_of_its_images() {
     let folder = tempdir().unwrap();
     let every = frames("template_12x56x56.png");
     for (index, frame) in every.iter().enumerate() {
@@ -199,21 +203,21 @@ fn a_folder_is_the_video_of_its_images() {
 }
 
 #[test]
-fn an_animation_comes_from_bytes_and_urls_too() {
+fn an_animation_can_be_bytes_or_a_url() {
     use base64::Engine;
     let path = videos().join("sampled_30f_4fps.png");
     let bytes = fs::read(&path).unwrap();
     let url = base64::engine::general_purpose::STANDARD.encode(&bytes);
 
-    let of = |data: VideoData| processor().load(&data.into()).unwrap();
+    let of = |data: VideoSource| processor().load(&data.into()).unwrap();
 
     let expected = load(&path);
-    assert!(of(VideoData::Bytes(bytes)) == expected);
-    assert!(of(VideoData::Url(format!("data:image/apng;base64,{url}"))) == expected);
+    assert!(of(VideoSource::Bytes(bytes)) == expected);
+    assert!(of(VideoSource::Url(format!("data:image/apng;base64,{url}"))) == expected);
 }
 
 #[test]
-fn a_file_comes_from_bytes_too() {
+fn a_file_can_be_bytes() {
     if !has_ffmpeg() {
         return;
     }
@@ -221,13 +225,13 @@ fn a_file_comes_from_bytes_too() {
     ffmpeg(&folder, "-f lavfi -i testsrc=size=64x64:rate=5:duration=2 a.mp4");
     let path = folder.path().join("a.mp4");
 
-    let bytes = VideoData::Bytes(fs::read(&path).unwrap());
+    let bytes = VideoSource::Bytes(fs::read(&path).unwrap());
 
     assert!(processor().load(&bytes.into()).unwrap() == load(&path));
 }
 
 #[test]
-fn gif_and_webp_tell_their_times() {
+fn gif_and_webp_have_timestamps() {
     if !has_ffmpeg() {
         return;
     }
@@ -250,7 +254,7 @@ fn gif_and_webp_tell_their_times() {
 }
 
 #[test]
-fn what_is_no_video_is_named() {
+fn files_that_are_not_videos_are_named() {
     let folder = tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::write(at("words.mp4"), "these are words").unwrap();
@@ -259,28 +263,28 @@ fn what_is_no_video_is_named() {
     fs::create_dir(at("one")).unwrap();
     let still = golden().join("images/shapes_56x56.png");
     fs::copy(&still, at("one/1.png")).unwrap();
-    let said = |path: PathBuf| {
+    let error = |path: PathBuf| {
         refused(&processor(), path.into()).replace(&folder.path().display().to_string(), "DIR")
     };
 
-    assert!(said(at("missing.mp4")).starts_with("DIR/missing.mp4: cannot read: "));
-    assert_eq!(said(at("empty.mp4")), "DIR/empty.mp4: is empty");
-    let words = said(at("words.mp4"));
+    assert!(error(at("missing.mp4")).starts_with("DIR/missing.mp4: cannot read: "));
+    assert_eq!(error(at("empty.mp4")), "DIR/empty.mp4: is empty");
+    let words = error(at("words.mp4"));
     let needed =
         if has_ffmpeg() { "not a video that ffprobe can read: " } else { "reading it needs ffprobe" };
     assert!(words.starts_with(&format!("DIR/words.mp4: {needed}")), "{words}");
-    assert_eq!(said(at("none")), "DIR/none: has no frames");
-    assert_eq!(said(at("one")), "DIR/one: 1 frame to show, needed at least 2; give it as an image");
-    assert!(said(still).ends_with("is a still image, needed a video; give it as an image"));
+    assert_eq!(error(at("none")), "DIR/none: has no frames");
+    assert_eq!(error(at("one")), "DIR/one: 1 frame to show, needed at least 2; give it as an image");
+    assert!(error(still).ends_with("is a still image, needed a video; give it as an image"));
     #[cfg(unix)]
-    assert!(said("/dev/zero".into()).starts_with("/dev/zero: is a device; needed: a regular file"));
-    let remote = VideoSource::parse("https://example.org/a.mp4", "".as_ref());
+    assert!(error("/dev/zero".into()).starts_with("/dev/zero: is a device; needed: a regular file"));
+    let remote = VideoInput::parse("https://example.org/a.mp4", "".as_ref());
     assert!(refused(&processor(), remote).starts_with("https://example.org/a.mp4: fetching"));
 }
 
 /// A video file may not make ffmpeg read what was not given.
 #[test]
-fn a_list_of_other_files_is_no_file() {
+fn a_playlist_is_refused() {
     if !has_ffmpeg() {
         return;
     }
@@ -301,17 +305,20 @@ fn a_list_of_other_files_is_no_file() {
 }
 
 #[test]
-fn every_limit_is_kept_and_named() {
+fn every_limit_is_enforced_and_named() {
     if !has_ffmpeg() {
         return;
     }
     let folder = tempdir().unwrap();
     ffmpeg(&folder, "-f lavfi -i testsrc=size=64x48:rate=10:duration=2 a.mp4");
-    let source = || VideoSource::from(folder.path().join("a.mp4"));
+    let source = || VideoInput::from(folder.path().join("a.mp4"));
     let (limits, frame) = (VideoLimits::default, DecodeLimits::default);
     let cases = [
         (VideoLimits { max_frames: 19, ..limits() }, "20 frames or more, the limit is 19; cut the video"),
-        (VideoLimits { max_shown: 3, ..limits() }, "4 frames would be shown, the limit is 3; cut the video"),
+        (
+            VideoLimits { max_sampled_frames: 3, ..limits() },
+            "4 frames would be shown, the limit is 3; cut the video",
+        ),
         (VideoLimits { max_seconds: 0, ..limits() }, "not read after 0 s, the limit; cut the video"),
         (
             VideoLimits { frame: DecodeLimits { max_side: 63, ..frame() }, ..limits() },
@@ -323,7 +330,7 @@ fn every_limit_is_kept_and_named() {
         assert!(error.contains(needed), "{error}");
     }
     // The same limits for an animation.
-    let animation = || VideoSource::from(videos().join("sampled_30f_4fps.png"));
+    let animation = || VideoInput::from(videos().join("sampled_30f_4fps.png"));
     let few = processor().with_limits(VideoLimits { max_frames: 29, ..limits() });
     assert!(refused(&few, animation()).contains("30 frames or more"));
     let small = VideoLimits { frame: DecodeLimits { max_side: 39, ..frame() }, ..limits() };
@@ -331,8 +338,8 @@ fn every_limit_is_kept_and_named() {
 }
 
 #[test]
-fn frame_rates_belong_to_images_and_must_be_possible() {
-    let mut own = VideoSource::from(videos().join("sampled_30f_4fps.png"));
+fn frame_rates_are_for_images_and_in_range() {
+    let mut own = VideoInput::from(videos().join("sampled_30f_4fps.png"));
     own.frame_rate = Some(3.0);
     assert!(refused(&processor(), own).contains("was given a frame rate but has its own"));
     for rate in [0.0, -1.0, f64::NAN, 1001.0] {
@@ -350,32 +357,35 @@ fn frames_of_several_sizes_are_refused() {
 }
 
 #[test]
-fn a_video_of_no_length_is_too_short_for_the_newer_rule() {
+fn a_video_without_duration_is_too_short_for_glm46v() {
     let config = VideoConfig::from_json(r#"{"video_processor_type": "Glm46VVideoProcessor"}"#).unwrap();
     let short = images(frames("template_8x84x56.png"), Some(60.0));
     let error = VideoProcessor::new(config).load(&short).unwrap_err();
-    assert!(matches!(error, VideoError::Short { .. }), "{error}");
+    assert!(matches!(error, VideoError::TooShort { .. }), "{error}");
 }
 
 #[test]
-fn every_video_of_a_prompt_has_its_own_frames_and_times() {
+fn every_video_of_a_prompt_has_its_own_frames_and_timestamps() {
     for (family, times) in [("glm4v", "0123456"), ("glm46v", "0.0 seconds")] {
         let processor = Processor::load(&golden().join("checkpoints").join(family)).unwrap();
         // 30 frames at 4 and at 10 a second, and an image between the videos.
-        let video = |file: &str| Part::Video(videos().join(file).into());
-        let image = Part::Image(ImageSource::Path(golden().join("images/shapes_56x56.png")));
-        let encode = |parts: Vec<Part>| {
-            processor.encode(&[Message::new("user", parts)], &RenderOptions::prompt()).unwrap()
+        let video = |file: &str| ContentPart::Video(videos().join(file).into());
+        let image = ContentPart::Image(ImageSource::Path(golden().join("images/shapes_56x56.png")));
+        let encode = |parts: Vec<ContentPart>| {
+            processor
+                .encode(&[Message::new("user", parts)], &ChatTemplateOptions::generation_prompt())
+                .unwrap()
         };
 
         let (first, second) = ("sampled_30f_4fps.png", "sampled_30f_10fps.png");
         let both = encode(vec![video(first), image, video(second)]);
 
         let (one, other) = (encode(vec![video(first)]), encode(vec![video(second)]));
-        assert_eq!(both.video_grid_thw, [one.video_grid_thw.clone(), other.video_grid_thw.clone()].concat());
-        assert!(both.video_grid_thw[0] != both.video_grid_thw[1]);
-        assert!(both.pixel_values_videos == [one.pixel_values_videos, other.pixel_values_videos].concat());
-        // What stands between begin and end of each video is what stands there when it is alone.
+        let [all, first, second] = [&both, &one, &other].map(|sample| sample.media.patches(Modality::Video));
+        assert_eq!(all.grids, [&first.grids[..], &second.grids].concat());
+        assert!(all.grids[0] != all.grids[1]);
+        assert!(all.values == [&first.values[..], &second.values].concat());
+        // Between begin and end of each video are the same tokens as when it is alone.
         let special = processor.tokenizer().special();
         let video_ids = |ids: &[u32]| {
             let starts = ids.iter().enumerate().filter(|(_, id)| Some(**id) == special.begin_of_video);
@@ -390,10 +400,11 @@ fn every_video_of_a_prompt_has_its_own_frames_and_times() {
         };
         let alone = [video_ids(&one.input_ids), video_ids(&other.input_ids)].concat();
         assert_eq!(video_ids(&both.input_ids), alone);
-        let kinds = |kind| both.mm_token_type_ids.iter().filter(|k| **k == kind).count();
-        let tokens: usize = both.video_grid_thw.iter().map(|g| g.iter().product::<usize>() / 4).sum();
+        let types = both.mm_token_type_ids();
+        let kinds = |kind| types.iter().filter(|k| **k == kind).count();
+        let tokens: usize = all.grids.iter().map(|grid| grid.tokens(2)).sum();
         assert_eq!((kinds(1), kinds(2)), (9, tokens));
-        let said = processor.tokenizer().decode(&alone[0], true);
-        assert!(said.starts_with(times), "{said}");
+        let text = processor.tokenizer().decode(&alone[0], true);
+        assert!(text.starts_with(times), "{text}");
     }
 }

@@ -1,57 +1,58 @@
-//! What a run is: the TOML file that people write, checked.
+//! Config of a run: a TOML file, parsed and checked.
 //!
 //! Sections in order: model, lora, data, optim, schedule, eval, run. Every key has its default here and nowhere else. Paths are
 //! relative to the current directory. An unknown key is an error that suggests the nearest known one.
 
 use std::path::{Path, PathBuf};
 
-use glm4v_files::{FileError, LONGEST_CONFIG, read_text};
+use glm4v_data::{BadRecordPolicy, LengthPolicy};
+use glm4v_files::{FileError, LONGEST_CONFIG, did_you_mean, read_text};
 use glm4v_model::Architecture;
-use glm4v_weights::{AdapterConfig, Names};
+use glm4v_weights::{AdapterConfig, TargetModules};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::schedule::ScheduleKind;
 
-/// A run, as written in a config file.
+/// Config of a run; every key has a default except `model.path` and `data.train`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
-    /// What is trained.
+    /// Model.
     pub model: ModelSection,
-    /// Adapters, if the model's own weights are to stay as they are: the section switches them on, an empty one too.
+    /// LoRA; the section switches it on, even if it is empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraSection>,
     /// Training data.
     pub data: DataSection,
-    /// Optimizer.
+    /// Optimizer (AdamW).
     pub optim: OptimSection,
     /// Length of the run, and learning rate schedule.
     pub schedule: ScheduleSection,
     /// Evaluation.
     pub eval: EvalSection,
-    /// Where results go.
+    /// Output directory, seed, checkpoints.
     pub run: RunSection,
 }
 
-/// What is trained.
+/// Model and trainable parts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
     /// A model directory, or `ORG/NAME` in the Hugging Face cache: a checkpoint, or for `init = "random"` config and tokenizer
     /// without weights.
     pub path: PathBuf,
-    /// Where the initial weights come from.
-    pub init: Init,
+    /// Source of the initial weights.
+    pub init: WeightInit,
     /// Parts that are not trained.
-    pub freeze: Vec<Part>,
+    pub freeze: Vec<FreezeTarget>,
 }
 
-/// Where the initial weights come from.
+/// Source of the initial weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Init {
+pub enum WeightInit {
     /// The checkpoint.
     #[default]
     Pretrained,
@@ -62,7 +63,7 @@ pub enum Init {
 /// A part of the network that can be frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Part {
+pub enum FreezeTarget {
     /// The vision tower up to its last norm.
     Vision,
     /// Patches to tokens: downsampling and merger.
@@ -75,7 +76,7 @@ pub enum Part {
     Head,
 }
 
-/// Adapters: they learn, and of the model's own weights only what `modules_to_save` names. Names are PEFT's.
+/// LoRA adapters: besides them, only the modules of `modules_to_save` are trained. Keys are PEFT's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraSection {
@@ -84,24 +85,24 @@ pub struct LoraSection {
     /// Linear layers: a list of names or their ends, as `["q_proj", "v_proj"]`; one regular expression for whole names; or
     /// `"all-linear"`, every one but the head. Those of the text decoder, or with experts those of its attention, if neither
     /// this nor `target_parameters` is given.
-    pub target_modules: Names,
+    pub target_modules: TargetModules,
     /// Experts, as `["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`.
     pub target_parameters: Vec<String>,
-    /// Linear layers that are left out again.
-    pub exclude_modules: Names,
-    /// Modules that learn whole and are kept in the adapter, as `["lm_head"]` or `["model.visual.merger"]`.
+    /// Linear layers to exclude from `target_modules`.
+    pub exclude_modules: TargetModules,
+    /// Modules that are fully trained and saved with the adapter, as `["lm_head"]` or `["model.visual.merger"]`.
     pub modules_to_save: Vec<String>,
-    /// Rank.
+    /// Rank of the low-rank matrices.
     pub r: usize,
-    /// The scale is `lora_alpha / r`.
+    /// Scaling numerator: the update is scaled by `lora_alpha / r`.
     pub lora_alpha: f64,
-    /// Dropout probability on the inputs of every adapter.
+    /// Dropout probability of the adapter inputs.
     pub lora_dropout: f64,
     /// Whether the scale is `lora_alpha / √r` instead (rank-stabilized LoRA).
     pub use_rslora: bool,
-    /// Other ranks for modules by the end of their names, a regular expression; of several that fit the first counts.
+    /// Ranks by module: regular expressions for the end of a name; the first match counts.
     pub rank_pattern: IndexMap<String, usize>,
-    /// Other alphas for modules by the end of their names, a regular expression; of several that fit the first counts.
+    /// Alphas by module: regular expressions for the end of a name; the first match counts.
     pub alpha_pattern: IndexMap<String, f64>,
 }
 
@@ -109,9 +110,9 @@ impl Default for LoraSection {
     fn default() -> Self {
         Self {
             adapter_path: PathBuf::new(),
-            target_modules: Names::default(),
+            target_modules: TargetModules::default(),
             target_parameters: Vec::new(),
-            exclude_modules: Names::default(),
+            exclude_modules: TargetModules::default(),
             modules_to_save: Vec::new(),
             r: 16,
             lora_alpha: 32.0,
@@ -130,19 +131,21 @@ const TEXT_DECODER: &str = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)
 const TEXT_ATTENTION: &str = r"model\.language_model\.layers\.\d+\.self_attn\.[a-z_]+_proj";
 
 impl LoraSection {
-    /// The same as PEFT says it, for a model of an architecture.
-    pub fn to_peft(&self, architecture: Architecture) -> AdapterConfig {
-        let some = |names: &Vec<String>| (!names.is_empty()).then(|| names.clone());
-        let given = |names: &Names| (!names.is_empty()).then(|| names.clone());
-        let text = if architecture == Architecture::Glm4vMoe { TEXT_ATTENTION } else { TEXT_DECODER };
-        let by_default = || self.target_parameters.is_empty().then(|| Names::Pattern(text.into()));
+    /// The adapter config in PEFT's format, with the default targets of an architecture.
+    pub fn to_adapter_config(&self, architecture: Architecture) -> AdapterConfig {
+        // PEFT's files have null instead of an empty list.
+        let list = |names: &Vec<String>| (!names.is_empty()).then(|| names.clone());
+        let modules = |names: &TargetModules| (!names.is_empty()).then(|| names.clone());
+        let pattern = if architecture == Architecture::Glm4vMoe { TEXT_ATTENTION } else { TEXT_DECODER };
+        let default_targets =
+            || self.target_parameters.is_empty().then(|| TargetModules::Pattern(pattern.into()));
         AdapterConfig {
             lora_dropout: self.lora_dropout,
             use_rslora: self.use_rslora,
-            target_modules: given(&self.target_modules).or_else(by_default),
-            target_parameters: some(&self.target_parameters),
-            exclude_modules: given(&self.exclude_modules),
-            modules_to_save: some(&self.modules_to_save),
+            target_modules: modules(&self.target_modules).or_else(default_targets),
+            target_parameters: list(&self.target_parameters),
+            exclude_modules: modules(&self.exclude_modules),
+            modules_to_save: list(&self.modules_to_save),
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             ..AdapterConfig::new(self.r, self.lora_alpha)
@@ -150,7 +153,7 @@ impl LoraSection {
     }
 }
 
-/// What it learns from.
+/// Training data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSection {
@@ -160,41 +163,19 @@ pub struct DataSection {
     pub media_dir: PathBuf,
     /// Training dataset: `NAME`, `NAME:SPLIT`, or the path of a file.
     pub train: String,
-    /// Records per step.
+    /// Records per training step.
     pub batch_size: usize,
     /// Maximum number of tokens per record, images included; 0 means the model's `max_position_embeddings`. No record is truncated.
     pub max_length: usize,
-    /// What happens to longer records.
-    pub on_long: OnLongChoice,
-    /// What happens to records that cannot be used: those that are not understood, or whose media are missing or damaged.
-    pub on_bad: OnBadChoice,
+    /// Policy for longer records.
+    pub on_long: LengthPolicy,
+    /// Policy for bad records: malformed ones, and those whose media are missing or damaged.
+    pub on_bad: BadRecordPolicy,
     /// A json file with the record numbers of every batch, `[[3, 1, …], …]`, to repeat another run's order; the order
     /// is drawn from the seed if empty.
     pub batch_order: PathBuf,
-    /// Threads that prepare batches; 0 prepares them in between the steps.
+    /// Number of threads that prepare batches; 0 prepares them between the steps.
     pub workers: usize,
-}
-
-/// What happens to records that are too long.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnLongChoice {
-    /// The run ends with an error that names the record.
-    #[default]
-    Error,
-    /// The record is left out and counted.
-    Drop,
-}
-
-/// What happens to records that cannot be used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnBadChoice {
-    /// The run ends with an error that names them, before its first step where they are found without decoding media.
-    #[default]
-    Stop,
-    /// They are left out, named in a warning and counted.
-    Skip,
 }
 
 impl Default for DataSection {
@@ -205,27 +186,27 @@ impl Default for DataSection {
             train: String::new(),
             batch_size: 8,
             max_length: 0,
-            on_long: OnLongChoice::Error,
-            on_bad: OnBadChoice::Stop,
+            on_long: LengthPolicy::Error,
+            on_bad: BadRecordPolicy::Stop,
             batch_order: PathBuf::new(),
             workers: 1,
         }
     }
 }
 
-/// How weights move.
+/// Optimizer: AdamW, and clipping of gradients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimSection {
-    /// Highest learning rate.
+    /// Peak learning rate.
     pub lr: f64,
     /// Decay rates of AdamW's moments.
     pub betas: [f64; 2],
-    /// AdamW's epsilon.
+    /// AdamW's epsilon, added to the denominator.
     pub eps: f64,
     /// AdamW's decoupled weight decay, on all parameters.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm; 0 leaves them.
+    /// Maximum global norm of the gradients, by scaling; 0 disables clipping.
     pub max_grad_norm: f64,
     /// Coefficient of the load balancing loss of experts (1e-4 in published configs); 0 switches it off, as transformers does by
     /// default. For models with experts.
@@ -245,17 +226,17 @@ impl Default for OptimSection {
     }
 }
 
-/// How long, and how the learning rate goes.
+/// Length of the run, and learning rate schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleSection {
-    /// Shape of the curve after the warm-up.
+    /// Decay after the warm-up.
     pub r#type: ScheduleKind,
-    /// Steps over which the rate rises from zero.
+    /// Steps of linear warm-up from zero.
     pub warmup_steps: usize,
-    /// Steps of the run; 0 leaves it to `epochs`.
+    /// Number of steps; 0 means `epochs` epochs.
     pub max_steps: usize,
-    /// Epochs, if `max_steps` is 0.
+    /// Number of epochs, if `max_steps` is 0.
     pub epochs: f64,
 }
 
@@ -265,20 +246,20 @@ impl Default for ScheduleSection {
     }
 }
 
-/// Evaluation.
+/// Evaluation between steps and at the end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalSection {
     /// Evaluation dataset; none if empty.
     pub data: String,
-    /// Steps between two evaluations; 0 evaluates at the end only. A checkpoint is written before each, unless
+    /// Steps between evaluations; 0 evaluates at the end only. A checkpoint is written before each, unless
     /// `run.save_steps` is 0.
     pub steps: usize,
-    /// Records that are answered at once.
+    /// Evaluation batch size.
     pub batch_size: usize,
     /// Maximum number of new tokens per answer.
     pub max_new_tokens: usize,
-    /// Answers that are printed at the end.
+    /// Number of predictions to print at the end.
     pub log_samples: usize,
 }
 
@@ -288,7 +269,7 @@ impl Default for EvalSection {
     }
 }
 
-/// Where results go.
+/// Output directory, seed, checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunSection {
@@ -296,10 +277,10 @@ pub struct RunSection {
     pub output_dir: PathBuf,
     /// Random seed.
     pub seed: u64,
-    /// Steps between two checkpoints; one more is written at the end, from which the run can be extended. 0 writes none
-    /// unless the run is interrupted.
+    /// Steps between checkpoints; one more is written at the end, from which the run can be extended. 0 writes none unless
+    /// the run is interrupted.
     pub save_steps: usize,
-    /// Checkpoints that are kept, the newest ones.
+    /// Maximum number of checkpoints; older ones are removed.
     pub save_total_limit: usize,
 }
 
@@ -321,7 +302,7 @@ pub enum RunConfigError {
     Toml {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with its place.
+        /// Error of the parser, with line and column.
         problem: String,
     },
     /// A key that does not exist.
@@ -337,10 +318,10 @@ pub enum RunConfigError {
     /// A setting without a key or a value.
     #[error("setting \"{found}\": needed: section.key=value")]
     Set {
-        /// What was given.
+        /// The setting as given.
         found: String,
     },
-    /// A value that makes no run.
+    /// A value out of range.
     #[error("{}: {key} is {found}; needed: {needed}", path.display())]
     Value {
         /// The file.
@@ -349,7 +330,7 @@ pub enum RunConfigError {
         key: &'static str,
         /// The value.
         found: String,
-        /// What it may be.
+        /// Valid values.
         needed: &'static str,
     },
 }
@@ -391,91 +372,129 @@ impl RunConfig {
     }
 
     fn check(&self, path: &Path) -> Result<(), RunConfigError> {
-        let need = |good: bool, key: &'static str, found: String, needed: &'static str| match good {
-            true => Ok(()),
-            false => Err(RunConfigError::Value { path: path.to_owned(), key, found, needed }),
-        };
-        let [beta1, beta2] = self.optim.betas;
-        let quoted = |path: &Path| format!("\"{}\"", path.display());
-        let folder = &self.model.path;
-        need(!folder.as_os_str().is_empty(), "model.path", quoted(folder), "the path of a model folder")?;
-        let train = format!("\"{}\"", self.data.train);
-        need(!self.data.train.is_empty(), "data.train", train, "the name of a dataset, as digits:train")?;
-        need(self.data.batch_size > 0, "data.batch_size", self.data.batch_size.to_string(), "at least 1")?;
-        need(self.data.workers <= 64, "data.workers", self.data.workers.to_string(), "0 to 64")?;
-        need(positive(self.optim.lr), "optim.lr", self.optim.lr.to_string(), "a positive number")?;
-        need(
-            share(beta1) && share(beta2),
-            "optim.betas",
-            format!("[{beta1}, {beta2}]"),
-            "two numbers from 0 to below 1",
-        )?;
-        need(positive(self.optim.eps), "optim.eps", self.optim.eps.to_string(), "a positive number")?;
-        let decay = self.optim.weight_decay;
-        need(decay.is_finite() && decay >= 0.0, "optim.weight_decay", decay.to_string(), "0 or more")?;
-        let clip = self.optim.max_grad_norm;
-        need(clip.is_finite() && clip >= 0.0, "optim.max_grad_norm", clip.to_string(), "0 (off) or more")?;
-        let router = self.optim.router_aux_loss_coef;
-        need(
-            router.is_finite() && router >= 0.0,
-            "optim.router_aux_loss_coef",
-            router.to_string(),
-            "0 (off) or more",
-        )?;
+        let check = ValueCheck { path };
+        self.model.check(check)?;
+        self.data.check(check)?;
+        self.optim.check(check)?;
         if let Some(lora) = &self.lora {
-            lora.check(&self.model.freeze, &need)?;
+            lora.check(check, &self.model.freeze)?;
         }
-        let epochs = self.schedule.epochs;
-        need(
-            self.schedule.max_steps > 0 || (positive(epochs) && epochs <= 1e6),
-            "schedule.epochs",
-            epochs.to_string(),
-            "more than 0, at most a million",
-        )?;
-        let run = &self.run;
-        let eval = &self.eval;
-        need(
-            !run.output_dir.as_os_str().is_empty(),
-            "run.output_dir",
-            quoted(&run.output_dir),
-            "the path of a directory",
-        )?;
-        need(eval.batch_size > 0, "eval.batch_size", eval.batch_size.to_string(), "at least 1")?;
-        need(eval.max_new_tokens > 0, "eval.max_new_tokens", eval.max_new_tokens.to_string(), "at least 1")?;
-        let limit = run.save_total_limit;
-        need(limit > 0, "run.save_total_limit", limit.to_string(), "at least 1")?;
-        need(run.seed <= i64::MAX as u64, "run.seed", run.seed.to_string(), "at most 2^63 - 1")
+        self.schedule.check(check)?;
+        self.run.check(check)?;
+        self.eval.check(check)
+    }
+}
+
+/// Checks of single values in a config file.
+#[derive(Clone, Copy)]
+struct ValueCheck<'a> {
+    path: &'a Path,
+}
+
+impl ValueCheck<'_> {
+    /// An error about `key` unless `valid`.
+    fn require(
+        self,
+        valid: bool,
+        key: &'static str,
+        found: impl ToString,
+        needed: &'static str,
+    ) -> Result<(), RunConfigError> {
+        if valid {
+            return Ok(());
+        }
+        Err(RunConfigError::Value { path: self.path.to_owned(), key, found: found.to_string(), needed })
+    }
+
+    fn not_empty(self, value: &Path, key: &'static str, needed: &'static str) -> Result<(), RunConfigError> {
+        self.require(!value.as_os_str().is_empty(), key, format!("\"{}\"", value.display()), needed)
+    }
+
+    fn at_least_one(self, value: usize, key: &'static str) -> Result<(), RunConfigError> {
+        self.require(value > 0, key, value, "at least 1")
+    }
+
+    fn positive(self, value: f64, key: &'static str) -> Result<(), RunConfigError> {
+        self.require(positive(value), key, value, "a positive number")
+    }
+
+    fn not_negative(self, value: f64, key: &'static str, needed: &'static str) -> Result<(), RunConfigError> {
+        self.require(value.is_finite() && value >= 0.0, key, value, needed)
+    }
+}
+
+impl ModelSection {
+    fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
+        check.not_empty(&self.path, "model.path", "the path of a model directory")
+    }
+}
+
+impl DataSection {
+    fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
+        check.not_empty(self.train.as_ref(), "data.train", "the name of a dataset, as digits:train")?;
+        check.at_least_one(self.batch_size, "data.batch_size")?;
+        check.require(self.workers <= 64, "data.workers", self.workers, "0 to 64")
+    }
+}
+
+impl OptimSection {
+    fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
+        check.positive(self.lr, "optim.lr")?;
+        let [beta1, beta2] = self.betas;
+        let found = format!("[{beta1}, {beta2}]");
+        let needed = "two numbers from 0 to below 1";
+        check.require(fraction(beta1) && fraction(beta2), "optim.betas", found, needed)?;
+        check.positive(self.eps, "optim.eps")?;
+        check.not_negative(self.weight_decay, "optim.weight_decay", "0 or more")?;
+        check.not_negative(self.max_grad_norm, "optim.max_grad_norm", "0 (off) or more")?;
+        check.not_negative(self.router_aux_loss_coef, "optim.router_aux_loss_coef", "0 (off) or more")
+    }
+}
+
+impl ScheduleSection {
+    fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
+        let valid = self.max_steps > 0 || (positive(self.epochs) && self.epochs <= 1e6);
+        check.require(valid, "schedule.epochs", self.epochs, "more than 0, at most a million")
+    }
+}
+
+impl EvalSection {
+    fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
+        check.at_least_one(self.batch_size, "eval.batch_size")?;
+        check.at_least_one(self.max_new_tokens, "eval.max_new_tokens")
+    }
+}
+
+impl RunSection {
+    fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
+        check.not_empty(&self.output_dir, "run.output_dir", "the path of a directory")?;
+        check.at_least_one(self.save_total_limit, "run.save_total_limit")?;
+        // TOML has no larger integers.
+        check.require(self.seed <= i64::MAX as u64, "run.seed", self.seed, "at most 2^63 - 1")
     }
 }
 
 impl LoraSection {
-    fn check(
-        &self,
-        freeze: &[Part],
-        need: &impl Fn(bool, &'static str, String, &'static str) -> Result<(), RunConfigError>,
-    ) -> Result<(), RunConfigError> {
-        need((1..=1 << 16).contains(&self.r), "lora.r", self.r.to_string(), "1 to 65536")?;
-        need(
-            self.rank_pattern.values().all(|rank| (1..=1 << 16).contains(rank)),
+    fn check(&self, check: ValueCheck<'_>, freeze: &[FreezeTarget]) -> Result<(), RunConfigError> {
+        let ranks = 1..=1 << 16;
+        check.require(ranks.contains(&self.r), "lora.r", self.r, "1 to 65536")?;
+        check.require(
+            self.rank_pattern.values().all(|rank| ranks.contains(rank)),
             "lora.rank_pattern",
             format!("{:?}", self.rank_pattern),
             "ranks from 1 to 65536",
         )?;
-        need(positive(self.lora_alpha), "lora.lora_alpha", self.lora_alpha.to_string(), "a positive number")?;
-        need(
-            share(self.lora_dropout),
-            "lora.lora_dropout",
-            self.lora_dropout.to_string(),
-            "from 0 to below 1",
-        )?;
-        let alone = Self { adapter_path: self.adapter_path.clone(), ..Self::default() };
-        need(
-            self.adapter_path.as_os_str().is_empty() || *self == alone,
+        check.positive(self.lora_alpha, "lora.lora_alpha")?;
+        let dropout = self.lora_dropout;
+        check.require(fraction(dropout), "lora.lora_dropout", dropout, "from 0 to below 1")?;
+        let path_only = Self { adapter_path: self.adapter_path.clone(), ..Self::default() };
+        check.require(
+            self.adapter_path.as_os_str().is_empty() || *self == path_only,
             "lora.adapter_path",
             format!("\"{}\"", self.adapter_path.display()),
             "nothing beside other keys of [lora], as the adapter's own config stands for them",
         )?;
-        need(
+        check.require(
             freeze.is_empty(),
             "model.freeze",
             format!("{freeze:?}").to_lowercase(),
@@ -488,7 +507,8 @@ fn positive(x: f64) -> bool {
     x.is_finite() && x > 0.0
 }
 
-fn share(x: f64) -> bool {
+/// Whether a number is a probability below 1.
+fn fraction(x: f64) -> bool {
     (0.0..1.0).contains(&x)
 }
 
@@ -517,11 +537,12 @@ fn check_keys(path: &Path, table: &Table) -> Result<(), RunConfigError> {
 }
 
 /// Keys of the first schema and their successors.
-const RENAMED: [(&str, &str); 22] = [
+const RENAMED: [(&str, &str); 23] = [
     ("model.folder", "model.path"),
     ("model.learn", "model.freeze"),
     ("lora.adapter", "lora.adapter_path"),
     ("lora.alpha", "lora.lora_alpha"),
+    ("lora.rank", "lora.r"),
     ("lora.dropout", "lora.lora_dropout"),
     ("lora.rslora", "lora.use_rslora"),
     ("data.folder", "data.dir"),
@@ -552,23 +573,23 @@ fn check_table(path: &Path, table: &Table, known: &Table, prefix: &str) -> Resul
             }
             (Some(_), _) => {}
             (None, _) => {
-                let distance = |name: &&String| strsim::damerau_levenshtein(name, key);
-                let nearest = known.keys().min_by_key(distance).filter(|name| distance(name) <= 3);
-                let hint = match nearest {
-                    Some(name) => format!("did you mean \"{name}\"?"),
-                    None => {
-                        let names: Vec<&str> = known.keys().map(String::as_str).collect();
-                        format!("known here: {}", names.join(", "))
-                    }
-                };
+                let hint = unknown_key_hint(prefix, key, known);
                 let key = format!("{prefix}{key}");
-                let renamed = RENAMED.iter().find(|(old, _)| *old == key);
-                let hint = renamed.map_or(hint, |(_, new)| format!("its name is \"{new}\" now"));
                 return Err(RunConfigError::UnknownKey { path: path.to_owned(), key, hint });
             }
         }
     }
     Ok(())
+}
+
+/// The key's new name, or the nearest key of its section, or all of them.
+fn unknown_key_hint(prefix: &str, key: &str, section: &Table) -> String {
+    let full_key = format!("{prefix}{key}");
+    if let Some((_, new)) = RENAMED.iter().find(|(old, _)| *old == full_key) {
+        return format!("its name is \"{new}\" now");
+    }
+    let names: Vec<&str> = section.keys().map(String::as_str).collect();
+    did_you_mean(key, names.iter().copied()).unwrap_or_else(|| format!("known here: {}", names.join(", ")))
 }
 
 #[cfg(test)]
@@ -583,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelled_key_is_answered_with_the_nearest() {
+    fn a_misspelled_key_is_refused_with_the_nearest() {
         let text = format!("{TEXT}wieght_decay = 0.1\n");
 
         assert_eq!(
@@ -600,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_the_first_schema_is_answered_with_its_new_name() {
+    fn a_renamed_key_is_refused_with_its_new_name() {
         for (old, new) in RENAMED {
             let error = read(TEXT, &[&format!("{old}=1")]).unwrap_err();
             assert_eq!(error, format!("x.toml: unknown key \"{old}\"; its name is \"{new}\" now"));
@@ -617,7 +638,7 @@ mod tests {
         let config = config.unwrap();
         assert_eq!((config.optim.lr, config.run.seed), (2e-4, 7));
         assert_eq!(config.eval.data, "digits:test");
-        assert_eq!(config.model.freeze, [Part::Text]);
+        assert_eq!(config.model.freeze, [FreezeTarget::Text]);
         for wrong in ["lr", "optim.lr", "=1", "lr=1", "optim.=1"] {
             let error = read(TEXT, &[wrong]).unwrap_err();
             assert!(error.starts_with(&format!("setting \"{wrong}\": needed: section.key=value")), "{error}");
@@ -637,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_makes_no_run_is_named() {
+    fn an_invalid_value_is_refused_with_its_key() {
         assert_eq!(
             read(TEXT, &["data.batch_size=0"]).unwrap_err(),
             "x.toml: data.batch_size is 0; needed: at least 1"
@@ -650,8 +671,8 @@ mod tests {
     fn bad_records_stop_a_run_unless_it_skips_them() {
         let on_bad = |settings: &[&str]| read(TEXT, settings).map(|config| config.data.on_bad);
 
-        assert_eq!(on_bad(&[]), Ok(OnBadChoice::Stop));
-        assert_eq!(on_bad(&["data.on_bad=skip"]), Ok(OnBadChoice::Skip));
+        assert_eq!(on_bad(&[]), Ok(BadRecordPolicy::Stop));
+        assert_eq!(on_bad(&["data.on_bad=skip"]), Ok(BadRecordPolicy::Skip));
         let unknown = "x.toml: unknown variant `drop`, expected `stop` or `skip` in `data.on_bad`";
         assert_eq!(on_bad(&["data.on_bad=drop"]).unwrap_err(), unknown);
         let misspelled = "x.toml: unknown key \"data.onbad\"; did you mean \"on_bad\"?";
@@ -659,7 +680,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_out_reads_back_the_same() {
+    fn to_toml_and_back_is_the_same_config() {
         let config = read(TEXT, &["schedule.max_steps=10"]).unwrap();
 
         assert_eq!(read(&config.to_toml(), &[]).unwrap(), config);
@@ -667,7 +688,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lora_section_with_any_key_or_none_switches_adapters_on_for_the_text_decoder() {
+    fn any_lora_key_or_an_empty_section_enables_lora_on_the_text_decoder() {
         let sections: [(&str, &[&str]); 4] = [
             ("[lora]\n", &[]),
             ("", &["lora.r=8"]),
@@ -680,18 +701,18 @@ mod tests {
             let written = read(&config.to_toml(), &[]).unwrap();
             let lora = config.lora.clone().unwrap_or_else(|| panic!("{section}{settings:?} has adapters"));
             assert_eq!(written, config);
-            let targets = lora.to_peft(Architecture::Glm4v).target_modules;
+            let targets = lora.to_adapter_config(Architecture::Glm4v).target_modules;
             assert!(
-                matches!(&targets, Some(Names::Pattern(all)) if all.contains("language_model")),
+                matches!(&targets, Some(TargetModules::Pattern(all)) if all.contains("language_model")),
                 "{targets:?}"
             );
         }
         let experts = read(TEXT, &["lora.target_parameters=[\"mlp.experts.down_proj\"]"]).unwrap();
-        assert_eq!(experts.lora.unwrap().to_peft(Architecture::Glm4vMoe).target_modules, None);
+        assert_eq!(experts.lora.unwrap().to_adapter_config(Architecture::Glm4vMoe).target_modules, None);
     }
 
     #[test]
-    fn an_adapter_to_go_on_from_brings_its_own_settings() {
+    fn adapter_path_excludes_other_lora_keys() {
         let error = read(TEXT, &["lora.adapter_path=a", "lora.r=4"]).unwrap_err();
 
         assert!(

@@ -1,146 +1,174 @@
-//! Evaluation: loss, and answers generated for real.
+//! Evaluation: loss, and exact match of generated answers.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use glm4v_data::{Dataset, EvalItem};
+use glm4v_data::{Dataset, EvalExample, Record};
 use glm4v_model::{ComputeError, Glm4v};
 
-use crate::TrainError;
-use crate::loss::{Targets, loss};
+use crate::error::TrainError;
+use crate::loss::causal_lm_loss;
 
-/// What a model answered.
+/// A generated answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct GeneratedAnswer {
     /// The text, without special tokens.
     pub text: String,
-    /// Whether the model ended the answer itself.
-    pub ended: bool,
+    /// Whether the model ended it with a stop token; if not, it was truncated.
+    pub finished: bool,
 }
 
-/// Generates answers. `train` does not generate by itself: whoever starts a run hands this in.
-pub trait Answering {
-    /// Why no answers could be generated.
+/// Generates answers for an evaluation. This crate has no generation: the caller of a run implements it.
+pub trait EvalGenerator {
+    /// Error of the generation, which becomes the source of [`TrainError::Generate`].
     type Error: Error + Send + Sync + 'static;
 
-    /// Answers every question, in order.
+    /// Generates one answer for each example, in order.
     ///
     /// # Errors
     ///
-    /// When a question cannot be encoded or the model fails.
-    fn answer(&mut self, model: &Glm4v, items: &[EvalItem]) -> Result<Vec<Answer>, Self::Error>;
+    /// When a prompt cannot be encoded or the model fails.
+    fn generate(
+        &mut self,
+        model: &Glm4v,
+        examples: &[EvalExample],
+    ) -> Result<Vec<GeneratedAnswer>, Self::Error>;
 }
 
-/// A question with the right answer and the one that was given.
+/// An example with the generated answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// The question.
-    pub item: EvalItem,
-    /// What the model said.
-    pub answer: Answer,
+    /// Prompt and expected answer.
+    pub example: EvalExample,
+    /// The generated answer.
+    pub generation: GeneratedAnswer,
 }
 
 impl Prediction {
-    /// Whether the answer is right to the letter, and ended.
+    /// Whether the generated answer equals the expected one, and is not truncated.
     pub fn is_correct(&self) -> bool {
-        self.answer.ended && self.answer.text.trim() == self.item.answer.trim()
+        self.generation.finished && self.generation.text.trim() == self.example.answer.trim()
     }
 }
 
 /// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct EvalReport {
+pub struct EvalOutput {
     /// Mean cross entropy over all label tokens; none if every record was left out.
     pub loss: Option<f64>,
-    /// Every question with its answer.
+    /// One per example, in the order of the dataset.
     pub predictions: Vec<Prediction>,
     /// Records left out as too long.
     pub dropped: usize,
-    /// Records left out as they cannot be used.
+    /// Records left out as bad (`data.on_bad`).
     pub skipped: usize,
 }
 
-impl EvalReport {
-    /// Answers that are right.
+impl EvalOutput {
+    /// Number of correct predictions.
     pub fn correct(&self) -> usize {
         self.predictions.iter().filter(|prediction| prediction.is_correct()).count()
     }
 
-    /// The result in a line.
+    /// Exact match, loss and omitted records in one line of text.
     pub fn summary(&self) -> String {
-        let left_out = |records: usize, why: &str| match records {
-            0 => String::new(),
-            1 => format!("; 1 record left out as {why}"),
-            records => format!("; {records} records left out as {why}"),
-        };
         let left_out = left_out(self.dropped, "too long") + &left_out(self.skipped, "bad");
         let result = match (self.exact_match(), self.loss) {
             (Some(share), Some(loss)) => {
-                let (right, all) = (self.correct(), self.predictions.len());
-                format!("exact match: {right} of {all} ({:.1} %), loss {loss:.4}", 100.0 * share)
+                let (correct, all) = (self.correct(), self.predictions.len());
+                format!("exact match: {correct} of {all} ({:.1} %), loss {loss:.4}", 100.0 * share)
             }
             _ => "exact match: none, as no record was evaluated".to_owned(),
         };
         result + &left_out
     }
 
-    /// Share of answers that are right; none without answers.
+    /// Share of correct predictions; none without any.
     pub fn exact_match(&self) -> Option<f64> {
         let all = self.predictions.len();
         (all > 0).then(|| self.correct() as f64 / all as f64)
     }
 }
 
-/// Evaluates a model, without gradients, on a whole dataset, `batch_size` records at a time; none once `stop` is true,
-/// since answers that were cut short say nothing about the model.
+fn left_out(records: usize, reason: &str) -> String {
+    match records {
+        0 => String::new(),
+        1 => format!("; 1 record left out as {reason}"),
+        records => format!("; {records} records left out as {reason}"),
+    }
+}
+
+/// Settings of [`evaluate`].
+#[derive(Debug, Clone, Copy)]
+pub struct EvalOptions<'a> {
+    /// Records per batch.
+    pub batch_size: usize,
+    /// Cancels the evaluation when it turns true.
+    pub stop: &'a AtomicBool,
+}
+
+impl EvalOptions<'_> {
+    fn is_cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// Evaluates a model without gradients on a whole dataset; none if it was cancelled, since truncated answers are no
+/// measure of the model.
+///
+/// `progress` is called after each batch with the number of records done.
 ///
 /// # Errors
 ///
-/// When a record cannot be encoded, or answering fails.
-pub fn evaluate<A: Answering>(
+/// When a record cannot be encoded, or generation fails.
+pub fn evaluate<G: EvalGenerator>(
     model: &Glm4v,
     dataset: &Dataset,
-    batch_size: usize,
-    answering: &mut A,
-    stop: &AtomicBool,
+    generator: &mut G,
+    options: EvalOptions<'_>,
     mut progress: impl FnMut(usize),
-) -> Result<Option<EvalReport>, TrainError> {
+) -> Result<Option<EvalOutput>, TrainError> {
     let indices: Vec<usize> = (0..dataset.len()).collect();
-    let (mut total, mut count) = (0.0, 0usize);
+    let (mut loss_sum, mut labels, mut dropped) = (0.0, 0, 0);
     let mut predictions = Vec::with_capacity(indices.len());
-    let mut dropped = 0;
-    let stopped = || stop.load(Ordering::Relaxed);
-    for part in indices.chunks(batch_size.max(1)) {
-        if stopped() {
+    for indices in indices.chunks(options.batch_size.max(1)) {
+        if options.is_cancelled() {
             return Ok(None);
         }
-        let collated = dataset.batch(part)?;
+        let collated = dataset.batch(indices)?;
         dropped += collated.dropped.len();
         // Without a batch every record of it was left out.
         if let Some(batch) = collated.batch {
-            if stopped() {
+            if options.is_cancelled() {
                 return Ok(None);
             }
-            let targets = Targets::of(&batch);
-            let mean = loss(model, &batch, &targets)?.try_into_scalar::<f32>();
-            let mean = mean.map_err(ComputeError::from)?;
-            total += f64::from(mean) * targets.ids.len() as f64;
-            count += targets.ids.len();
-            if stopped() {
+            let loss = causal_lm_loss(model, &batch)?;
+            labels += loss.count;
+            loss_sum += f64::from(loss.sum.try_into_scalar::<f32>().map_err(ComputeError::from)?);
+            if options.is_cancelled() {
                 return Ok(None);
             }
             let records = collated.indices.iter().map(|index| &dataset.records()[*index]);
-            let items: Vec<EvalItem> = records.filter_map(EvalItem::of).collect();
-            let answers = answering.answer(model, &items);
-            let answers = answers.map_err(|error| TrainError::Answering(Box::new(error)))?;
-            predictions
-                .extend(items.into_iter().zip(answers).map(|(item, answer)| Prediction { item, answer }));
+            predictions.extend(predict(model, records, generator)?);
         }
-        if stopped() {
+        if options.is_cancelled() {
             return Ok(None);
         }
         progress(predictions.len() + dropped);
     }
-    let loss = (count > 0).then(|| total / count as f64);
-    Ok(Some(EvalReport { loss, predictions, dropped, skipped: dataset.left_out() }))
+    let loss = (labels > 0).then(|| loss_sum / labels as f64);
+    Ok(Some(EvalOutput { loss, predictions, dropped, skipped: dataset.num_skipped() }))
+}
+
+/// Generates the answers of one batch.
+fn predict<'a, G: EvalGenerator>(
+    model: &Glm4v,
+    records: impl Iterator<Item = &'a Record>,
+    generator: &mut G,
+) -> Result<Vec<Prediction>, TrainError> {
+    let examples: Vec<EvalExample> = records.filter_map(EvalExample::from_record).collect();
+    let generations = generator.generate(model, &examples);
+    let generations = generations.map_err(|error| TrainError::Generate(Box::new(error)))?;
+    let pairs = examples.into_iter().zip(generations);
+    Ok(pairs.map(|(example, generation)| Prediction { example, generation }).collect())
 }

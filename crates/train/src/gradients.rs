@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::{DType, Gradients};
-use glm4v_model::{Glm4v, NamedVisitor, is_cpu, visit_named};
+use glm4v_model::{NamedVisitor, is_cpu, visit_named};
 
 /// Gradients of a network's trainable parameters, flattened, by name.
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub struct NamedGradients {
 }
 
 impl FromIterator<(String, Tensor<1>)> for NamedGradients {
-    /// Gradients made in another way, flattened, by the names of their parameters.
+    /// Collects flattened gradients by parameter name.
     fn from_iter<I: IntoIterator<Item = (String, Tensor<1>)>>(gradients: I) -> Self {
         Self { by_name: gradients.into_iter().collect() }
     }
@@ -31,23 +31,38 @@ impl IntoIterator for NamedGradients {
 
 impl NamedGradients {
     /// Takes the gradients of `model` out of a backward pass.
-    pub fn take(model: &Glm4v, gradients: Gradients) -> Self {
-        let mut taker = Taker { gradients, by_name: BTreeMap::new() };
-        visit_named(model, &mut taker);
-        Self { by_name: taker.by_name }
+    pub fn from_gradients(model: &impl Module, gradients: Gradients) -> Self {
+        let mut collector = GradientCollector { gradients, by_name: BTreeMap::new() };
+        visit_named(model, &mut collector);
+        Self { by_name: collector.by_name }
     }
 
-    /// Runs a backward pass and takes the gradients of `model`; none if nothing that learns had a part in the loss.
-    pub fn backward(model: &Glm4v, loss: &Tensor<1>) -> Self {
-        if loss.is_tracked() { Self::take(model, loss.backward()) } else { Self::default() }
+    /// Runs a backward pass and takes the gradients of `model`; none if no trainable parameter had a part in the loss.
+    pub fn backward(model: &impl Module, loss: &Tensor<1>) -> Self {
+        if loss.is_tracked() { Self::from_gradients(model, loss.backward()) } else { Self::default() }
     }
 
-    /// The gradient of a parameter, none if nothing reached it.
+    /// Removes and returns the gradient of a parameter; none if the loss does not depend on it.
     pub fn remove(&mut self, name: &str) -> Option<Tensor<1>> {
         self.by_name.remove(name)
     }
 
-    /// Parameters that have a gradient.
+    /// `own · self + others · other`; a gradient that only one of them has counts as zero in the other.
+    #[must_use]
+    pub fn weighted_sum(self, own: f64, mut other: Self, others: f64) -> Self {
+        let mut by_name = BTreeMap::new();
+        for (name, gradient) in self.by_name {
+            let sum = match other.by_name.remove(&name) {
+                Some(more) => gradient * own + more * others,
+                None => gradient * own,
+            };
+            by_name.insert(name, sum);
+        }
+        by_name.extend(other.by_name.into_iter().map(|(name, gradient)| (name, gradient * others)));
+        Self { by_name }
+    }
+
+    /// Names of the parameters that have a gradient, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)
     }
@@ -62,7 +77,7 @@ impl NamedGradients {
     }
 }
 
-/// Values that [`sum_of_squares`] takes at once: the order of the sum hangs on it, and so do the last bits of a norm.
+/// Values per partial sum of [`sum_of_squares`]. It determines the order of summation, and so the last bits of a norm.
 const CHUNK: usize = 1 << 16;
 
 /// Sum of the squares of all values, in f32.
@@ -87,13 +102,14 @@ fn sum_of_squares(values: Tensor<1>) -> Tensor<1> {
     Tensor::cat(sums, 0).sum()
 }
 
-struct Taker {
+struct GradientCollector {
     gradients: Gradients,
     by_name: BTreeMap<String, Tensor<1>>,
 }
 
-impl NamedVisitor for Taker {
+impl NamedVisitor for GradientCollector {
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+        // Removed, not read: the tape must not keep a second handle of every gradient.
         if let Some(gradient) = param.val().grad_remove(&mut self.gradients) {
             let size = gradient.shape().num_elements();
             self.by_name.insert(name.to_owned(), gradient.reshape([size]));

@@ -1,80 +1,82 @@
-//! Cross-entropy loss, averaged over the label tokens.
+//! Cross-entropy loss over the label tokens.
 //!
-//! Dimensions: `N` label tokens, `V` vocabulary.
+//! Dimensions: `N` label tokens, `V` vocabulary size.
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use glm4v_model::text::load_balancing_loss;
-use glm4v_model::{Batch, FusionError, Glm4v, Probe};
+use glm4v_model::{Batch, CausalLm, DecoderOptions, ModelInputError};
 
-/// Which scores the loss looks at, and which token each of them should have predicted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Targets {
-    /// Indices into the `[B, S]` positions: one before each trained on token.
-    pub slots: Vec<usize>,
-    /// The label tokens.
-    pub ids: Vec<u32>,
+/// A loss as sum and count, so that batches of any size are weighed by their labels.
+#[derive(Debug, Clone)]
+pub struct LossSum {
+    /// Sum over the label tokens, `[1]`, f32.
+    pub sum: Tensor<1>,
+    /// Number of label tokens.
+    pub count: usize,
+    /// Added to the mean: a loss of the batch as a whole, already multiplied by its coefficient, `[1]`.
+    pub aux_loss: Option<Tensor<1>>,
 }
 
-impl Targets {
-    /// Finds what a batch trains. The first token of a row is never trained on: nothing comes before it.
-    pub fn of(batch: &Batch) -> Self {
-        let width = batch.shape[1];
-        let loss_mask = (0..batch.loss_mask.len()).filter(|i| batch.loss_mask[*i] && i % width != 0);
-        let (slots, ids) = loss_mask.map(|i| (i - 1, batch.input_ids[i])).unzip();
-        Self { slots, ids }
+impl LossSum {
+    /// Mean over the label tokens, plus the auxiliary loss, `[1]`.
+    pub fn mean(self) -> Tensor<1> {
+        let mean = self.sum / self.count.max(1) as f64;
+        match self.aux_loss {
+            Some(aux_loss) => mean + aux_loss,
+            None => mean,
+        }
     }
 }
 
-/// Mean cross entropy in f32 over the label tokens of a batch.
+/// Cross entropy in f32 over the label tokens of a batch.
 ///
-/// The head runs at these positions alone: the logits of all others are never made.
+/// The head runs at their positions alone: the logits of all others are never made.
 ///
 /// # Errors
 ///
 /// When the batch does not fit the model.
-pub fn loss(model: &Glm4v, batch: &Batch, targets: &Targets) -> Result<Tensor<1>, FusionError> {
-    Ok(cross_entropy(model.forward_at(batch, &targets.slots)?, &targets.ids))
+pub fn causal_lm_loss(model: &impl CausalLm, batch: &Batch) -> Result<LossSum, ModelInputError> {
+    let labels = batch.labels();
+    Ok(cross_entropy(model.forward_at(batch, &labels.positions)?, &labels.ids))
 }
 
-/// As [`loss`], plus `coefficient` times the [`load_balancing_loss`] of the experts.
+/// As [`causal_lm_loss`], plus `coefficient` times the [`load_balancing_loss`] of the experts (`router_aux_loss_coef`).
 ///
 /// Routing is judged over all positions, so the last layer runs for all of them.
 ///
 /// # Errors
 ///
 /// When the batch does not fit the model.
-pub fn balanced_loss(
-    model: &Glm4v,
+pub fn causal_lm_loss_with_router(
+    model: &impl CausalLm,
     batch: &Batch,
-    targets: &Targets,
     coefficient: f64,
-) -> Result<Tensor<1>, FusionError> {
-    let Some(moe) = model.config.text.moe.as_ref().filter(|_| coefficient > 0.0) else {
-        return loss(model, batch, targets);
+) -> Result<LossSum, ModelInputError> {
+    let Some(moe) = model.text_config().moe.as_ref().filter(|_| coefficient > 0.0) else {
+        return causal_lm_loss(model, batch);
     };
-    let mut probe = Probe::of_routers();
-    let input = model.embed(batch, &mut probe)?;
-    let hidden = model.decode(input, None, &mut probe);
-    let [rows, width, size] = hidden.dims();
-    let slots: Vec<i32> = targets.slots.iter().map(|slot| *slot as i32).collect();
-    let slots = Tensor::<1, Int>::from_data(TensorData::new(slots, [targets.slots.len()]), &hidden.device());
-    let logits = model.head(hidden.reshape([rows * width, size]).select(0, slots));
-    let loss = cross_entropy(logits, &targets.ids);
-    let uneven = load_balancing_loss(&probe.into_routers(), &batch.attention_mask, moe.num_experts_per_tok);
-    Ok(match uneven {
-        Some(uneven) => loss + uneven * coefficient,
-        None => loss,
-    })
+    // All positions: the balance is one of the whole batch, and padding is masked below.
+    let options = DecoderOptions { output_router_logits: true, ..DecoderOptions::default() };
+    let output = model.decoder_forward(model.embed(batch)?, options);
+    let labels = batch.labels();
+    let positions: Vec<i32> = labels.positions.iter().map(|at| *at as i32).collect();
+    let positions = TensorData::new(positions, [labels.positions.len()]);
+    let positions = Tensor::<1, Int>::from_data(positions, &output.hidden_states.device());
+    let loss = cross_entropy(model.logits(output.hidden_states.select(0, positions)), &labels.ids);
+    let routers = (&output.router_logits, &batch.attention_mask(), moe.num_experts_per_tok);
+    let aux_loss = load_balancing_loss(routers.0, routers.1, routers.2).map(|balance| balance * coefficient);
+    Ok(LossSum { aux_loss, ..loss })
 }
 
-/// Mean cross entropy of `[N, V]` scores, in f32 whatever their type.
-pub fn cross_entropy(logits: Tensor<2>, ids: &[u32]) -> Tensor<1> {
-    let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-    let count = ids.len();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [count, 1]), &logits.device());
+/// Cross entropy of `[N, V]` logits, in f32 whatever their type.
+pub fn cross_entropy(logits: Tensor<2>, labels: &[u32]) -> LossSum {
+    let count = labels.len();
+    let labels: Vec<i32> = labels.iter().map(|id| *id as i32).collect();
+    let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [count, 1]), &logits.device());
     let logits = logits.cast(DType::F32);
-    let top = logits.clone().detach().max_dim(1); // [N, 1]
-    let total = (logits.clone() - top.clone()).exp().sum_dim(1).log() + top;
-    (total - logits.gather(1, ids)).mean()
+    // Detached: it cancels in the sum, and its gradient would be a scatter over the vocabulary.
+    let row_max = logits.clone().detach().max_dim(1); // [N, 1]
+    let log_sum_exp = (logits.clone() - row_max.clone()).exp().sum_dim(1).log() + row_max;
+    LossSum { sum: (log_sum_exp - logits.gather(1, labels)).sum(), count, aux_loss: None }
 }

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one object a step, and one an evaluation.
+//! `metrics.jsonl`: one object per step, and one per evaluation.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -8,12 +8,12 @@ use glm4v_files::read_text;
 use glm4v_weights::{WeightsError, write_file};
 use serde::{Deserialize, Serialize};
 
-/// What a step did.
+/// Metrics of a training step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StepReport {
-    /// Steps done with this one.
+pub struct StepMetrics {
+    /// Steps done, this one included.
     pub step: usize,
-    /// Times that the data was gone through, as a fraction.
+    /// Epochs done, as a fraction.
     pub epoch: f64,
     /// Mean cross entropy over the label tokens of the batch, before the step.
     pub loss: f64,
@@ -21,69 +21,70 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
-    /// Tokens of the batch, images included, padding not.
+    /// Tokens of the batch with image tokens, without padding.
     pub tokens: usize,
-    /// Tokens over the time of the step.
+    /// `tokens` divided by the duration of the step.
     pub tokens_per_second: f64,
 }
 
-/// What an evaluation found.
+/// Metrics of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EvalSummary {
-    /// Steps done before.
+pub struct EvalMetrics {
+    /// Training steps of the evaluated weights.
     pub step: usize,
     /// Mean cross entropy over all label tokens; null if every record was left out.
     pub eval_loss: Option<f64>,
-    /// Share of answers that are right to the letter; null if every record was left out.
+    /// Share of answers that match exactly; null if every record was left out.
     pub exact_match: Option<f64>,
-    /// Answers evaluated.
+    /// Number of evaluated answers.
     pub samples: usize,
     /// Records left out as too long.
     pub dropped: usize,
 }
 
-/// How far a `metrics.jsonl` goes.
+/// Progress of a run according to its `metrics.jsonl`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Progress {
-    /// The last step; 0 without one.
+pub(crate) struct LoggedProgress {
+    /// Last step; 0 without one.
     pub(crate) step: usize,
-    /// The step after which there was the last evaluation.
+    /// Step of the last evaluation.
     pub(crate) evaluated: Option<usize>,
 }
 
-/// Longest `metrics.jsonl`, in bytes: some ten million steps.
-const LONGEST: u64 = 2 << 30;
+/// Maximum size of a `metrics.jsonl`, in bytes: some ten million steps.
+const MAX_METRICS_BYTES: u64 = 2 << 30;
 
-/// What is in a `metrics.jsonl`; nothing without one.
-pub(crate) fn progress(path: &Path) -> Progress {
-    let text = read_text(path, LONGEST).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    lines.fold(Progress::default(), |found, line| Progress {
-        step: found.step.max(line.step),
-        evaluated: if line.samples.is_some() {
-            found.evaluated.max(Some(line.step))
-        } else {
-            found.evaluated
-        },
-    })
+impl LoggedProgress {
+    /// Reads a `metrics.jsonl`; no progress if there is none.
+    pub(crate) fn read(path: &Path) -> Self {
+        let text = read_text(path, MAX_METRICS_BYTES).unwrap_or_default();
+        let mut progress = Self::default();
+        for line in text.lines().filter_map(|line| serde_json::from_str::<LogLine>(line).ok()) {
+            progress.step = progress.step.max(line.step);
+            if line.samples.is_some() {
+                progress.evaluated = progress.evaluated.max(Some(line.step));
+            }
+        }
+        progress
+    }
 }
 
-/// What tells a line of a step from one of an evaluation.
+/// Common part of [`StepMetrics`] and [`EvalMetrics`]; `samples` is a key of evaluations alone.
 #[derive(Deserialize)]
-struct Line {
+struct LogLine {
     step: usize,
     samples: Option<usize>,
 }
 
-/// Appends lines to a run's `metrics.jsonl`, each whole.
+/// Writer of a `metrics.jsonl`, which appends complete lines.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct MetricsWriter {
     path: PathBuf,
     file: File,
 }
 
-impl Metrics {
-    /// Opens the file and forgets what it holds of steps after `step`: a resumed run makes them again.
+impl MetricsWriter {
+    /// Opens the file and removes the lines of steps after `step`, which a resumed run repeats.
     ///
     /// # Errors
     ///
@@ -92,10 +93,10 @@ impl Metrics {
         let io =
             |action: &'static str| move |source| WeightsError::Io { path: path.to_owned(), action, source };
         if path.exists() {
-            let text = read_text(path, LONGEST)?;
+            let text = read_text(path, MAX_METRICS_BYTES)?;
             let kept: String = text
                 .lines()
-                .filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step))
+                .filter(|line| serde_json::from_str::<LogLine>(line).is_ok_and(|line| line.step <= step))
                 .flat_map(|line| [line, "\n"])
                 .collect();
             write_file(path, kept.as_bytes())?;
@@ -104,13 +105,13 @@ impl Metrics {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Appends a line.
+    /// Appends an entry as one line.
     ///
     /// # Errors
     ///
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn write(&mut self, entry: &impl Serialize) -> Result<(), WeightsError> {
-        let mut line = serde_json::to_vec(entry).expect("metrics are plain numbers");
+        let mut line = serde_json::to_vec(entry).expect("metrics have no value that JSON cannot express");
         line.push(b'\n');
         let written = self.file.write_all(&line);
         written.map_err(|source| WeightsError::Io { path: self.path.clone(), action: "write", source })

@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// Half a cosine down to zero.
+    /// Half a cosine, decaying to zero.
     Cosine,
-    /// A line down to zero.
+    /// Linear decay to zero.
     Linear,
     /// No decay.
     Constant,
 }
 
-/// A learning rate's course over a run.
+/// A learning rate schedule with linear warm-up.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// Shape of the curve.
     pub kind: ScheduleKind,
-    /// Rate at the end of the warm-up.
+    /// Learning rate at the end of the warm-up.
     pub lr: f64,
     /// Steps over which the rate rises from zero.
     pub warmup_steps: usize,
@@ -30,8 +30,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Rate of step `step`, counted from 0: the first step of a warm-up changes nothing, as in transformers.
-    pub fn rate(&self, step: usize) -> f64 {
+    /// Learning rate of step `step`, counted from 0: the first step of a warm-up changes nothing, as in transformers.
+    pub fn lr_at(&self, step: usize) -> f64 {
         if step < self.warmup_steps {
             return self.lr * step as f64 / self.warmup_steps as f64;
         }

@@ -1,152 +1,91 @@
-//! From a model folder to another one, without a network in between.
+//! Conversion of a model directory to another type or shard size, tensor by tensor.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::DType;
-use glm4v_model::{Glm4vConfig, Precision};
-use safetensors::Dtype;
 
-use crate::checkpoint::Checkpoint;
-use crate::folder::layout;
-use crate::layout::{Published, Whole};
-use crate::load::{Source, read};
-use crate::shards::{ShardSize, write_shards};
-use crate::sides::{copy_side_files, write_config};
-use crate::write::{Outgoing, Sink};
-use crate::{ModelFolder, Watch, WeightsError, names, numbers};
+use crate::auxiliary_files::{copy_auxiliary_files, write_config};
+use crate::dtype;
+use crate::error::WeightsError;
+use crate::export::{ExportOptions, cast, is_used, pass_through, target_dtype};
+use crate::folder::ModelFolder;
+use crate::layout::{CheckpointTensor, FullTensor, Layout};
+use crate::names;
+use crate::progress::ProgressFn;
+use crate::shards::write_shards;
+use crate::slices::{SliceReader, TensorSlice, locate_all};
+use crate::write::{ByteSink, LazyTensor};
 
-/// Values that are converted at once.
-const RUN: usize = 1 << 20;
+/// The slices of all full tensors, by name.
+type Slices = HashMap<String, Vec<TensorSlice>>;
 
 impl ModelFolder {
-    /// Writes the folder's weights into `out` in another type or in files of another size, with all that lies beside
-    /// them; a chunk of a tensor at a time.
+    /// Writes the weights to `out` in another type or shard size, with copies of the auxiliary files; at most a chunk of a
+    /// tensor is in memory.
     ///
-    /// Without a precision every tensor keeps its type. Tensors that the network does not know keep it always, and the
-    /// one that is f32 in every model stays or becomes that. Tensors get their published names and keep their order;
-    /// experts in a stack are written apart.
-    /// `out` must exist; use a [`StagedFolder`](crate::StagedFolder) to have it appear whole.
+    /// Tensors that the network does not use keep their type in any case, and the routers' correction bias is always f32.
+    /// Tensors get their canonical names and keep their order; stacked experts are unstacked. `out` must exist: use an
+    /// [`AtomicDir`](crate::AtomicDir) to have it appear complete or not at all.
     ///
     /// # Errors
     ///
-    /// When the folder's weights are broken or not those of its config, or the system refuses.
+    /// When the weights are broken or do not fit the config, or `out` cannot be written.
     pub fn convert(
         &self,
         out: &Path,
-        precision: Option<Precision>,
-        size: ShardSize,
-        watch: Watch<'_>,
+        options: &ExportOptions,
+        progress: ProgressFn<'_>,
     ) -> Result<(), WeightsError> {
         let checkpoint = self.checkpoint()?;
-        let config: Glm4vConfig = self.config_for(&checkpoint)?;
-        let layout = layout(&config);
-        let sources = self.locate(&layout, &checkpoint, config.tie_word_embeddings)?;
-        let mut stacked: HashMap<&str, Vec<&Whole>> = HashMap::new();
-        for whole in layout.wholes() {
-            for source in &sources[&whole.name] {
-                stacked.entry(source.tensor()).or_default().push(whole);
-            }
-        }
-        stacked.retain(|tensor, wholes| {
-            names::stack(&wholes[0].name).is_some_and(|(stack, _)| stack == *tensor)
-        });
+        let config = self.config_for(&checkpoint)?;
+        let layout = Layout::from_config(&config);
+        let slices = locate_all(&layout, &checkpoint, config.text.tie_word_embeddings, self.path())?;
+        let stacks = expert_stacks(&layout, &slices);
         let mut tensors = Vec::new();
         for name in checkpoint.names() {
-            let known = layout.knows(name) || (config.tie_word_embeddings && name == names::HEAD);
-            if let Some(wholes) = stacked.get(name.as_str()) {
-                let info = checkpoint.info(name).expect("the name is one of the checkpoint's");
-                let dtype = target(name, info.dtype, precision);
-                for whole in wholes {
-                    let sources = &sources[&whole.name];
-                    let parts = whole.published().into_iter();
-                    tensors.extend(parts.map(|part| cut(&checkpoint, sources, part, dtype)));
+            if let Some(experts) = stacks.get(name.as_str()) {
+                let stored = checkpoint.info(name).expect("the name is one of the checkpoint's").dtype;
+                let dtype = target_dtype(name, stored, options.precision);
+                for full in experts {
+                    let reader = || SliceReader { checkpoint: &checkpoint, slices: &slices[&full.name] };
+                    let parts = full.checkpoint_tensors().into_iter();
+                    tensors.extend(parts.map(|part| unstacked(reader(), part, dtype)));
                 }
                 continue;
             }
-            let tensor = match precision.filter(|_| known) {
-                Some(precision) => Some(converted(&checkpoint, name, precision)?),
-                None => carried(&checkpoint, name),
-            };
-            tensors.extend(tensor);
+            let used = is_used(name, &layout, &config);
+            tensors.extend(match options.precision.filter(|_| used) {
+                Some(precision) => Some(cast(&checkpoint, name, precision)?),
+                None => pass_through(&checkpoint, name),
+            });
         }
-        copy_side_files(self.path(), out)?;
-        write_config(self.path(), out, precision)?;
-        write_shards(out, tensors, size, watch)
+        copy_auxiliary_files(self.path(), out)?;
+        write_config(self.path(), out, options.precision)?;
+        write_shards(out, tensors, options.shard_size, progress)
     }
 }
 
-/// A tensor of its own that a checkpoint keeps in a stack.
-fn cut<'a>(checkpoint: &'a Checkpoint, sources: &'a [Source], part: Published, dtype: DType) -> Outgoing<'a> {
-    let Published { name, shape, rows } = part;
-    let bytes = {
-        let shape = shape.clone();
-        move |sink: &mut Sink<'_>| {
-            let data = numbers::tensor(shape.clone(), dtype, |out| {
-                read(checkpoint, sources, &rows, dtype, out, |_| {})
-            })?;
-            sink(data.as_bytes())
+/// The tensors that stack experts in a checkpoint, with the experts' full tensors in the order of the network.
+fn expert_stacks<'a>(layout: &'a Layout, slices: &'a Slices) -> HashMap<&'a str, Vec<&'a FullTensor>> {
+    let mut stacks: HashMap<&str, Vec<&FullTensor>> = HashMap::new();
+    for full in layout.tensors() {
+        let Some((stack, _)) = names::expert_stack(&full.name) else { continue };
+        for slice in slices[&full.name].iter().filter(|slice| slice.tensor() == stack) {
+            stacks.entry(slice.tensor()).or_default().push(full);
         }
+    }
+    stacks
+}
+
+/// One expert's tensor out of a stack.
+fn unstacked<'a>(reader: SliceReader<'a>, part: CheckpointTensor, dtype: DType) -> LazyTensor<'a> {
+    let CheckpointTensor { name, shape, rows } = part;
+    let own_shape = shape.clone();
+    let bytes = move |sink: &mut ByteSink<'_>| {
+        let data =
+            dtype::tensor_from_fn(own_shape.clone(), dtype, |out| reader.read(&rows, dtype, out, |_| {}))?;
+        sink(data.as_bytes())
     };
-    Outgoing { name, dtype: numbers::file_dtype(dtype), shape, bytes: Box::new(bytes) }
-}
-
-/// The type that a tensor is written in: its own if none is asked for.
-pub(crate) fn target(name: &str, stored: Dtype, precision: Option<Precision>) -> DType {
-    if names::stays_f32(name) {
-        return DType::F32;
-    }
-    match (precision, stored) {
-        (Some(precision), _) => precision.dtype(),
-        // What eight bits and a scale say fits into it.
-        (None, Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2) => DType::BF16,
-        (None, Dtype::F16) => DType::F16,
-        (None, _) => DType::F32,
-    }
-}
-
-/// A tensor of a checkpoint as it is, under its published name; eight-bit weights as what they say, for their scales stay behind.
-pub(crate) fn carried<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<Outgoing<'a>> {
-    let info = checkpoint.info(name)?;
-    let (file, stored) = checkpoint.find(name)?;
-    if checkpoint.is_scaled(name) {
-        return converted(checkpoint, name, Precision::Bf16).ok();
-    }
-    Some(Outgoing {
-        name: name.to_owned(),
-        dtype: info.dtype,
-        shape: info.shape.clone(),
-        bytes: Box::new(move |sink| file.bytes(stored, sink)),
-    })
-}
-
-/// A tensor of a checkpoint in another type.
-pub(crate) fn converted<'a>(
-    checkpoint: &'a Checkpoint,
-    name: &str,
-    precision: Precision,
-) -> Result<Outgoing<'a>, WeightsError> {
-    let (file, stored) = checkpoint.find(name).expect("the name is one of the checkpoint's");
-    let info = file.info(stored)?;
-    if !numbers::is_float(info.dtype) && !checkpoint.is_scaled(name) {
-        return Err(file.wrong_dtype(stored, info));
-    }
-    let dtype = if names::stays_f32(name) { DType::F32 } else { precision.dtype() };
-    let count: usize = info.shape.iter().product();
-    let own = name.to_owned();
-    let bytes = move |sink: &mut Sink<'_>| {
-        let mut values = vec![0; RUN.min(count) * dtype.size()];
-        for first in (0..count).step_by(RUN) {
-            let values = &mut values[..RUN.min(count - first) * dtype.size()];
-            checkpoint.float_into(&own, first, dtype, values)?;
-            sink(values)?;
-        }
-        Ok(())
-    };
-    Ok(Outgoing {
-        name: name.to_owned(),
-        dtype: numbers::file_dtype(dtype),
-        shape: info.shape.clone(),
-        bytes: Box::new(bytes),
-    })
+    LazyTensor::new(name, dtype::safetensors_dtype(dtype), shape, bytes)
 }

@@ -1,10 +1,10 @@
-//! Repositories of the Hugging Face Hub in its cache on this machine. Nothing is fetched.
+//! Lookup of repositories in the local Hugging Face cache. Nothing is downloaded.
 //!
-//! In the [cache](https://huggingface.co/docs/huggingface_hub/guides/manage-cache) `models--ORG--NAME/refs/BRANCH` holds a
-//! commit, and `snapshots/COMMIT` is the directory of its files, mostly links into `blobs`.
+//! In the [cache](https://huggingface.co/docs/huggingface_hub/guides/manage-cache) `models--ORG--NAME/refs/BRANCH` contains a
+//! commit hash, and `snapshots/COMMIT` is the directory of its files, mostly links into `blobs`.
 //!
-//! The crate hf-hub does not serve here: 1.0 always brings an HTTP client and hf-xet, and the `Cache` of the versions before
-//! finds single files, knows neither `HF_HUB_CACHE` nor `XDG_CACHE_HOME`, and no commits by their beginning.
+//! Not the crate hf-hub: 1.0 always depends on an HTTP client and hf-xet, and the `Cache` of earlier versions finds only single
+//! files, ignores `HF_HUB_CACHE` and `XDG_CACHE_HOME`, and does not resolve abbreviated commits.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,10 +13,10 @@ use std::path::{Component, Path, PathBuf};
 
 use glm4v_files::{FileError, read_text};
 
-/// Branch that counts where no revision is given.
-const MAIN: &str = "main";
+/// Default revision.
+const MAIN_BRANCH: &str = "main";
 
-/// Longest file with a commit, in bytes.
+/// Longest file in `refs`, in bytes.
 const LONGEST_REF: u64 = 1 << 10;
 
 /// Why a repository was not found in the cache.
@@ -26,77 +26,74 @@ pub enum HubError {
     /// Neither a directory nor a repository in the cache.
     #[error(
         "{repository}: no such directory, and no such repository in the Hugging Face cache {}; a repository is downloaded \
-         by: {}", cache.display(), repository.download()
+         by: {}", cache.display(), repository.download_command()
     )]
     NotCached {
-        /// What was looked for.
-        repository: Repository,
-        /// Where.
+        /// The requested repository.
+        repository: RepoId,
+        /// Directory of the cache.
         cache: PathBuf,
     },
     /// The cache holds the repository, but not this revision.
     #[error(
         "{repository}: the Hugging Face cache {} holds {} of it; needed: {}, which is downloaded by: {}",
-        cache.display(), list(known), repository.revision(), repository.download()
+        cache.display(), list_commits(known), repository.revision(), repository.download_command()
     )]
     NoRevision {
-        /// What was looked for.
-        repository: Repository,
-        /// Where.
+        /// The requested repository.
+        repository: RepoId,
+        /// Directory of the cache.
         cache: PathBuf,
-        /// Branches, and commits that no branch leads to.
+        /// The cached commits.
         known: Vec<String>,
     },
-    /// The file of a branch cannot be read.
+    /// A file in `refs` cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-fn list(known: &[String]) -> String {
+fn list_commits(known: &[String]) -> String {
     if known.is_empty() { "no revision".to_owned() } else { known.join(", ") }
 }
 
-/// A repository as people name it: `ORG/NAME`, or `ORG/NAME@REVISION` with a branch or the beginning of a commit.
+/// A repository id, `ORG/NAME`, with an optional revision, `ORG/NAME@REVISION`: a branch, a tag or an abbreviated commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Repository {
+pub struct RepoId {
     name: String,
     revision: Option<String>,
 }
 
-impl Repository {
-    /// Reads the name of a repository; none if it cannot be one.
+impl RepoId {
+    /// Parses a repository id; `None` if `text` is not a valid one.
     pub fn parse(text: &str) -> Option<Self> {
         let (name, revision) = match text.split_once('@') {
             Some((name, revision)) => (name, Some(revision.to_owned())),
             None => (text, None),
         };
         let (organization, model) = name.split_once('/')?;
-        let named = is_name(organization) && is_name(model);
-        // A revision becomes a path.
-        let plain = |revision: &String| {
-            let mut components = Path::new(revision).components();
-            !revision.is_empty() && components.all(|part| matches!(part, Component::Normal(_)))
-        };
-        (named && revision.as_ref().is_none_or(plain)).then(|| Self { name: name.to_owned(), revision })
+        let valid = is_valid_name(organization)
+            && is_valid_name(model)
+            && revision.as_deref().is_none_or(is_valid_revision);
+        valid.then(|| Self { name: name.to_owned(), revision })
     }
 
-    /// `ORG/NAME`
+    /// `ORG/NAME`, without the revision.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The revision, if there is one: a commit for what was found in a cache.
+    /// The revision, if there is one: a full commit hash for a repository that was found in the cache.
     pub fn commit(&self) -> Option<&str> {
         self.revision.as_deref()
     }
 
-    /// The revision asked for.
+    /// The requested revision, `main` by default.
     fn revision(&self) -> &str {
-        self.revision.as_deref().unwrap_or(MAIN)
+        self.revision.as_deref().unwrap_or(MAIN_BRANCH)
     }
 
-    /// The command that downloads it, or the rest of it.
-    pub fn download(&self) -> String {
+    /// The command that downloads it, or resumes its download.
+    pub fn download_command(&self) -> String {
         match &self.revision {
             Some(revision) => format!("hf download {} --revision {revision}", self.name),
             None => format!("hf download {}", self.name),
@@ -104,7 +101,7 @@ impl Repository {
     }
 }
 
-impl fmt::Display for Repository {
+impl fmt::Display for RepoId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.revision {
             Some(revision) => write!(f, "{}@{revision}", self.name),
@@ -113,8 +110,8 @@ impl fmt::Display for Repository {
     }
 }
 
-/// The Hub's rule for the two parts of a name.
-fn is_name(part: &str) -> bool {
+/// The Hub's rule for organization and model names.
+fn is_valid_name(part: &str) -> bool {
     let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let edge = |c: char| "-.".contains(c);
     (1..=96).contains(&part.len())
@@ -122,53 +119,59 @@ fn is_name(part: &str) -> bool {
         && !(part.starts_with(edge) || part.ends_with(edge) || part.contains("--") || part.contains(".."))
 }
 
-/// The cache, a directory.
-#[derive(Debug, Clone)]
-pub struct HubCache {
-    folder: PathBuf,
+/// A revision is used as a relative path under `refs`.
+fn is_valid_revision(revision: &str) -> bool {
+    let mut components = Path::new(revision).components();
+    !revision.is_empty() && components.all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// A repository's files at one commit.
+/// The local Hugging Face cache.
+#[derive(Debug, Clone)]
+pub struct HubCache {
+    dir: PathBuf,
+}
+
+/// The cached files of a repository at one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The directory.
+    /// Directory of the files.
     pub path: PathBuf,
-    /// The repository with the commit as its revision.
-    pub repository: Repository,
+    /// The repository, with the full commit hash as its revision.
+    pub repository: RepoId,
 }
 
 impl HubCache {
-    /// The cache that the environment names, as huggingface_hub reads it: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`,
+    /// Locates the cache by the environment variables of huggingface_hub: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`,
     /// `HF_HOME`, `XDG_CACHE_HOME`, or `~/.cache/huggingface/hub`.
     pub fn from_env() -> Self {
-        Self::from(|name| std::env::var_os(name), std::env::home_dir())
+        Self::from_variables(|name| std::env::var_os(name), std::env::home_dir())
     }
 
-    fn from(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Self {
+    fn from_variables(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Self {
         let home = home.unwrap_or_default();
         let set = |name: &str| {
             let path = PathBuf::from(variable(name).filter(|value| !value.is_empty())?);
             Some(path.strip_prefix("~").map_or_else(|_| path.clone(), |rest| home.join(rest)))
         };
-        let all = || set("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache")).join("huggingface");
-        let folder = set("HF_HUB_CACHE")
+        let hf_home = || set("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache")).join("huggingface");
+        let dir = set("HF_HUB_CACHE")
             .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
-            .unwrap_or_else(|| set("HF_HOME").unwrap_or_else(all).join("hub"));
-        Self { folder }
+            .unwrap_or_else(|| set("HF_HOME").unwrap_or_else(hf_home).join("hub"));
+        Self { dir }
     }
 
-    /// The directory of a repository's files.
+    /// Finds the snapshot of a repository.
     ///
     /// # Errors
     ///
-    /// When the cache does not have the repository, or not this revision of it.
-    pub fn find(&self, repository: &Repository) -> Result<Snapshot, HubError> {
-        let folder = self.folder.join(format!("models--{}", repository.name.replace('/', "--")));
-        if !folder.is_dir() {
-            return Err(HubError::NotCached { repository: repository.clone(), cache: self.folder.clone() });
+    /// When the repository or its revision is not cached.
+    pub fn find(&self, repository: &RepoId) -> Result<Snapshot, HubError> {
+        let dir = self.dir.join(format!("models--{}", repository.name.replace('/', "--")));
+        if !dir.is_dir() {
+            return Err(HubError::NotCached { repository: repository.clone(), cache: self.dir.clone() });
         }
-        let commits = commits(&folder);
-        let wanted = match read_text(&folder.join("refs").join(repository.revision()), LONGEST_REF) {
+        let commits = cached_commits(&dir);
+        let wanted = match read_text(&dir.join("refs").join(repository.revision()), LONGEST_REF) {
             Ok(commit) => commit.trim().to_owned(),
             Err(error) if error.is_missing() || repository.revision.is_some() => {
                 repository.revision().to_owned()
@@ -178,38 +181,38 @@ impl HubCache {
         let mut found = commits.iter().filter(|commit| commit.starts_with(&wanted) && !wanted.is_empty());
         match (found.next(), found.next()) {
             (Some(commit), None) => Ok(Snapshot {
-                path: folder.join("snapshots").join(commit),
-                repository: Repository { revision: Some(commit.clone()), ..repository.clone() },
+                path: dir.join("snapshots").join(commit),
+                repository: RepoId { revision: Some(commit.clone()), ..repository.clone() },
             }),
             _ => Err(HubError::NoRevision {
                 repository: repository.clone(),
-                cache: self.folder.clone(),
+                cache: self.dir.clone(),
                 known: commits,
             }),
         }
     }
 }
 
-/// The commits whose files a repository's folder in the cache holds.
-fn commits(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder.join("snapshots")).into_iter().flatten().flatten();
+/// Sorted commits in the cache directory of a repository.
+fn cached_commits(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir.join("snapshots")).into_iter().flatten().flatten();
     let names = entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name());
     let mut commits: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
     commits.sort();
     commits
 }
 
-/// Where a model or an adapter was found.
+/// The directory of a model or an adapter.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
-    /// The directory.
+pub(crate) struct ResolvedDir {
     pub(crate) path: PathBuf,
-    /// The repository with its commit, if it was found by one's name.
-    pub(crate) repository: Option<Repository>,
+    /// The repository with its commit, if the directory is a cached snapshot found by a repository id.
+    pub(crate) repository: Option<RepoId>,
 }
 
-impl Place {
-    /// What leads here again, whatever the branch does: the path as it was given, or repository and commit.
+impl ResolvedDir {
+    /// An argument that resolves to the same files even after another download: the path as it was given, or the repository
+    /// at its commit.
     pub(crate) fn name(&self) -> PathBuf {
         match &self.repository {
             Some(repository) => repository.to_string().into(),
@@ -218,44 +221,44 @@ impl Place {
     }
 }
 
-/// Finds what a user wrote for a model or an adapter: a path if there is such a thing, else a repository in the cache.
+/// Resolves the argument for a model or an adapter: an existing path as it is, else a repository id to its cached snapshot.
 ///
-/// What can be neither comes back as the path that it is.
-pub(crate) fn locate(written: &Path) -> Result<Place, HubError> {
-    let repository = written.to_str().and_then(Repository::parse);
-    match repository.filter(|_| !written.exists()) {
-        None => Ok(Place { path: written.to_owned(), repository: None }),
+/// A path that is neither is returned unchanged.
+pub(crate) fn resolve(given: &Path) -> Result<ResolvedDir, HubError> {
+    let repository = given.to_str().and_then(RepoId::parse);
+    match repository.filter(|_| !given.exists()) {
+        None => Ok(ResolvedDir { path: given.to_owned(), repository: None }),
         Some(wanted) => {
             let Snapshot { path, repository } = HubCache::from_env().find(&wanted)?;
             tracing::info!("{wanted}: found in the Hugging Face cache, {}", path.display());
-            Ok(Place { path, repository: Some(repository) })
+            Ok(ResolvedDir { path, repository: Some(repository) })
         }
     }
 }
 
-/// What a download into the cache has left to do, for a directory in it.
+/// State of an interrupted download.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Unfinished {
-    /// The command that does it.
+pub(crate) struct IncompleteDownload {
+    /// Command that resumes it.
     pub(crate) download: String,
-    /// Files that were begun.
+    /// Number of `.incomplete` blobs.
     pub(crate) begun: usize,
 }
 
-/// Looks whether a directory is a snapshot of the cache, and how its download stands; none for any other directory.
-pub(crate) fn unfinished(snapshot: &Path) -> Option<Unfinished> {
+/// The download that a snapshot came from, as it may be incomplete; `None` for a directory that is not a snapshot.
+pub(crate) fn incomplete_download(snapshot: &Path) -> Option<IncompleteDownload> {
     let commit = snapshot.file_name()?.to_str()?;
-    let folder = snapshot.parent()?.parent()?;
-    let name = folder.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
+    let dir = snapshot.parent()?.parent()?;
+    let name = dir.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
     if snapshot.parent()?.file_name()? != "snapshots" {
         return None;
     }
-    let repository = Repository::parse(&name)?;
-    let main = read_text(&folder.join("refs").join(MAIN), LONGEST_REF).unwrap_or_default();
+    let repository = RepoId::parse(&name)?;
+    let main = read_text(&dir.join("refs").join(MAIN_BRANCH), LONGEST_REF).unwrap_or_default();
     let revision = (main.trim() != commit).then(|| commit.to_owned());
-    let blobs = fs::read_dir(folder.join("blobs")).into_iter().flatten().flatten();
+    let blobs = fs::read_dir(dir.join("blobs")).into_iter().flatten().flatten();
     let begun = blobs.filter(|blob| blob.file_name().to_string_lossy().ends_with(".incomplete")).count();
-    Some(Unfinished { download: Repository { revision, ..repository }.download(), begun })
+    Some(IncompleteDownload { download: RepoId { revision, ..repository }.download_command(), begun })
 }
 
 #[cfg(test)]
@@ -279,19 +282,19 @@ mod tests {
         fs::create_dir_all(repository.join("refs/refs/pr")).unwrap();
         fs::write(repository.join("refs/main"), format!("{}\n", COMMITS[0])).unwrap();
         fs::write(repository.join("refs/refs/pr/1"), COMMITS[2]).unwrap();
-        let cache = HubCache { folder: folder.path().to_owned() };
+        let cache = HubCache { dir: folder.path().to_owned() };
         (folder, cache)
     }
 
     fn find(cache: &HubCache, text: &str) -> Result<String, String> {
-        let repository = Repository::parse(text).unwrap_or_else(|| panic!("{text} names a repository"));
+        let repository = RepoId::parse(text).unwrap_or_else(|| panic!("{text} names a repository"));
         let found = cache.find(&repository).map_err(|error| error.to_string())?;
         assert!(found.path.is_dir() && found.repository.name() == "org/name.v1");
         Ok(found.path.file_name().unwrap().to_str().unwrap().to_owned())
     }
 
     #[test]
-    fn a_revision_is_a_branch_or_the_beginning_of_one_commit() {
+    fn a_revision_is_a_branch_or_an_abbreviated_commit() {
         let (_folder, cache) = cache();
 
         for (text, commit) in [
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_the_cache_comes_with_the_command_that_downloads_it() {
+    fn a_missing_repository_is_an_error_with_the_download_command() {
         let (folder, cache) = cache();
 
         let error = find(&cache, "zai-org/GLM-4.1V-9B-Thinking").unwrap_err();
@@ -346,9 +349,9 @@ mod tests {
             "~/b",
             "",
         ] {
-            assert_eq!(Repository::parse(path), None, "{path}");
+            assert_eq!(RepoId::parse(path), None, "{path}");
         }
-        assert!(Repository::parse(&format!("a/{}", "b".repeat(97))).is_none());
+        assert!(RepoId::parse(&format!("a/{}", "b".repeat(97))).is_none());
     }
 
     #[test]
@@ -365,22 +368,22 @@ mod tests {
             set.push((name, value));
             let variable = |wanted: &str| set.iter().find(|(name, _)| *name == wanted).map(|(_, v)| v.into());
 
-            assert_eq!(HubCache::from(variable, Some("/home/me".into())).folder, Path::new(folder));
+            assert_eq!(HubCache::from_variables(variable, Some("/home/me".into())).dir, Path::new(folder));
         }
     }
 
     #[test]
-    fn a_snapshot_knows_the_download_that_it_comes_from() {
+    fn an_incomplete_download_has_the_command_that_resumes_it() {
         let (folder, _) = cache();
         let repository = folder.path().join("models--org--name.v1");
         fs::create_dir(repository.join("blobs")).unwrap();
         fs::write(repository.join("blobs/abc.incomplete"), "").unwrap();
-        let at = |commit: &str| unfinished(&repository.join("snapshots").join(commit));
+        let at = |commit: &str| incomplete_download(&repository.join("snapshots").join(commit));
 
-        let rest = |download: &str| Some(Unfinished { download: download.to_owned(), begun: 1 });
+        let rest = |download: &str| Some(IncompleteDownload { download: download.to_owned(), begun: 1 });
         assert_eq!(at(COMMITS[0]), rest("hf download org/name.v1"));
         assert_eq!(at(COMMITS[2]), rest(&format!("hf download org/name.v1 --revision {}", COMMITS[2])));
-        assert_eq!(unfinished(&repository), None);
-        assert_eq!(unfinished("model".as_ref()), None);
+        assert_eq!(incomplete_download(&repository), None);
+        assert_eq!(incomplete_download("model".as_ref()), None);
     }
 }

@@ -1,138 +1,136 @@
-//! A network as a checkpoint sees it: whole tensors by published names.
+//! The tensors of a network under their checkpoint names, without values.
 //!
-//! Everything here is about rows: the first dimension of a tensor, the rest of which lies together in files.
+//! All ranges count rows: indices of the first dimension, whose elements are contiguous in files.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::prelude::*;
-use glm4v_model::{NamedVisitor, visit_named};
+use glm4v_model::{Backend, Glm4vConfig, ParamName, param_infos};
 
 use crate::names;
 
-/// The tensors that make up a network.
+/// The tensors of a network, in its order.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    wholes: Vec<Whole>,
-    /// Where a parameter is: number of its whole, number of the piece.
+    tensors: Vec<FullTensor>,
+    /// Parameter to the index of its full tensor and that of its row shard.
     places: HashMap<String, (usize, usize)>,
-    /// Names under which a checkpoint may keep any of it.
+    /// All names under which a checkpoint may store any of the tensors.
     known: HashSet<String>,
 }
 
-/// A tensor of the network, its pieces joined.
+/// A tensor of the network with its row shards joined.
 #[derive(Debug)]
-pub(crate) struct Whole {
-    /// Its name, that of a parameter without the number of a piece.
+pub(crate) struct FullTensor {
+    /// The parameter's name without the number of a row shard.
     pub(crate) name: String,
-    /// Its shape.
     pub(crate) shape: Vec<usize>,
-    /// Parameters that hold its rows, in order; nearly always one that holds all.
-    pub(crate) pieces: Vec<Piece>,
+    /// The parameters that hold its rows, in order; a single one unless the device limits buffers.
+    pub(crate) shards: Vec<RowShard>,
 }
 
-/// A parameter.
+/// A parameter that holds some rows of a full tensor.
 #[derive(Debug)]
-pub(crate) struct Piece {
-    /// Its name.
+pub(crate) struct RowShard {
     pub(crate) parameter: String,
-    /// Its rows of the whole.
+    /// Rows of the full tensor.
     pub(crate) rows: Range<usize>,
 }
 
-/// A tensor as checkpoints have it.
+/// A tensor as checkpoints store it: a full tensor, or half of one for a fused projection of an expert.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Published {
-    /// Its name.
+pub(crate) struct CheckpointTensor {
     pub(crate) name: String,
-    /// Its shape.
     pub(crate) shape: Vec<usize>,
-    /// Its rows of the whole.
+    /// Rows of the full tensor.
     pub(crate) rows: Range<usize>,
 }
 
 impl Layout {
-    /// Looks at a module's shapes; it need not have values. Adapters are passed over.
-    pub(crate) fn of(module: &impl Module) -> Self {
+    /// Collects the parameters of a module, which need not be initialized. LoRA factors are left out.
+    pub(crate) fn from_module(module: &impl Module) -> Self {
         let mut layout = Self::default();
-        visit_named(module, &mut layout);
-        for whole in &layout.wholes {
-            layout.known.extend(names::parts(&whole.name));
-            layout.known.extend(names::stack(&whole.name).map(|(stack, _)| stack));
+        for param in param_infos(module).iter().filter(|param| !names::is_lora(&param.name)) {
+            layout.add(&param.name, param.shape.to_vec());
+        }
+        for tensor in &layout.tensors {
+            layout.known.extend(names::checkpoint_tensors(&tensor.name));
+            layout.known.extend(names::expert_stack(&tensor.name).map(|(stack, _)| stack));
         }
         layout
     }
 
+    /// The layout of the network that a config describes; no parameter is allocated.
+    pub(crate) fn from_config(config: &Glm4vConfig) -> Self {
+        // Uninitialized parameters have only a shape, on any device.
+        Self::from_module(&config.init(&Backend::Cpu.open().unwrap_or_else(|_| Device::default())))
+    }
+
     fn add(&mut self, parameter: &str, shape: Vec<usize>) {
-        let name = names::whole(parameter);
+        let name = ParamName(parameter).shard().0;
         let rows = shape.first().copied().unwrap_or(1);
-        // Pieces come one after another.
-        let number = match self.wholes.last_mut().filter(|last| last.name == name) {
+        // Row shards are consecutive fields.
+        let number = match self.tensors.last_mut().filter(|last| last.name == name) {
             Some(last) => {
                 let first = last.shape[0];
                 last.shape[0] += rows;
-                last.pieces.push(Piece { parameter: parameter.to_owned(), rows: first..first + rows });
-                last.pieces.len() - 1
+                last.shards.push(RowShard { parameter: parameter.to_owned(), rows: first..first + rows });
+                last.shards.len() - 1
             }
             None => {
-                let pieces = vec![Piece { parameter: parameter.to_owned(), rows: 0..rows }];
-                self.wholes.push(Whole { name: name.to_owned(), shape, pieces });
+                let shards = vec![RowShard { parameter: parameter.to_owned(), rows: 0..rows }];
+                self.tensors.push(FullTensor { name: name.to_owned(), shape, shards });
                 0
             }
         };
-        self.places.insert(parameter.to_owned(), (self.wholes.len() - 1, number));
+        self.places.insert(parameter.to_owned(), (self.tensors.len() - 1, number));
     }
 
-    /// All of it, in the order of the network.
-    pub(crate) fn wholes(&self) -> &[Whole] {
-        &self.wholes
+    /// All tensors, in the order of the network.
+    pub(crate) fn tensors(&self) -> &[FullTensor] {
+        &self.tensors
     }
 
-    /// What a parameter is part of, and which part.
-    pub(crate) fn find(&self, parameter: &str) -> Option<(&Whole, &Piece)> {
-        let (whole, piece) = self.places.get(parameter)?;
-        let whole = &self.wholes[*whole];
-        Some((whole, &whole.pieces[*piece]))
+    /// The full tensor of a parameter, and the row shard that the parameter is.
+    pub(crate) fn find(&self, parameter: &str) -> Option<(&FullTensor, &RowShard)> {
+        let (tensor, shard) = self.places.get(parameter)?;
+        let tensor = &self.tensors[*tensor];
+        Some((tensor, &tensor.shards[*shard]))
     }
 
-    /// Whether a checkpoint's tensor of this published name is part of the network, in whatever form.
-    pub(crate) fn knows(&self, name: &str) -> bool {
+    /// Whether a checkpoint tensor of this canonical name is part of the network, stacked or not.
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.known.contains(name)
     }
 }
 
-impl NamedVisitor for Layout {
-    fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-        if !names::is_adapter(name) {
-            self.add(name, param.lazy_shape().to_vec());
+impl FullTensor {
+    /// The unstacked checkpoint tensors that it consists of.
+    pub(crate) fn checkpoint_tensors(&self) -> Vec<CheckpointTensor> {
+        let names = names::checkpoint_tensors(&self.name);
+        let mut shape = self.shape.clone();
+        let rows = shape.first().map_or(1, |rows| rows / names.len());
+        if let Some(first) = shape.first_mut() {
+            *first = rows;
         }
-    }
-}
-
-impl Whole {
-    /// The tensors that published checkpoints keep it in.
-    pub(crate) fn published(&self) -> Vec<Published> {
-        let parts = names::parts(&self.name);
-        let rows = self.shape.first().map_or(1, |rows| rows / parts.len());
-        let shape =
-            |_| self.shape.iter().enumerate().map(|(axis, n)| if axis == 0 { rows } else { *n }).collect();
-        let of = |(number, name): (usize, String)| Published {
-            shape: shape(()),
-            rows: number * rows..(number + 1) * rows,
+        let tensors = names.into_iter().enumerate().map(|(number, name)| CheckpointTensor {
             name,
-        };
-        parts.into_iter().enumerate().map(of).collect()
+            shape: shape.clone(),
+            rows: number * rows..(number + 1) * rows,
+        });
+        tensors.collect()
     }
 
-    /// Values in a row.
-    pub(crate) fn width(&self) -> usize {
+    /// Elements in a row.
+    pub(crate) fn row_len(&self) -> usize {
         self.shape.iter().skip(1).product()
     }
 }
 
-/// What two ranges share.
-pub(crate) fn shared(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+/// The overlap of two ranges, empty if there is none.
+pub(crate) fn intersect(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     let start = a.start.max(b.start);
     start..a.end.min(b.end).max(start)
 }
@@ -141,7 +139,7 @@ pub(crate) fn shared(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
 pub(crate) mod tests {
     use super::*;
 
-    /// A network of whatever names and shapes.
+    /// A network with parameters of these names and shapes.
     pub(crate) fn layout(parameters: &[(&str, &[usize])]) -> Layout {
         let mut layout = Layout::default();
         for (name, shape) in parameters {
@@ -151,33 +149,33 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn pieces_are_joined_in_order() {
+    fn row_shards_are_joined_in_order() {
         let layout = layout(&[("a.weight.0", &[3, 4]), ("a.weight.1", &[2, 4]), ("b.weight", &[7])]);
 
-        assert_eq!(layout.wholes().len(), 2);
-        let (whole, piece) = layout.find("a.weight.1").unwrap();
-        assert_eq!((whole.name.as_str(), whole.shape.as_slice()), ("a.weight", &[5, 4][..]));
-        assert_eq!(piece.rows, 3..5);
+        assert_eq!(layout.tensors().len(), 2);
+        let (tensor, shard) = layout.find("a.weight.1").unwrap();
+        assert_eq!((tensor.name.as_str(), tensor.shape.as_slice()), ("a.weight", &[5, 4][..]));
+        assert_eq!(shard.rows, 3..5);
         assert!(layout.find("a.weight").is_none());
     }
 
     #[test]
-    fn an_expert_s_matrix_is_published_in_halves() {
+    fn the_fused_projection_of_an_expert_is_two_checkpoint_tensors() {
         let layout = layout(&[("x.mlp.experts.2.gate_up_proj.weight", &[6, 4])]);
 
-        let published = layout.wholes()[0].published();
+        let stored = layout.tensors()[0].checkpoint_tensors();
 
-        let half = |name: &str, rows| Published { name: name.into(), shape: vec![3, 4], rows };
+        let half = |name: &str, rows| CheckpointTensor { name: name.into(), shape: vec![3, 4], rows };
         assert_eq!(
-            published,
+            stored,
             [half("x.mlp.experts.2.gate_proj.weight", 0..3), half("x.mlp.experts.2.up_proj.weight", 3..6)]
         );
     }
 
     #[test]
-    fn ranges_that_do_not_meet_share_nothing() {
-        assert_eq!(shared(&(0..5), &(3..9)), 3..5);
-        assert!(shared(&(0..2), &(3..9)).is_empty());
-        assert!(shared(&(8..9), &(3..4)).is_empty());
+    fn disjoint_ranges_do_not_intersect() {
+        assert_eq!(intersect(&(0..5), &(3..9)), 3..5);
+        assert!(intersect(&(0..2), &(3..9)).is_empty());
+        assert!(intersect(&(8..9), &(3..4)).is_empty());
     }
 }

@@ -1,17 +1,19 @@
-//! Where a parameter of the network lies in a checkpoint.
+//! Key map between the parameters of the network and the tensors of a checkpoint.
 //!
-//! A parameter has the name and the shape of the published tensor, but for:
+//! A parameter has the name and the shape of its checkpoint tensor, except for:
 //!
-//! - **Experts.** The network keeps gate and up projection of an expert as one matrix, gate first. Published checkpoints
-//!   keep them apart, transformers 5 may stack all experts of a layer in one tensor.
-//! - **Pieces.** A matrix that is too large for one buffer of a device is `X.weight.0`, `X.weight.1`, … in the network,
-//!   rows in order, and `X.weight` in a checkpoint.
-//! - **Adapters.** Their parameters are in no checkpoint of a model.
-//! - **Older and foreign exports** begin names differently: see [`PREFIXES`].
+//! - **Experts.** The network fuses gate and up projection of an expert into one matrix, gate first. Published checkpoints
+//!   store them apart; transformers 5 may stack all experts of a layer in one tensor.
+//! - **Row shards.** A matrix that exceeds the largest buffer of a device is `X.weight.0`, `X.weight.1`, … in the network, rows
+//!   in order, and `X.weight` in a checkpoint.
+//! - **LoRA factors**, which no model checkpoint contains.
+//! - **Older and third-party exports**, whose names start differently: see [`PREFIXES`].
 
 use std::borrow::Cow;
 
-/// How other exports begin names, and how published checkpoints do. The first that fits counts.
+use glm4v_model::{ExpertParamName, ParamName};
+
+/// Prefixes in other exports, with their replacement in published checkpoints. The first match applies.
 const PREFIXES: [(&str, &str); 6] = [
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
@@ -21,69 +23,47 @@ const PREFIXES: [(&str, &str); 6] = [
     ("visual.", "model.visual."),
 ];
 
-/// The table of token vectors.
+/// Token embeddings.
 pub(crate) const EMBEDDING: &str = "model.language_model.embed_tokens.weight";
 
-/// The matrix that scores tokens; the embedding table if the config ties them.
+/// LM head; absent if the config ties it to the embeddings.
 pub(crate) const HEAD: &str = "lm_head.weight";
 
-/// The name that published checkpoints give to a tensor of any export.
-pub(crate) fn published(name: &str) -> Cow<'_, str> {
-    for (other, ours) in PREFIXES {
-        if let Some(rest) = name.strip_prefix(other) {
-            return Cow::Owned(format!("{ours}{rest}"));
+/// The name in published checkpoints of a tensor of any export.
+pub(crate) fn canonical(name: &str) -> Cow<'_, str> {
+    for (prefix, replacement) in PREFIXES {
+        if let Some(rest) = name.strip_prefix(prefix) {
+            return Cow::Owned(format!("{replacement}{rest}"));
         }
     }
     Cow::Borrowed(name)
 }
 
-/// Whether a parameter belongs to an adapter.
-pub(crate) fn is_adapter(name: &str) -> bool {
+/// Whether a parameter is a LoRA factor.
+pub(crate) fn is_lora(name: &str) -> bool {
     name.ends_with(".lora.a") || name.ends_with(".lora.b")
 }
 
-/// Whether a tensor is f32 whatever the type of the others.
-///
-/// The correction of a router's scores decides between experts whose scores are closer than 16 bits can tell.
-pub(crate) fn stays_f32(name: &str) -> bool {
-    name.ends_with(".e_score_correction_bias")
-}
-
-/// The whole that a parameter is, or is a piece of.
-pub(crate) fn whole(parameter: &str) -> &str {
-    match parameter.rsplit_once('.') {
-        Some((whole, number)) if whole.ends_with(".weight") && is_number(number) => whole,
-        _ => parameter,
-    }
-}
-
-/// The published tensors whose rows, one after another, are a whole.
-pub(crate) fn parts(whole: &str) -> Vec<String> {
-    match expert(whole) {
-        Some((layer, number, "gate_up_proj")) => {
-            ["gate_proj", "up_proj"].map(|half| format!("{layer}.{number}.{half}.weight")).to_vec()
+/// The checkpoint tensors whose rows, concatenated, are a full tensor.
+pub(crate) fn checkpoint_tensors(full: &str) -> Vec<String> {
+    match expert_projection(full) {
+        Some((ExpertParamName { experts, index, .. }, "gate_up_proj")) => {
+            ["gate_proj", "up_proj"].map(|half| format!("{experts}.{index}.{half}.weight")).to_vec()
         }
-        _ => vec![whole.to_owned()],
+        _ => vec![full.to_owned()],
     }
 }
 
-/// The tensor of transformers 5 that stacks a layer's experts, and the place of a whole in it.
-pub(crate) fn stack(whole: &str) -> Option<(String, usize)> {
-    let (layer, number, kind) = expert(whole)?;
-    Some((format!("{layer}.{kind}"), number.parse().ok()?))
+/// The tensor that stacks a layer's experts in transformers 5, and the index of an expert's tensor in it.
+pub(crate) fn expert_stack(full: &str) -> Option<(String, usize)> {
+    let (expert, projection) = expert_projection(full)?;
+    Some((format!("{}.{projection}", expert.experts), expert.index))
 }
 
-/// Splits `….mlp.experts.{number}.{kind}.weight`.
-fn expert(whole: &str) -> Option<(&str, &str, &str)> {
-    const EXPERTS: &str = ".mlp.experts";
-    let end = whole.find(EXPERTS)? + EXPERTS.len();
-    let (number, rest) = whole[end..].strip_prefix('.')?.split_once('.')?;
-    let kind = rest.strip_suffix(".weight")?;
-    is_number(number).then_some((&whole[..end], number, kind))
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+/// The expert and the projection of a full tensor `….mlp.experts.{index}.{projection}.weight`.
+fn expert_projection(full: &str) -> Option<(ExpertParamName<'_>, &str)> {
+    let expert = ParamName(full).expert()?;
+    Some((expert, expert.parameter.strip_suffix(".weight")?))
 }
 
 #[cfg(test)]
@@ -91,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_other_exports_become_the_published_ones() {
+    fn names_of_other_exports_become_canonical() {
         for (other, ours) in [
             ("visual.blocks.0.norm1.weight", "model.visual.blocks.0.norm1.weight"),
             ("model.layers.3.mlp.down_proj.weight", "model.language_model.layers.3.mlp.down_proj.weight"),
@@ -99,7 +79,7 @@ mod tests {
             ("model.norm.weight", "model.language_model.norm.weight"),
             ("language_model.model.norm.weight", "model.language_model.norm.weight"),
             ("language_model.lm_head.weight", HEAD),
-            // These are published names, and names of nobody.
+            // Canonical already, or unknown.
             ("model.visual.patch_embed.proj.bias", "model.visual.patch_embed.proj.bias"),
             (
                 "model.language_model.layers.40.eh_proj.weight",
@@ -107,45 +87,34 @@ mod tests {
             ),
             ("model.normal", "model.normal"),
         ] {
-            assert_eq!(published(other), ours);
+            assert_eq!(canonical(other), ours);
         }
     }
 
     #[test]
-    fn experts_lie_apart_or_in_a_stack() {
+    fn experts_are_stored_apart_or_stacked() {
         let layer = "model.language_model.layers.1.mlp.experts";
         let both = format!("{layer}.12.gate_up_proj.weight");
         let down = format!("{layer}.12.down_proj.weight");
 
         assert_eq!(
-            parts(&both),
+            checkpoint_tensors(&both),
             [format!("{layer}.12.gate_proj.weight"), format!("{layer}.12.up_proj.weight")]
         );
-        assert_eq!(parts(&down), std::slice::from_ref(&down));
-        assert_eq!(stack(&both), Some((format!("{layer}.gate_up_proj"), 12)));
-        assert_eq!(stack(&down), Some((format!("{layer}.down_proj"), 12)));
-        // Dense layers and shared experts are what they are.
+        assert_eq!(checkpoint_tensors(&down), std::slice::from_ref(&down));
+        assert_eq!(expert_stack(&both), Some((format!("{layer}.gate_up_proj"), 12)));
+        assert_eq!(expert_stack(&down), Some((format!("{layer}.down_proj"), 12)));
+        // Dense layers and shared experts are not renamed.
         for name in
             ["x.mlp.gate_up_proj.weight", "x.mlp.shared_experts.gate_proj.weight", "x.mlp.gate.weight"]
         {
-            assert_eq!((parts(name), stack(name)), (vec![name.to_owned()], None));
+            assert_eq!((checkpoint_tensors(name), expert_stack(name)), (vec![name.to_owned()], None));
         }
     }
 
     #[test]
-    fn pieces_belong_to_their_whole() {
-        assert_eq!(whole("lm_head.weight.11"), "lm_head.weight");
-        assert_eq!(whole("x.mlp.experts.3.gate_up_proj.weight.0"), "x.mlp.experts.3.gate_up_proj.weight");
-        for name in ["lm_head.weight", "x.blocks.1", "x.weight.a", "x.weight."] {
-            assert_eq!(whole(name), name);
-        }
-    }
-
-    #[test]
-    fn adapters_and_the_f32_tensor_are_told_by_their_ends() {
-        assert!(is_adapter("x.q_proj.lora.a") && is_adapter("x.q_proj.lora.b"));
-        assert!(!is_adapter("x.q_proj.weight"));
-        assert!(stays_f32("model.language_model.layers.1.mlp.gate.e_score_correction_bias"));
-        assert!(!stays_f32("model.language_model.layers.1.mlp.gate.weight"));
+    fn lora_factors_are_recognized_by_their_suffix() {
+        assert!(is_lora("x.q_proj.lora.a") && is_lora("x.q_proj.lora.b"));
+        assert!(!is_lora("x.q_proj.weight"));
     }
 }

@@ -1,4 +1,4 @@
-//! From a network to files.
+//! Saving of a network to a model directory.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -7,76 +7,76 @@ use std::path::Path;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use glm4v_model::{Glm4v, NamedVisitor, Precision, visit_named};
+use glm4v_model::{Glm4v, NamedVisitor, ParamName, Precision, visit_named};
 
+use crate::auxiliary_files::{copy_auxiliary_files, write_config};
 use crate::checkpoint::Checkpoint;
-use crate::convert::carried;
-use crate::layout::{Layout, Published, Whole, shared};
-use crate::load::unknown;
+use crate::dtype::{self, cast_floats};
+use crate::error::WeightsError;
+use crate::export::{pass_through, unused_tensors};
+use crate::layout::{CheckpointTensor, FullTensor, Layout, intersect};
+use crate::shard_index::has_weights;
 use crate::shards::{ShardSize, write_shards};
-use crate::sides::{copy_side_files, write_config};
-use crate::write::{Outgoing, Sink};
-use crate::{Watch, WeightsError, floats, names, numbers};
+use crate::write::{ByteSink, LazyTensor};
 
-/// Values that leave the device at once: enough to keep it busy, little beside the largest tensor.
+/// Elements copied from the device at once: enough to keep it busy, little beside the largest tensor.
 const RUN: usize = 1 << 24;
 
-/// Writes a network into `folder`, with what else the folder holds that it came from.
+/// Saves a network to `dir` in shards of the default size, with copies of the auxiliary files of `origin`, the directory that
+/// it was loaded from.
 ///
-/// `folder` must exist; use a [`StagedFolder`](crate::StagedFolder) to have it appear whole. The network's tensors have
-/// their published names and the wanted type; adapters are left out. `config.json` is that of `origin` with the type put
-/// right, and every other file that is not weights is copied as it is. Tensors of `origin` that the network does not know
-/// go along, bytes and type unchanged, and without passing through the device.
+/// Tensors get their checkpoint names and the wanted type; LoRA factors are left out. `config.json` is that of `origin` with
+/// the dtype set. Tensors of `origin` that the network does not use, such as MTP layers, are copied unchanged. `dir` must
+/// exist: use an [`AtomicDir`](crate::AtomicDir) to have it appear complete or not at all.
 ///
 /// # Errors
 ///
-/// When the system refuses.
+/// When a file cannot be read or written.
 pub fn save_model(
     model: &Glm4v,
     origin: &Path,
-    folder: &Path,
+    dir: &Path,
     precision: Precision,
 ) -> Result<(), WeightsError> {
-    save_model_in(model, origin, folder, precision, ShardSize::default(), &mut |_, _| {})
+    save_model_sharded(model, origin, dir, precision, ShardSize::default())
 }
 
-/// As [`save_model`], in files of another size than 5 GB; `watch` hears how far it is.
+/// As [`save_model`], in shards of another size.
 ///
 /// # Errors
 ///
 /// As [`save_model`].
-pub fn save_model_in(
+pub fn save_model_sharded(
     model: &Glm4v,
     origin: &Path,
-    folder: &Path,
+    dir: &Path,
     precision: Precision,
     size: ShardSize,
-    watch: Watch<'_>,
 ) -> Result<(), WeightsError> {
-    copy_side_files(origin, folder)?;
-    write_config(origin, folder, Some(precision))?;
-    let layout = Layout::of(model);
+    copy_auxiliary_files(origin, dir)?;
+    write_config(origin, dir, Some(precision))?;
+    let layout = Layout::from_module(model);
     let mut parameters = Parameters(HashMap::new());
     visit_named(model, &mut parameters);
-    let checkpoint = opened(origin);
+    let checkpoint = open_origin(origin);
     let mut tensors = Vec::new();
-    for whole in layout.wholes() {
-        for part in whole.published() {
-            tensors.push(outgoing(whole, part, &parameters, precision));
+    for full in layout.tensors() {
+        for part in full.checkpoint_tensors() {
+            tensors.push(device_tensor(full, part, &parameters, precision));
         }
     }
     if let Some(checkpoint) = &checkpoint {
-        tensors
-            .extend(unknown(&layout, checkpoint, &model.config).filter_map(|name| carried(checkpoint, name)));
+        let unused = unused_tensors(&layout, checkpoint, &model.config);
+        tensors.extend(unused.filter_map(|name| pass_through(checkpoint, name)));
     }
-    write_shards(folder, tensors, size, watch)
+    write_shards(dir, tensors, size, &mut |_, _| {})
 }
 
-/// The weights that a network came from, if they are still there: what it learned is worth more than what they hold
-/// beside it.
-fn opened(origin: &Path) -> Option<Checkpoint> {
-    if !Checkpoint::is_in(origin) {
-        return None; // it was initialised from a bare config
+/// The weights that a network was loaded from, if there are any. Broken ones are only logged: the trained weights are worth
+/// more than the unused tensors.
+fn open_origin(origin: &Path) -> Option<Checkpoint> {
+    if !has_weights(origin) {
+        return None; // initialized from a config
     }
     Checkpoint::open(origin)
         .inspect_err(|error| {
@@ -85,45 +85,46 @@ fn opened(origin: &Path) -> Option<Checkpoint> {
         .ok()
 }
 
-/// A tensor of the network; it leaves the device when the writer comes to it.
-fn outgoing<'a>(
-    whole: &'a Whole,
-    part: Published,
+/// A tensor of the network, copied from the device when it is written.
+fn device_tensor<'a>(
+    full: &'a FullTensor,
+    part: CheckpointTensor,
     parameters: &'a Parameters,
     precision: Precision,
-) -> Outgoing<'a> {
-    let dtype = if names::stays_f32(&whole.name) { DType::F32 } else { precision.dtype() };
-    let Published { name, shape, rows } = part;
-    let run = (RUN / whole.width().max(1)).max(1);
-    let bytes = move |sink: &mut Sink<'_>| {
-        for piece in &whole.pieces {
-            let Some(fetch) = parameters.0.get(&piece.parameter) else { continue };
-            let wanted = shared(&piece.rows, &rows);
+) -> LazyTensor<'a> {
+    let dtype =
+        if ParamName(&full.name).is_e_score_correction_bias() { DType::F32 } else { precision.dtype() };
+    let CheckpointTensor { name, shape, rows } = part;
+    let run = (RUN / full.row_len().max(1)).max(1);
+    let bytes = move |sink: &mut ByteSink<'_>| {
+        for shard in &full.shards {
+            let Some(copy_rows) = parameters.0.get(&shard.parameter) else { continue };
+            let wanted = intersect(&shard.rows, &rows);
             for start in wanted.clone().step_by(run) {
                 let end = wanted.end.min(start + run);
-                let here = start - piece.rows.start..end - piece.rows.start;
-                sink(floats(fetch(here), dtype).as_bytes())?;
+                let data = copy_rows(start - shard.rows.start..end - shard.rows.start);
+                sink(cast_floats(data, dtype).as_bytes())?;
             }
         }
         Ok(())
     };
-    Outgoing { name, dtype: numbers::file_dtype(dtype), shape, bytes: Box::new(bytes) }
+    LazyTensor::new(name, dtype::safetensors_dtype(dtype), shape, bytes)
 }
 
-/// A copy on the host of some rows of a parameter.
-type Fetch = Box<dyn Fn(Range<usize>) -> TensorData>;
+/// Copies some rows of a parameter to the host.
+type CopyRows = Box<dyn Fn(Range<usize>) -> TensorData>;
 
-/// Handles of a network's parameters by name; numbers stay on the device until they are asked for.
-struct Parameters(HashMap<String, Fetch>);
+/// Handles of the parameters by name; the values stay on the device.
+struct Parameters(HashMap<String, CopyRows>);
 
 impl NamedVisitor for Parameters {
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         let value = param.val();
-        let fetch = move |rows: Range<usize>| {
+        let copy_rows = move |rows: Range<usize>| {
             let value = value.clone();
             let all = value.dims()[0] == rows.len();
             if all { value.into_data() } else { value.narrow(0, rows.start, rows.len()).into_data() }
         };
-        self.0.insert(name.to_owned(), Box::new(fetch));
+        self.0.insert(name.to_owned(), Box::new(copy_rows));
     }
 }

@@ -1,4 +1,4 @@
-//! Weights in files of bounded size, with the index that says which tensor is where.
+//! Writing of weights in shards of bounded size, with their index.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,23 +7,26 @@ use std::str::FromStr;
 
 use serde_json::json;
 
-use crate::checkpoint::{INDEX, SINGLE};
-use crate::write::{Outgoing, write_outgoing};
-use crate::{Watch, WeightsError, write_file};
+use crate::atomic::write_file;
+use crate::error::WeightsError;
+use crate::progress::ProgressFn;
+use crate::shard_index::{INDEX_FILE, SINGLE_FILE};
+use crate::write::{LazyTensor, write_lazy};
 
-/// Most bytes of tensors in a file of weights; a larger tensor has a file of its own. 5 GB if nothing else is said, as
-/// on the hub.
+/// Maximum bytes of tensors in one weights file, 5 GB by default as on the hub; a larger tensor gets its own file.
+///
+/// Parsed from a number with a unit, as in transformers' `max_shard_size`: `5GB`, `500MB` or `4GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardSize(u64);
 
-/// Why a text is no size.
+/// A text that is not a [`ShardSize`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("size \"{found}\" is unknown; needed: a positive number with a unit, as 5GB, 500MB or 4GiB")]
 pub struct ShardSizeError {
     found: String,
 }
 
-/// Units, the longer spelling of two that end alike first.
+/// Units in lower case with their bytes.
 const UNITS: [(&str, u64); 8] = [
     ("kib", 1 << 10),
     ("mib", 1 << 20),
@@ -46,11 +49,11 @@ impl FromStr for ShardSize {
 
     fn from_str(text: &str) -> Result<Self, ShardSizeError> {
         let lower = text.trim().to_ascii_lowercase();
-        let sized = UNITS.iter().find_map(|(unit, bytes)| {
+        let parsed = UNITS.iter().find_map(|(unit, bytes)| {
             let number: u64 = lower.strip_suffix(unit)?.trim_end().parse().ok()?;
             number.checked_mul(*bytes)
         });
-        match sized {
+        match parsed {
             Some(size) if size > 0 => Ok(Self(size)),
             _ => Err(ShardSizeError { found: text.to_owned() }),
         }
@@ -67,45 +70,45 @@ impl fmt::Display for ShardSize {
     }
 }
 
-/// Writes tensors into `folder`, in one file if they fit, else in several with an index; in their order, greedily, as
-/// huggingface_hub splits them.
+/// Writes tensors into `dir`: to one file if they fit, else to shards with an index. Keeps their order and fills each shard
+/// before the next, as huggingface_hub does.
 pub(crate) fn write_shards(
-    folder: &Path,
-    tensors: Vec<Outgoing<'_>>,
+    dir: &Path,
+    tensors: Vec<LazyTensor<'_>>,
     size: ShardSize,
-    watch: Watch<'_>,
+    progress: ProgressFn<'_>,
 ) -> Result<(), WeightsError> {
     let total: u64 = tensors.iter().map(|tensor| tensor.len() as u64).sum();
     let mut done = 0;
-    let mut watch = |bytes| {
+    let mut progress = |bytes| {
         done += bytes;
-        watch(done, total);
+        progress(done, total);
     };
     let shards = split(tensors, size);
     let count = shards.len();
-    let mut map = BTreeMap::new();
+    let mut weight_map = BTreeMap::new();
     for (number, tensors) in shards.into_iter().enumerate() {
         let name = match count {
-            1 => SINGLE.to_owned(),
+            1 => SINGLE_FILE.to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
-        map.extend(tensors.iter().map(|tensor| (tensor.name.clone(), name.clone())));
-        write_outgoing(&folder.join(name), tensors, &[], &mut watch)?;
+        weight_map.extend(tensors.iter().map(|tensor| (tensor.name.clone(), name.clone())));
+        write_lazy(&dir.join(name), tensors, &[], &mut progress)?;
     }
     if count > 1 {
-        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
-        write_file(&folder.join(INDEX), format!("{index:#}\n").as_bytes())?;
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+        write_file(&dir.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?;
     }
     Ok(())
 }
 
-fn split(tensors: Vec<Outgoing<'_>>, ShardSize(most): ShardSize) -> Vec<Vec<Outgoing<'_>>> {
+fn split(tensors: Vec<LazyTensor<'_>>, ShardSize(max): ShardSize) -> Vec<Vec<LazyTensor<'_>>> {
     let mut shards = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {
         let len = tensor.len() as u64;
         let last = shards.last_mut().expect("it starts with one");
-        if filled + len > most && !last.is_empty() {
+        if filled + len > max && !last.is_empty() {
             shards.push(vec![tensor]);
             filled = len;
         } else {
@@ -119,23 +122,18 @@ fn split(tensors: Vec<Outgoing<'_>>, ShardSize(most): ShardSize) -> Vec<Vec<Outg
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::TensorFile;
     use crate::checkpoint::Checkpoint;
+    use crate::tensor_file::TensorFile;
     use safetensors::Dtype;
     use serde_json::Value;
     use std::fs;
 
-    fn outgoing(name: &str, len: usize) -> Outgoing<'static> {
-        Outgoing {
-            name: name.into(),
-            dtype: Dtype::U8,
-            shape: vec![len],
-            bytes: Box::new(move |sink| sink(&vec![len as u8; len])),
-        }
+    fn lazy_tensor(name: &str, len: usize) -> LazyTensor<'static> {
+        LazyTensor::new(name.into(), Dtype::U8, vec![len], move |sink| sink(&vec![len as u8; len]))
     }
 
     #[test]
-    fn sizes_are_read_and_written_as_people_write_them() {
+    fn sizes_have_units() {
         for (text, bytes) in
             [("5GB", 5_000_000_000), ("500 mb", 500_000_000), ("2GiB", 1 << 31), ("1kb", 1000)]
         {
@@ -153,22 +151,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         // The third fits beside nothing, the fourth would still fit beside the first two.
         let tensors = [("b", 400), ("a", 500), ("large", 1500), ("c", 100)];
-        let mut heard = Vec::new();
+        let mut calls = Vec::new();
 
         write_shards(
             folder.path(),
-            tensors.map(|(name, len)| outgoing(name, len)).into(),
+            tensors.map(|(name, len)| lazy_tensor(name, len)).into(),
             "1kb".parse().unwrap(),
-            &mut |done, total| heard.push((done, total)),
+            &mut |done, total| calls.push((done, total)),
         )
         .unwrap();
 
-        let index: Value = serde_json::from_slice(&fs::read(folder.path().join(INDEX)).unwrap()).unwrap();
+        let index: Value =
+            serde_json::from_slice(&fs::read(folder.path().join(INDEX_FILE)).unwrap()).unwrap();
         assert_eq!(index["metadata"]["total_size"], 2500);
         for (name, number) in [("b", 1), ("a", 1), ("large", 2), ("c", 3)] {
             assert_eq!(index["weight_map"][name], format!("model-{number:05}-of-00003.safetensors"));
         }
-        assert_eq!(heard, [(400, 2500), (900, 2500), (2400, 2500), (2500, 2500)]);
+        assert_eq!(calls, [(400, 2500), (900, 2500), (2400, 2500), (2500, 2500)]);
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         for (name, len) in tensors {
             let (file, _) = checkpoint.find(name).unwrap();
@@ -178,13 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_one_file_without_index() {
+    fn small_weights_are_one_file_without_index() {
         let folder = tempfile::tempdir().unwrap();
 
-        let tensors = vec![outgoing("a", 400), outgoing("b", 600)];
+        let tensors = vec![lazy_tensor("a", 400), lazy_tensor("b", 600)];
         write_shards(folder.path(), tensors, "1kb".parse().unwrap(), &mut |_, _| {}).unwrap();
 
-        let path = folder.path().join(SINGLE);
+        let path = folder.path().join(SINGLE_FILE);
         assert_eq!(TensorFile::open(&path).unwrap().names(), ["a", "b"]);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -1,39 +1,49 @@
-//! Safetensors files, written a tensor at a time.
+//! Writing of safetensors files, one tensor at a time.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IntoInnerError, Write};
 use std::path::Path;
 
 use burn::tensor::TensorData;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::publish::Staged;
-use crate::{WeightsError, numbers};
+use crate::atomic::StagedPath;
+use crate::dtype;
+use crate::error::WeightsError;
 
-/// Takes bytes on their way to a file.
-pub(crate) type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), WeightsError> + 'a;
+/// Consumes consecutive bytes of a tensor.
+pub(crate) type ByteSink<'a> = dyn FnMut(&[u8]) -> Result<(), WeightsError> + 'a;
 
-/// Hands the bytes of a tensor over, in as many portions as it likes.
-type Source<'a> = dyn Fn(&mut Sink<'_>) -> Result<(), WeightsError> + 'a;
+/// Produces the bytes of a tensor, in as many chunks as it likes.
+type ByteSource<'a> = dyn Fn(&mut ByteSink<'_>) -> Result<(), WeightsError> + 'a;
 
-/// A tensor on its way to a file: what the header says of it, and its bytes once their turn comes.
-pub(crate) struct Outgoing<'a> {
+/// A tensor whose bytes are produced when the writer reaches it, so that no model is in memory as a whole.
+pub(crate) struct LazyTensor<'a> {
     pub(crate) name: String,
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<usize>,
-    /// As many bytes as type and shape say.
-    pub(crate) bytes: Box<Source<'a>>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Box<ByteSource<'a>>,
 }
 
-impl Outgoing<'_> {
-    /// Bytes that it will take.
+impl<'a> LazyTensor<'a> {
+    /// `bytes` must produce exactly as many bytes as type and shape need.
+    pub(crate) fn new(
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        bytes: impl Fn(&mut ByteSink<'_>) -> Result<(), WeightsError> + 'a,
+    ) -> Self {
+        Self { name, dtype, shape, bytes: Box::new(bytes) }
+    }
+
+    /// Size in bytes.
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 }
 
-/// Writes named tensors to `path`, whole or not at all, with `format: pt` as transformers expects.
+/// Writes a safetensors file atomically, with the metadata `format: pt` that transformers requires.
 ///
 /// # Errors
 ///
@@ -43,35 +53,33 @@ pub fn write_tensors(
     tensors: Vec<(String, TensorData)>,
     metadata: &[(&str, String)],
 ) -> Result<(), WeightsError> {
-    let outgoing = tensors.iter().map(|(name, data)| Outgoing {
-        name: name.clone(),
-        dtype: numbers::file_dtype(data.dtype()),
-        shape: data.shape().to_vec(),
-        bytes: Box::new(|sink| sink(data.as_bytes())),
+    let lazy = tensors.iter().map(|(name, data)| {
+        let dtype = dtype::safetensors_dtype(data.dtype());
+        LazyTensor::new(name.clone(), dtype, data.shape().to_vec(), |sink| sink(data.as_bytes()))
     });
-    write_outgoing(path, outgoing.collect(), metadata, &mut |_| {})
+    write_lazy(path, lazy.collect(), metadata, &mut |_| {})
 }
 
-/// Writes tensors that are fetched when their turn comes; `watch` hears of every byte.
-pub(crate) fn write_outgoing(
+/// Writes a safetensors file atomically; `progress` is called with the number of bytes after every chunk.
+pub(crate) fn write_lazy(
     path: &Path,
-    mut tensors: Vec<Outgoing<'_>>,
+    mut tensors: Vec<LazyTensor<'_>>,
     metadata: &[(&str, String)],
-    watch: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64),
 ) -> Result<(), WeightsError> {
-    // Widest types first, so that each tensor is aligned to its own: torch refuses others.
+    // Widest types first aligns each tensor to its type; torch refuses unaligned ones.
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
-    let staged = Staged::beside(path);
-    write_staged(path, staged.path(), &tensors, metadata, watch)?;
+    let staged = StagedPath::beside(path);
+    write_staged(path, staged.path(), &tensors, metadata, progress)?;
     staged.publish(path).map_err(WeightsError::write(path))
 }
 
 fn write_staged(
     path: &Path,
     staged: &Path,
-    tensors: &[Outgoing<'_>],
+    tensors: &[LazyTensor<'_>],
     metadata: &[(&str, String)],
-    watch: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64),
 ) -> Result<(), WeightsError> {
     let file = File::create(staged).map_err(WeightsError::write(path))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
@@ -84,33 +92,33 @@ fn write_staged(
         (tensor.bytes)(&mut |bytes| {
             written += bytes.len();
             file.write_all(bytes).map_err(WeightsError::write(path))?;
-            watch(bytes.len() as u64);
+            progress(bytes.len() as u64);
             Ok(())
         })?;
         assert_eq!(written, tensor.len(), "{} is as long as its header says", tensor.name);
     }
-    // A rename may reach the disk before what it renames: without this, a power cut could leave an empty file.
+    // A rename may reach the disk before the data: without a sync, a power cut could leave an empty file.
     file.into_inner()
-        .map_err(std::io::IntoInnerError::into_error)
+        .map_err(IntoInnerError::into_error)
         .and_then(|file| file.sync_all())
         .map_err(WeightsError::write(path))
 }
 
-fn header(tensors: &[Outgoing<'_>], metadata: &[(&str, String)]) -> Vec<u8> {
-    let mut about: Map<String, Value> = Map::from_iter([("format".to_owned(), "pt".into())]);
-    about.extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into())));
-    let mut header = Map::from_iter([("__metadata__".to_owned(), about.into())]);
+fn header(tensors: &[LazyTensor<'_>], metadata: &[(&str, String)]) -> Vec<u8> {
+    let mut texts: Map<String, Value> = Map::from_iter([("format".to_owned(), "pt".into())]);
+    texts.extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into())));
+    let mut header = Map::from_iter([("__metadata__".to_owned(), texts.into())]);
     let mut start = 0;
     for tensor in tensors {
         let end = start + tensor.len();
-        let place = json!({
+        let entry = json!({
             "dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": [start, end],
         });
-        header.insert(tensor.name.clone(), place);
+        header.insert(tensor.name.clone(), entry);
         start = end;
     }
     let mut bytes = Value::Object(header).to_string().into_bytes();
-    bytes.resize(bytes.len().next_multiple_of(8), b' '); // the tensors start aligned
+    bytes.resize(bytes.len().next_multiple_of(8), b' '); // aligns the tensor data
     bytes
 }
 
@@ -119,11 +127,12 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::TensorFile;
+    use crate::dtype::cast_floats;
+    use crate::tensor_file::TensorFile;
     use burn::tensor::DType;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn written_tensors_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.safetensors");
         let tensor = TensorData::new(vec![1.0f32, -2.5, 3.0, 0.1], [2, 2]);
@@ -143,20 +152,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.safetensors");
         let bytes = TensorData::new(vec![7u8; 3], [3]);
-        let half = crate::floats(TensorData::new(vec![1.0f32; 3], [3]), DType::BF16);
+        let half = cast_floats(TensorData::new(vec![1.0f32; 3], [3]), DType::BF16);
         let single = TensorData::new(vec![1.0f32], [1]);
 
         let tensors = vec![("a".into(), bytes), ("b".into(), half), ("c".into(), single)];
         write_tensors(&path, tensors, &[]).unwrap();
 
         let file = TensorFile::open(&path).unwrap();
-        assert_eq!(file.names_in_order(), ["c", "b", "a"]);
+        assert_eq!(file.names_by_offset(), ["c", "b", "a"]);
         let raw = fs::read(&path).unwrap();
         assert_eq!((raw.len() - 4 - 6 - 3) % 8, 0, "the header ends aligned");
     }
 
     #[test]
-    fn a_file_that_cannot_be_written_leaves_nothing_and_harms_nothing() {
+    fn a_failed_write_leaves_no_partial_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.safetensors");
         fs::create_dir(&path).unwrap(); // no file can take its place
@@ -169,18 +178,15 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_that_cannot_be_fetched_leaves_no_file() {
+    fn a_tensor_that_cannot_be_read_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.safetensors");
-        let gone = || WeightsError::NoFolder { path: "gone".into() };
-        let tensor = Outgoing {
-            name: "a".into(),
-            dtype: Dtype::U8,
-            shape: vec![4],
-            bytes: Box::new(move |sink| sink(&[1, 2]).and_then(|()| Err(gone()))),
-        };
+        let gone = || WeightsError::NoSuchDir { path: "gone".into() };
+        let tensor = LazyTensor::new("a".into(), Dtype::U8, vec![4], move |sink| {
+            sink(&[1, 2]).and_then(|()| Err(gone()))
+        });
 
-        assert!(write_outgoing(&path, vec![tensor], &[], &mut |_| {}).is_err());
+        assert!(write_lazy(&path, vec![tensor], &[], &mut |_| {}).is_err());
 
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -1,45 +1,43 @@
 //! `glm4v embed`
 
 use burn::tensor::TensorData;
-use glm4v_infer::Pipeline;
-use glm4v_model::{ComputeError, Precision};
-use glm4v_weights::{floats, write_tensors};
+use glm4v_infer::MultimodalEmbedder;
+use glm4v_model::{ComputeError, Modality, Precision};
+use glm4v_weights::{cast_floats, write_tensors};
 use serde_json::json;
 
-use super::trace::{check_target, inputs};
+use super::trace::{check_out, input_tensors};
 use super::{load_model, open_model, print_line};
 use crate::args::{Embed, Global};
 use crate::device;
 
 pub(crate) fn embed(args: &Embed, global: &Global) -> anyhow::Result<()> {
-    check_target(&args.out)?;
-    let (site, precision) = device::open(global)?;
-    let (folder, processor) = open_model(&args.model)?;
+    check_out(&args.out)?;
+    let (device_spec, precision) = device::open(global)?;
+    let (model_dir, processor) = open_model(&args.model)?;
     let processor = args.inputs.apply(processor);
     let (messages, options) = (args.prompt.messages()?, args.rendering.options()?);
-    let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
+    let model = load_model(&model_dir, args.adapter.as_deref(), &device_spec, precision, global.quiet)?;
 
-    let embedded = Pipeline::new(&processor, &model).run(&[messages], &options)?;
-    let f32 = |data: TensorData| floats(data, Precision::F32.dtype());
-    let [_, length, width] = embedded.inputs_embeds.dims();
-    let mut tensors = inputs(&embedded.batch, &embedded.positions);
-    // Pixels went in; their features come out.
+    let embedded = MultimodalEmbedder::new(&processor, &model).embed(&[messages], &options)?;
+    let f32 = |data: TensorData| cast_floats(data, Precision::F32.dtype());
+    let [_, length, hidden] = embedded.input.inputs_embeds.dims();
+    let mut tensors = input_tensors(&embedded.batch, &embedded.input);
+    // The file has the image embeddings instead of the pixels.
     tensors.retain(|(name, _)| !name.starts_with("pixel_values"));
-    let features = [("image_embeds", embedded.features.images), ("video_embeds", embedded.features.videos)];
-    let mut counts = [0, 0];
-    for (count, (name, features)) in counts.iter_mut().zip(features) {
-        let Some(features) = features else { continue };
-        *count = features.dims()[0];
-        tensors.push((name.to_owned(), f32(features.try_into_data().map_err(ComputeError::from)?)));
+    for (modality, embeddings) in embedded.embeddings.iter() {
+        let data = embeddings.clone().try_into_data().map_err(ComputeError::from)?;
+        tensors.push((format!("{modality}_embeds"), f32(data)));
     }
-    let embeds = embedded.inputs_embeds.try_into_data().map_err(ComputeError::from)?;
+    let count = |modality| embedded.embeddings.get(modality).map_or(0, |embeddings| embeddings.dims()[0]);
+    let [images, videos] = [count(Modality::Image), count(Modality::Video)];
+    let embeds = embedded.input.inputs_embeds.try_into_data().map_err(ComputeError::from)?;
     tensors.push(("inputs_embeds".to_owned(), f32(embeds)));
     write_tensors(&args.out, tensors, &[])?;
-    let [images, videos] = counts;
     if args.json {
         return print_line(
             &json!({"has_images": images > 0, "has_videos": videos > 0, "num_image_tokens": images,
-                "num_video_tokens": videos, "sequence_length": length, "hidden_size": width})
+                "num_video_tokens": videos, "sequence_length": length, "hidden_size": hidden})
             .to_string(),
         );
     }
@@ -49,7 +47,7 @@ pub(crate) fn embed(args: &Embed, global: &Global) -> anyhow::Result<()> {
         ("num_image_tokens", images.to_string()),
         ("num_video_tokens", videos.to_string()),
         ("sequence_length", length.to_string()),
-        ("hidden_size", width.to_string()),
+        ("hidden_size", hidden.to_string()),
     ] {
         print_line(&format!("{name:17} {value}"))?;
     }

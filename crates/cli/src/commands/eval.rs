@@ -2,86 +2,100 @@
 
 use std::sync::Arc;
 
-use glm4v_data::{Dataset, DatasetOptions, Registry};
-use glm4v_infer::{GenerationConfig, Sampling};
-use glm4v_train::{Prediction, evaluate};
+use glm4v_data::{Dataset, DatasetOptions, DatasetRegistry};
+use glm4v_infer::{GenerationConfig, SamplingParams};
+use glm4v_processor::Processor;
+use glm4v_train::{Callback, EvalOptions, EvalOutput, Prediction, evaluate};
+use glm4v_weights::ModelFolder;
 use serde_json::json;
 
 use super::{load_model, open_model, print_line};
-use crate::answering::Greedy;
 use crate::args::{Eval, Global};
-use crate::interrupt::Stopped;
-use crate::progress::Progress;
+use crate::eval_generator::GreedyGenerator;
+use crate::interrupt::Interrupted;
+use crate::progress::TrainProgress;
 use crate::{device, interrupt};
 
-/// Rows of the table of wrong answers.
-const WRONG_SHOWN: usize = 20;
+/// Maximum number of incorrect predictions in the table.
+const MAX_INCORRECT_ROWS: usize = 20;
 
 pub(crate) fn eval(args: &Eval, global: &Global) -> anyhow::Result<()> {
-    let (site, precision) = device::open(global)?;
-    let (folder, processor) = open_model(&args.model)?;
+    let (device_spec, precision) = device::open(global)?;
+    let (model_dir, processor) = open_model(&args.model)?;
     let processor = Arc::new(processor);
-    let source = Registry::load(&args.data_dir)?.find(&args.data)?;
-    let media = args.media_dir.as_deref();
-    let options = DatasetOptions {
-        max_length: Some(folder.config().text.max_position_embeddings),
-        ..DatasetOptions::default()
-    };
-    let dataset = Dataset::open(&source, media, processor.clone(), options)?;
-    let mut config = GenerationConfig::of_folder(&args.model, folder.config(), args.max_new_tokens)?;
-    config.sampling = Sampling::greedy();
-    let model = load_model(&folder, args.adapter.as_deref(), &site, precision, global.quiet)?;
-    let stop = interrupt::gently("stopping");
-    let mut answering = Greedy { processor: &processor, config, stop };
-    let mut progress = Progress::new(global.quiet);
-    let report = evaluate(&model, &dataset, args.batch_size, &mut answering, stop, |done| {
-        glm4v_train::Observer::evaluating(&mut progress, done, dataset.len());
+    let dataset = open_dataset(args, &model_dir, processor.clone())?;
+    let mut config = GenerationConfig::from_folder(&args.model, model_dir.config(), args.max_new_tokens)?;
+    config.sampling = SamplingParams::greedy();
+    let model = load_model(&model_dir, args.adapter.as_deref(), &device_spec, precision, global.quiet)?;
+    let stop = interrupt::stop_flag("stopping");
+    let mut generator = GreedyGenerator { processor: &processor, config, stop };
+    let mut progress = TrainProgress::new(global.quiet);
+    let options = EvalOptions { batch_size: args.batch_size, stop };
+    let report = evaluate(&model, &dataset, &mut generator, options, |done| {
+        progress.on_eval_progress(done, dataset.len());
     })?;
     drop(progress);
-    let report = report.ok_or(Stopped { missing: "stopped; no result" })?;
+    let report = report.ok_or(Interrupted { missing: "stopped; no result" })?;
+    if args.json { print_json(&report) } else { print_text(&report) }
+}
 
-    let right = report.correct();
-    if args.json {
-        for prediction in &report.predictions {
-            let item = &prediction.item;
-            print_line(
-                &json!({"source": item.at.to_string(), "images": item.images, "videos": item.videos, "expected": item.answer,
-                    "answer": prediction.answer.text, "ended": prediction.answer.ended,
-                    "finish_reason": if prediction.answer.ended { "stop" } else { "length" },
-                    "correct": prediction.is_correct()})
-                .to_string(),
-            )?;
-        }
-        return print_line(
-            &json!({"samples": report.predictions.len(), "correct": right, "exact_match": report.exact_match(),
-                "loss": report.loss})
-            .to_string(),
-        );
+fn open_dataset(args: &Eval, model: &ModelFolder, processor: Arc<Processor>) -> anyhow::Result<Dataset> {
+    let source = DatasetRegistry::load(&args.data_dir)?.find(&args.data)?;
+    let options = DatasetOptions {
+        max_length: Some(model.config().text.max_position_embeddings),
+        ..DatasetOptions::default()
+    };
+    Ok(Dataset::open(&source, args.media_dir.as_deref(), processor, options)?)
+}
+
+/// Prints one JSON object per prediction, and one with the totals.
+fn print_json(report: &EvalOutput) -> anyhow::Result<()> {
+    for prediction in &report.predictions {
+        let example = &prediction.example;
+        let generation = &prediction.generation;
+        let json = json!({"source": example.location.to_string(), "images": example.images, "videos": example.videos,
+            "expected": example.answer, "answer": generation.text, "ended": generation.finished,
+            "finish_reason": if generation.finished { "stop" } else { "length" },
+            "correct": prediction.is_correct()});
+        print_line(&json.to_string())?;
     }
-    let wrong: Vec<&Prediction> =
+    let totals = json!({"samples": report.predictions.len(), "correct": report.correct(),
+        "exact_match": report.exact_match(), "loss": report.loss});
+    print_line(&totals.to_string())
+}
+
+/// Prints a table of incorrect predictions, and a line with the totals.
+fn print_text(report: &EvalOutput) -> anyhow::Result<()> {
+    let incorrect: Vec<&Prediction> =
         report.predictions.iter().filter(|prediction| !prediction.is_correct()).collect();
-    if !wrong.is_empty() {
-        print_line(&format!("incorrect predictions, {} of {}:", wrong.len().min(WRONG_SHOWN), wrong.len()))?;
-        print_line(&table(wrong.into_iter().take(WRONG_SHOWN)))?;
+    if !incorrect.is_empty() {
+        let rows = incorrect.len().min(MAX_INCORRECT_ROWS);
+        print_line(&format!("incorrect predictions, {rows} of {}:", incorrect.len()))?;
+        print_line(&table(incorrect.into_iter().take(rows)))?;
     }
     print_line(&report.summary())
 }
 
-/// Answers in columns: where, what was expected, what was said.
+/// Predictions in columns: example, expected answer, generated answer.
 pub(crate) fn table<'a>(predictions: impl Iterator<Item = &'a Prediction>) -> String {
     let mut rows = vec![["example".to_owned(), "expected".to_owned(), "answer".to_owned()]];
     for prediction in predictions {
-        let item = &prediction.item;
-        let place =
-            item.images.iter().chain(&item.videos).next().cloned().unwrap_or_else(|| item.at.to_string());
-        let mut answer = shorten(&prediction.answer.text);
-        if !prediction.answer.ended {
+        let example = &prediction.example;
+        let source = example
+            .images
+            .iter()
+            .chain(&example.videos)
+            .next()
+            .cloned()
+            .unwrap_or_else(|| example.location.to_string());
+        let mut answer = shorten(&prediction.generation.text);
+        if !prediction.generation.finished {
             answer.push_str(" … (truncated)");
         }
         if !prediction.is_correct() {
             answer.push_str("  <- wrong");
         }
-        rows.push([place, shorten(&item.answer), answer]);
+        rows.push([source, shorten(&example.answer), answer]);
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let (first, second) = (width(0), width(1));
@@ -89,12 +103,12 @@ pub(crate) fn table<'a>(predictions: impl Iterator<Item = &'a Prediction>) -> St
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// One line of at most 60 characters.
+/// Text on one line, truncated to 60 characters.
 fn shorten(text: &str) -> String {
-    const LONGEST: usize = 60;
+    const MAX_CHARS: usize = 60;
     let line = text.trim().replace('\n', "⏎");
     match line.chars().count() {
-        0..=LONGEST => line,
-        _ => line.chars().take(LONGEST - 1).chain(['…']).collect(),
+        0..=MAX_CHARS => line,
+        _ => line.chars().take(MAX_CHARS - 1).chain(['…']).collect(),
     }
 }

@@ -1,4 +1,4 @@
-//! `glm4v completions` and `glm4v man`: what the argument parser knows, for shells and for `man`.
+//! `glm4v completions` and `glm4v man`, generated from the argument parser.
 
 use std::fs;
 use std::io::{Write, stdout};
@@ -9,27 +9,26 @@ use clap_complete::Shell;
 
 use crate::args::{Args, Completions, Man};
 
-/// Where results go, in words.
-const STDOUT: &str = "cannot write to stdout";
+const STDOUT_FAILED: &str = "cannot write to stdout";
 
 pub(crate) fn completions(args: &Completions) -> anyhow::Result<()> {
-    stdout().lock().write_all(&script(args.shell)).context(STDOUT)
+    stdout().lock().write_all(&completion_script(args.shell)).context(STDOUT_FAILED)
 }
 
-/// Made in memory: the generator panics when it cannot write.
-fn script(shell: Shell) -> Vec<u8> {
+/// Generated in memory, as clap_complete panics when it cannot write.
+fn completion_script(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "glm4v", &mut script);
     script
 }
 
 pub(crate) fn man(args: &Man) -> anyhow::Result<()> {
-    let Some(folder) = &args.out_dir else {
-        return clap_mangen::Man::new(Args::command()).render(&mut stdout().lock()).context(STDOUT);
+    let Some(dir) = &args.out_dir else {
+        return clap_mangen::Man::new(Args::command()).render(&mut stdout().lock()).context(STDOUT_FAILED);
     };
-    let place = || format!("{}: cannot write", folder.display());
-    fs::create_dir_all(folder).with_context(place)?;
-    clap_mangen::generate_to(Args::command(), folder).with_context(place)
+    let failed = || format!("{}: cannot write", dir.display());
+    fs::create_dir_all(dir).with_context(failed)?;
+    clap_mangen::generate_to(Args::command(), dir).with_context(failed)
 }
 
 #[cfg(test)]
@@ -37,8 +36,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn completions_know_every_command_and_its_flags() {
-        let script = String::from_utf8(script(Shell::Bash)).unwrap();
+    fn completions_contain_every_command_and_flag() {
+        let script = String::from_utf8(completion_script(Shell::Bash)).unwrap();
 
         for command in Args::command().get_subcommands() {
             let name = command.get_name();
@@ -50,9 +49,9 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_man_page_for_every_command_and_the_first_has_every_global_flag() {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("man1");
+    fn every_command_has_a_man_page_and_the_main_page_lists_global_flags() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("man1");
 
         man(&Man { out_dir: Some(out.clone()) }).unwrap();
 

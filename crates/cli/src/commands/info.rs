@@ -3,7 +3,8 @@
 use anyhow::{Context, ensure};
 use burn::tensor::Device;
 use glm4v_files::{LONGEST_CONFIG, read_text};
-use glm4v_model::{Backend, Estimate, Glm4vConfig, Grid, Learning, Memory, Sizes, Workload};
+use glm4v_model::{Backend, Glm4vConfig, Grid, ParamCounts};
+use glm4v_plan::{CostModel, MemoryEstimate, TuningMode, Workload};
 use glm4v_processor::{ImageConfig, ImageProcessor};
 use glm4v_weights::ModelFolder;
 use serde_json::{Map, Value, json};
@@ -12,14 +13,13 @@ use super::print_line;
 use crate::args::{Global, Info};
 use crate::device;
 use crate::progress::grouped;
-use crate::stored::Stored;
 
 pub(crate) fn info(args: &Info, global: &Global) -> anyhow::Result<()> {
     if global.backend != Backend::Auto {
-        global.backend.open()?; // whoever names one wants to know whether it is there
+        global.backend.open()?; // a backend requested by name must exist
     }
     let report = match &args.model {
-        Some(folder) => model(&ModelFolder::open(folder)?, args, global)?,
+        Some(model_dir) => model(&ModelFolder::open(model_dir)?, args, global)?,
         None => devices(),
     };
     if args.json {
@@ -28,11 +28,11 @@ pub(crate) fn info(args: &Info, global: &Global) -> anyhow::Result<()> {
     print(report.as_object().unwrap_or(&Map::new()), "")
 }
 
-/// One line a value, keys in a column; what is inside another value is indented.
+/// Prints one line per value, keys in a column, nested objects indented.
 fn print(report: &Map<String, Value>, indent: &str) -> anyhow::Result<()> {
     for (key, value) in report {
-        let words = key.strip_suffix(BYTES).unwrap_or(key).replace('_', " ");
-        let name = format!("{indent}{words}");
+        let label = key.strip_suffix(BYTES).unwrap_or(key).replace('_', " ");
+        let name = format!("{indent}{label}");
         match value {
             Value::Object(inner) => {
                 print_line(&name)?;
@@ -40,23 +40,23 @@ fn print(report: &Map<String, Value>, indent: &str) -> anyhow::Result<()> {
             }
             Value::Array(lines) => {
                 for line in lines {
-                    print_line(&format!("{name:24} {}", plain(key, line)))?;
+                    print_line(&format!("{name:24} {}", format_value(key, line)))?;
                 }
             }
-            value => print_line(&format!("{name:24} {}", plain(key, value)))?,
+            value => print_line(&format!("{name:24} {}", format_value(key, value)))?,
         }
     }
     Ok(())
 }
 
-/// End of the keys whose values are sizes in memory or on the disk.
+/// Suffix of keys whose values are bytes.
 const BYTES: &str = "_bytes";
 
-fn plain(key: &str, value: &Value) -> String {
+fn format_value(key: &str, value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Number(number) => match number.as_u64() {
-            Some(bytes) if key.ends_with(BYTES) => bytes_in_words(bytes),
+            Some(bytes) if key.ends_with(BYTES) => format_bytes(bytes),
             Some(count) => grouped(count as usize),
             None => number.to_string(),
         },
@@ -65,7 +65,7 @@ fn plain(key: &str, value: &Value) -> String {
 }
 
 /// `17.56 GB (17,559,044,096 bytes)`
-fn bytes_in_words(bytes: u64) -> String {
+fn format_bytes(bytes: u64) -> String {
     let exact = grouped(bytes as usize);
     match bytes {
         0..1_000_000 => format!("{exact} bytes"),
@@ -93,11 +93,14 @@ fn devices() -> Value {
     })
 }
 
-fn model(folder: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<Value> {
-    let config = folder.config();
-    // Nothing is allocated: parameters that are neither loaded nor initialised only know their shape.
-    let device = Backend::Cpu.open().unwrap_or_else(|_| Device::default());
-    let sizes = config.sizes(&device);
+/// Device for counting parameters: they are lazy, so nothing is allocated on it.
+fn counting_device() -> Device {
+    Backend::Cpu.open().unwrap_or_else(|_| Device::default())
+}
+
+fn model(model_dir: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<Value> {
+    let config = model_dir.config();
+    let params = config.param_counts(&counting_device());
     let (text, vision) = (&config.text, &config.vision);
     let experts = text.moe.as_ref().map(|moe| {
         format!(
@@ -107,16 +110,16 @@ fn model(folder: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<V
     });
     let mut report = json!({
         "architecture": config.architecture.to_string(),
-        "parameters": sizes.total(),
-        "vision_tower": sizes.vision_tower,
-        "merger": sizes.merger,
-        "embedding": sizes.embedding,
-        "text_decoder": sizes.decoder,
-        "expert_params": sizes.experts,
-        "head": sizes.head,
-        "active_params": sizes.read_per_token(),
-        "tensors": sizes.tensors,
-        "weights": weights(folder)?,
+        "parameters": params.total(),
+        "vision_tower": params.vision_tower,
+        "merger": params.merger,
+        "embedding": params.embedding,
+        "text_decoder": params.decoder,
+        "expert_params": params.experts,
+        "head": params.head,
+        "active_params": params.active_params(),
+        "tensors": params.tensors,
+        "weights": weights(model_dir)?,
         "text": format!("{} layers of width {}, {} heads on {} key heads, vocabulary {}",
             text.num_hidden_layers, text.hidden_size, text.num_attention_heads, text.num_key_value_heads,
             text.vocab_size),
@@ -125,41 +128,41 @@ fn model(folder: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<V
             vision.depth, vision.hidden_size, vision.num_heads, vision.patch_size, vision.merged_patches()),
         "max_position_embeddings": text.max_position_embeddings,
     });
-    if sizes.experts == 0 {
+    if params.experts == 0 {
         let keys = report.as_object_mut().context("a report is an object")?;
         keys.retain(|key, _| !key.contains("experts"));
     }
-    let (image, grid) = image(folder, args)?;
+    let (image, grid) = image(model_dir, args)?;
     report["image"] = image;
-    report["estimate"] = estimate(config, &sizes, grid, args, global, &device)?;
+    report["estimate"] = estimate(config, &params, grid, args, global)?;
     Ok(report)
 }
 
-/// What lies on the disk.
-fn weights(folder: &ModelFolder) -> anyhow::Result<Value> {
-    if !folder.has_weights() {
+/// Files, tensors and dtypes of the stored checkpoint.
+fn weights(model_dir: &ModelFolder) -> anyhow::Result<Value> {
+    if !model_dir.has_weights() {
         return Ok(json!("none; glm4v init creates random ones"));
     }
-    let stored = Stored::of(folder.path())?;
+    let summary = model_dir.summary()?;
     Ok(
-        json!({"files": stored.files, "tensors": stored.tensors, "total_bytes": stored.bytes, "types": stored.types}),
+        json!({"files": summary.files, "tensors": summary.tensors, "total_bytes": summary.total_bytes, "types": summary.types}),
     )
 }
 
-/// What an image of the wanted size becomes, and its grid.
-fn image(folder: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<Grid>)> {
+/// Token limits of an image, and the tokens and grid of one of `--image-size`.
+fn image(model_dir: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<Grid>)> {
     const FILE: &str = "preprocessor_config.json";
-    let path = folder.path().join(FILE);
+    let path = model_dir.path().join(FILE);
     let (config, from) = match read_text(&path, LONGEST_CONFIG) {
         Ok(json) => (ImageConfig::from_json(&json).with_context(|| path.display().to_string())?, FILE),
         Err(error) if error.is_missing() => (
             ImageConfig::from_json("{}")?,
-            "transformers' defaults; the folder has no preprocessor_config.json",
+            "transformers' defaults; the directory has no preprocessor_config.json",
         ),
         Err(error) => return Err(error.into()),
     };
     let side = config.patch_size * config.merge_size;
-    let token = config.temporal_patch_size * side * side; // a still image counts for every frame of a patch
+    let token = config.temporal_patch_size * side * side; // a still image fills every frame of a temporal patch
     let limits = json!({"min_image_tokens": config.min_pixels.div_ceil(token), "max_image_tokens": config.max_pixels / token,
         "by": from});
     let Some((width, height)) = args.image_size.0 else { return Ok((limits, None)) };
@@ -175,11 +178,10 @@ fn image(folder: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<Gri
 
 fn estimate(
     config: &Glm4vConfig,
-    sizes: &Sizes,
+    params: &ParamCounts,
     image: Option<Grid>,
     args: &Info,
     global: &Global,
-    device: &Device,
 ) -> anyhow::Result<Value> {
     let tokens = image.map_or(0, |grid| grid.tokens(config.vision.spatial_merge_size));
     ensure!(
@@ -189,34 +191,39 @@ fn estimate(
         args.max_new_tokens
     );
     let precision = device::precision(global)?;
-    let bytes = precision.dtype().size() as u64;
-    let workload =
-        Workload { rows: args.batch_size, length: args.seq_len, answer: args.max_new_tokens, image };
+    let dtype_bytes = precision.dtype().size() as u64;
+    let workload = Workload {
+        batch_size: args.batch_size,
+        seq_len: args.seq_len,
+        completion_tokens: args.max_new_tokens,
+        image,
+    };
     let cpu = global.backend.resolve() == Backend::Cpu;
-    let estimate = Estimate { config, sizes, bytes, cpu, workload };
-    let lora = |vision| estimate.training(Learning::lora(&mut config.init(device), args.lora_rank, vision));
+    let cost = CostModel { config, params, dtype_bytes, cpu, workload };
+    let mut model = config.init(&counting_device());
+    let [lora, all_linear] = [false, true].map(|vision| TuningMode::lora(&mut model, args.lora_rank, vision));
     Ok(json!({
         "counts": "tensors; whole runs took up to a fifth more, see benches/memory",
         "for": format!("{precision}, batch {}, length {}, {} of them answer{}", args.batch_size, args.seq_len, args.max_new_tokens,
             if image.is_some() { ", an image a row" } else { "" }),
-        "bytes_read_per_token": sizes.read_per_token() * bytes,
-        "cache_per_token_bytes": estimate.cache_per_token(),
-        "generation": memory(estimate.generation()),
-        "training": memory(estimate.training(Learning::Full)),
-        format!("training_lora_rank_{}", args.lora_rank): memory(lora(false)),
-        format!("training_lora_rank_{}_all_linear", args.lora_rank): memory(lora(true)),
+        "bytes_read_per_token": params.active_params() * dtype_bytes,
+        "cache_per_token_bytes": cost.kv_cache_bytes_per_token(),
+        "generation": memory(cost.generation_memory()),
+        "training": memory(cost.training_memory(TuningMode::Full)),
+        format!("training_lora_rank_{}", args.lora_rank): memory(cost.training_memory(lora)),
+        format!("training_lora_rank_{}_all_linear", args.lora_rank): memory(cost.training_memory(all_linear)),
     }))
 }
 
-/// The parts that there are, their sum, and which of them is the largest.
-fn memory(memory: Memory) -> Value {
+/// The parts that are not zero, their sum, and the name of the largest.
+fn memory(memory: MemoryEstimate) -> Value {
     let parts = [
         ("weights_bytes", memory.weights),
-        ("cache_bytes", memory.cache),
+        ("cache_bytes", memory.kv_cache),
         ("optimizer_bytes", memory.optimizer),
         ("gradients_bytes", memory.gradients),
-        ("activation_bytes", memory.kept),
-        ("workspace_bytes", memory.working),
+        ("activation_bytes", memory.saved_activations),
+        ("workspace_bytes", memory.workspace),
     ];
     let largest = parts.iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(key, _)| key);
     let mut report: Map<String, Value> = parts

@@ -1,25 +1,22 @@
 //! `glm4v merge`
 
-use glm4v_weights::{AdapterFolder, ModelFolder, StagedFolder};
+use glm4v_weights::{AdapterFolder, AtomicDir, ExportOptions, ModelFolder};
 
+use super::convert::target_precision;
 use super::print_line;
-use crate::args::{Dtype, Global, Merge};
-use crate::progress::Transfer;
+use crate::args::{Global, Merge};
+use crate::progress::ByteProgress;
 
 pub(crate) fn merge(args: &Merge, global: &Global) -> anyhow::Result<()> {
-    let precision = match global.dtype {
-        None | Some(Dtype::Keep) => None,
-        Some(Dtype::Of(precision)) => Some(precision),
-    };
+    let options = ExportOptions { precision: target_precision(global), shard_size: args.shard_size };
     let device = global.backend.open()?;
-    let folder = ModelFolder::open(&args.model)?;
+    let model = ModelFolder::open(&args.model)?;
     let adapter = AdapterFolder::open(&args.adapter)?;
-    let staged = StagedFolder::create(&args.out)?;
-    let mut transfer = Transfer::new("writing", global.quiet);
-    let changed =
-        folder.merge(&adapter, staged.path(), &device, precision, args.shard_size, &mut |done, of| {
-            transfer.at(done, of);
-        })?;
+    let staged = AtomicDir::create(&args.out)?;
+    let mut progress = ByteProgress::new("writing", global.quiet);
+    let changed = model.merge(&adapter, staged.path(), &device, &options, &mut |done, total| {
+        progress.update(done, total);
+    })?;
     staged.publish()?;
     print_line(&format!("{}: {changed} tensors changed by the adapter", args.out.display()))
 }

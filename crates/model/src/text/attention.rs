@@ -2,18 +2,17 @@
 //!
 //! Checkpoint names: `model.language_model.layers.{i}.self_attn.*`.
 //!
-//! Dimensions: `B` rows, `S` sequence length, `D` width of the stream, `H` query heads, `Hk` key heads, `Dh` width of
-//! a head.
+//! Dimensions: `B` rows, `S` sequence length, `D` hidden size, `H` query heads, `Hk` key heads, `Dh` head dimension.
 
 use burn::prelude::*;
 
-use crate::attention::{CausalMask, attend_causal};
-use crate::cache::LayerCache;
+use super::forward_context::TextForwardContext;
 use crate::config::{TextConfig, TextRopeConfig};
-use crate::linear::{Linear, LinearConfig};
-use crate::probe::Probe;
-use crate::rope::{RotaryTable, rotate_text};
-use crate::site::Site;
+use crate::device::device_spec::DeviceSpec;
+use crate::nn::attention::{causal_attention, causal_attention_with_weights};
+use crate::nn::linear::{Linear, LinearConfig};
+use crate::nn::norm::RmsNorm;
+use crate::nn::rope::apply_text_rotary;
 
 /// Causal self-attention.
 #[derive(Module, Debug)]
@@ -26,66 +25,100 @@ pub struct TextAttention {
     pub v_proj: Linear,
     /// `H · Dh -> D`
     pub o_proj: Linear,
+    /// Over each head's queries, before the rotation; none in GLM-4V.
+    pub q_norm: Option<RmsNorm>,
+    /// Over each head's keys, before the rotation; none in GLM-4V.
+    pub k_norm: Option<RmsNorm>,
+    /// `H`
+    pub num_heads: usize,
+    /// `Hk`
+    pub num_key_value_heads: usize,
     /// `Dh`
     pub head_dim: usize,
-    /// How positions turn queries and keys.
+    /// Layout of the rotated pairs.
     #[module(skip)]
     pub rope: TextRopeConfig,
 }
 
 impl TextAttention {
-    /// Builds the layer.
-    pub(crate) fn init(config: &TextConfig, site: &Site) -> Self {
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
-        let bias = config.attention_bias;
-        let inward = |d_output| LinearConfig::new(config.hidden_size, d_output).with_bias(bias).init(site);
+    /// Builds the layer with random weights, which [`initialize`](crate::initialize) or a checkpoint replaces.
+    pub fn init(config: &TextConfig, device_spec: &DeviceSpec) -> Self {
+        let (heads, key_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let input = |heads| {
+            let linear = LinearConfig::new(config.hidden_size, heads * config.head_dim);
+            linear.with_bias(config.attention_bias).init(device_spec)
+        };
+        let norm = || RmsNorm::init(config.head_dim, config.rms_norm_eps, &device_spec.device);
         Self {
-            q_proj: inward(queries),
-            k_proj: inward(keys),
-            v_proj: inward(keys),
-            o_proj: LinearConfig::new(queries, config.hidden_size).init(site),
+            q_proj: input(heads),
+            k_proj: input(key_heads),
+            v_proj: input(key_heads),
+            o_proj: LinearConfig::new(heads * config.head_dim, config.hidden_size)
+                .with_bias(config.o_proj_bias)
+                .init(device_spec),
+            q_norm: config.qk_norm.then(norm),
+            k_norm: config.qk_norm.then(norm),
+            num_heads: heads,
+            num_key_value_heads: key_heads,
             head_dim: config.head_dim,
             rope: config.rope.clone(),
         }
     }
 
-    /// Mixes every position with those before it, and with those in the cache.
+    /// Attends to the positions before each position, and to those in the cache.
     ///
     /// # Shapes
     ///
     /// - x, output: `[B, S, D]`
-    /// - rotary: `[B, S, 1, Dh]`
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<3>,
-        rotary: &RotaryTable<4>,
-        mask: &CausalMask,
-        cache: Option<&mut LayerCache>,
-        probe: &mut Probe,
-    ) -> Tensor<3> {
-        let [rows, width, _] = x.dims();
-        let q = self.q_proj.forward(x.clone()); // [B, S, H·Dh]
-        let k = self.k_proj.forward(x.clone()); // [B, S, Hk·Dh]
-        let v = self.v_proj.forward(x);
-        probe.keep_inside("self_attn.q_proj", &q);
-        probe.keep_inside("self_attn.k_proj", &k);
-        probe.keep_inside("self_attn.v_proj", &v);
-        let heads = |x: Tensor<3>| {
-            let count = x.dims()[2] / self.head_dim;
-            x.reshape([rows, width, count, self.head_dim])
-        };
-        let q = rotate_text(heads(q), rotary, &self.rope).swap_dims(1, 2); // [B, H, S, Dh]
-        let k = rotate_text(heads(k), rotary, &self.rope).swap_dims(1, 2); // [B, Hk, S, Dh]
-        let v = heads(v).swap_dims(1, 2);
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v),
+    pub fn forward(&self, x: Tensor<3>, pass: &mut TextForwardContext<'_>) -> Tensor<3> {
+        let [rows, length, _] = x.dims();
+        let q = pass.record("q_proj", self.q_proj.forward(x.clone())); // [B, S, H·Dh]
+        let k = pass.record("k_proj", self.k_proj.forward(x.clone())); // [B, S, Hk·Dh]
+        let v = pass.record("v_proj", self.v_proj.forward(x));
+        let q = self.rotated(q, self.num_heads, &self.q_norm, pass); // [B, H, S, Dh]
+        let k = self.rotated(k, self.num_key_value_heads, &self.k_norm, pass); // [B, Hk, S, Dh]
+        let v = v.reshape([rows, length, self.num_key_value_heads, self.head_dim]).swap_dims(1, 2);
+        // Keys are cached after their rotation: a position never changes, so no step rotates it again.
+        let layer = pass.shared.layer;
+        let (k, v) = match &mut pass.shared.cache {
+            Some(cache) => cache.append(layer, k, v), // [B, Hk, T, Dh]
             None => (k, v),
         };
-        let mixed = attend_causal(q, k, v, mask).swap_dims(1, 2); // [B, S, H, Dh]
-        let queries = self.o_proj.weight.dims()[1];
-        let out = self.o_proj.forward(mixed.reshape([rows, width, queries]));
-        probe.keep_inside("self_attn.o_proj", &out);
-        out
+        let attended = attend(q, k, v, pass).swap_dims(1, 2); // [B, S, H, Dh]
+        let attended = attended.reshape([rows, length, self.num_heads * self.head_dim]);
+        pass.record("o_proj", self.o_proj.forward(attended))
     }
+
+    /// Splits a projection into heads, normalizes them where the layer has a norm, and rotates them.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, S, heads · Dh]`
+    /// - output: `[B, heads, S, Dh]`
+    fn rotated(
+        &self,
+        x: Tensor<3>,
+        heads: usize,
+        norm: &Option<RmsNorm>,
+        pass: &TextForwardContext<'_>,
+    ) -> Tensor<4> {
+        let [rows, length, _] = x.dims();
+        let x = x.reshape([rows, length, heads, self.head_dim]);
+        let x = match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        // Rotated as [B, S, heads, Dh], the layout in which the halves of a head are adjacent; swapped once, afterwards.
+        apply_text_rotary(x, &pass.shared.rotary, &self.rope).swap_dims(1, 2)
+    }
+}
+
+/// Attention with the mask of the pass; its weights go to the recorder that asks for them.
+fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, pass: &mut TextForwardContext<'_>) -> Tensor<4> {
+    if !pass.output_attentions() {
+        return causal_attention(q, k, v, &pass.shared.mask);
+    }
+    let (output, weights) = causal_attention_with_weights(q, k, v, &pass.shared.mask);
+    pass.if_recording(|_, recorder| recorder.record_attentions(&weights));
+    output
 }

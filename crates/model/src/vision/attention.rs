@@ -2,18 +2,17 @@
 //!
 //! Checkpoint names: `model.visual.blocks.{i}.attn.*`.
 //!
-//! Dimensions: `P` patches of all frames, `N` patches of one frame, `H` heads, `Dh` width of a head, `D = H · Dh`.
+//! Dimensions: `P` patches of all frames, `N` patches of one frame, `H` heads, `Dh` head dimension, `D = H · Dh`.
 
 use burn::prelude::*;
 
-use crate::attention::attend_all;
-use crate::batch::Grid;
+use super::forward_context::{FrameGroup, VisionForwardContext};
 use crate::config::VisionConfig;
-use crate::linear::{Linear, LinearConfig};
-use crate::norm::RmsNorm;
-use crate::probe::Probe;
-use crate::rope::{RotaryTable, rotate_halves};
-use crate::site::Site;
+use crate::device::device_spec::DeviceSpec;
+use crate::nn::attention::bidirectional_attention;
+use crate::nn::linear::{Linear, LinearConfig};
+use crate::nn::norm::RmsNorm;
+use crate::nn::rope::apply_vision_rotary;
 
 /// Self-attention within frames.
 #[derive(Module, Debug)]
@@ -30,84 +29,48 @@ pub struct VisionAttention {
     pub num_heads: usize,
 }
 
-/// Neighbouring frames of the same number of patches, which are attended to in one call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FrameRun {
-    /// Frames in the run.
-    pub(crate) frames: usize,
-    /// Patches of each.
-    pub(crate) patches: usize,
-}
-
-impl FrameRun {
-    /// The runs of a list of grids, in order.
-    pub(crate) fn of(grids: &[Grid]) -> Vec<Self> {
-        grids
-            .chunk_by(|a, b| a.h * a.w == b.h * b.w)
-            .map(|run| Self { frames: run.iter().map(|grid| grid.t).sum(), patches: run[0].h * run[0].w })
-            .collect()
-    }
-}
-
 impl VisionAttention {
-    /// Builds the layer.
-    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
-        let width = config.hidden_size;
-        let norm = || RmsNorm::init(width / config.num_heads, config.rms_norm_eps, &site.device);
+    /// Builds the layer with random weights, which [`initialize`](crate::initialize) or a checkpoint replaces.
+    pub fn init(config: &VisionConfig, device_spec: &DeviceSpec) -> Self {
+        let hidden = config.hidden_size;
+        let norm = || RmsNorm::init(hidden / config.num_heads, config.rms_norm_eps, &device_spec.device);
         Self {
-            qkv: LinearConfig::new(width, 3 * width).with_bias(config.qkv_bias).init(site),
-            proj: LinearConfig::new(width, width).with_bias(config.block_bias).init(site),
+            qkv: LinearConfig::new(hidden, 3 * hidden).with_bias(config.qkv_bias).init(device_spec),
+            proj: LinearConfig::new(hidden, hidden).with_bias(config.block_bias).init(device_spec),
             q_norm: config.qk_norm.then(norm),
             k_norm: config.qk_norm.then(norm),
             num_heads: config.num_heads,
         }
     }
 
-    /// Mixes the patches of each frame.
+    /// Attends to all patches of the same frame.
     ///
     /// # Shapes
     ///
     /// - x, output: `[P, D]`
-    /// - rotary: `[P, 1, Dh]`
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<2>,
-        rotary: &RotaryTable<3>,
-        runs: &[FrameRun],
-        probe: &mut Probe,
-    ) -> Tensor<2> {
-        let [patches, width] = x.dims();
+    pub fn forward(&self, x: Tensor<2>, pass: &mut VisionForwardContext<'_>) -> Tensor<2> {
+        let [patches, hidden] = x.dims();
         let heads = self.num_heads;
-        let head_dim = width / heads;
-        let qkv = self.qkv.forward(x); // [P, 3D]
-        probe.keep_inside("attn.qkv", &qkv);
+        let head_dim = hidden / heads;
+        let qkv = pass.record("qkv", self.qkv.forward(x)); // [P, 3D]
         let qkv = qkv.reshape([patches, 3 * heads, head_dim]); // queries, keys, values
-        let turned = rotate_halves(self.queries_and_keys(&qkv), rotary); // [P, 2H, Dh]
+        // One rotation for queries and keys: they share the table.
+        let rotated = apply_vision_rotary(self.queries_and_keys(&qkv), &pass.shared.rotary); // [P, 2H, Dh]
         let values = qkv.narrow(1, 2 * heads, heads); // [P, H, Dh]
         let mut first = 0;
-        let mut parts = Vec::with_capacity(runs.len());
-        for run in runs {
-            let count = run.frames * run.patches;
-            let frames = |x: Tensor<3>, head: usize| {
-                x.narrow(0, first, count)
-                    .narrow(1, head, heads)
-                    .reshape([run.frames, run.patches, heads, head_dim])
-                    .swap_dims(1, 2) // [frames, H, N, Dh]
-            };
-            let mixed = attend_all(
-                frames(turned.clone(), 0),
-                frames(turned.clone(), heads),
-                frames(values.clone(), 0),
-            );
-            parts.push(mixed.swap_dims(1, 2).reshape([count, width]));
-            first += count;
+        let mut outputs = Vec::with_capacity(pass.shared.frames.len());
+        for group in &pass.shared.frames {
+            let q = group.heads(rotated.clone(), first, [0, heads]); // [frames, H, N, Dh]
+            let k = group.heads(rotated.clone(), first, [heads, heads]);
+            let v = group.heads(values.clone(), first, [0, heads]);
+            let attended = bidirectional_attention(q, k, v);
+            outputs.push(attended.swap_dims(1, 2).reshape([group.patches(), hidden]));
+            first += group.patches();
         }
-        let out = self.proj.forward(Tensor::cat(parts, 0));
-        probe.keep_inside("attn.proj", &out);
-        out
+        pass.record("proj", self.proj.forward(Tensor::cat(outputs, 0)))
     }
 
-    /// Queries and keys side by side, normalised where the layer has norms for them.
+    /// Queries and keys side by side, normalized where the layer has norms for them.
     ///
     /// # Shapes
     ///
@@ -124,5 +87,21 @@ impl VisionAttention {
             }
             _ => both,
         }
+    }
+}
+
+impl FrameGroup {
+    /// Heads `first_head` to `first_head + heads` of this group's frames, which begin at patch `first`.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[P, _, Dh]`
+    /// - output: `[frames, heads, N, Dh]`
+    fn heads(&self, x: Tensor<3>, first: usize, [first_head, heads]: [usize; 2]) -> Tensor<4> {
+        let head_dim = x.dims()[2];
+        x.narrow(0, first, self.patches())
+            .narrow(1, first_head, heads)
+            .reshape([self.frames, self.patches_per_frame, heads, head_dim])
+            .swap_dims(1, 2)
     }
 }

@@ -2,19 +2,18 @@
 //!
 //! Checkpoint names: `model.visual.blocks.{i}.*`.
 //!
-//! Dimensions: `P` patches, `D` width of the stream.
+//! Dimensions: `P` patches, `D` hidden size.
 
 use burn::prelude::*;
 
-use super::attention::{FrameRun, VisionAttention};
+use super::attention::VisionAttention;
+use super::forward_context::VisionForwardContext;
 use crate::config::VisionConfig;
-use crate::mlp::GatedMlp;
-use crate::norm::RmsNorm;
-use crate::probe::Probe;
-use crate::rope::RotaryTable;
-use crate::site::Site;
+use crate::device::device_spec::DeviceSpec;
+use crate::nn::mlp::GatedMlp;
+use crate::nn::norm::RmsNorm;
 
-/// Pre-norm block: attention within frames, then a gated feed-forward.
+/// Pre-norm transformer block: attention within frames, then a gated feed-forward.
 #[derive(Module, Debug)]
 pub struct VisionBlock {
     /// Before the attention.
@@ -28,40 +27,27 @@ pub struct VisionBlock {
 }
 
 impl VisionBlock {
-    /// Builds the block.
-    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
-        let width = config.hidden_size;
-        let norm = || RmsNorm::init(width, config.rms_norm_eps, &site.device);
+    /// Builds the block with random weights, which [`initialize`](crate::initialize) or a checkpoint replaces.
+    pub fn init(config: &VisionConfig, device_spec: &DeviceSpec) -> Self {
+        let hidden = config.hidden_size;
+        let norm = || RmsNorm::init(hidden, config.rms_norm_eps, &device_spec.device);
         Self {
             norm1: norm(),
-            attn: VisionAttention::init(config, site),
+            attn: VisionAttention::init(config, device_spec),
             norm2: norm(),
-            mlp: GatedMlp::init(width, config.block_intermediate_size, config.block_bias, site),
+            mlp: GatedMlp::init(hidden, config.block_intermediate_size, config.block_bias, device_spec),
         }
     }
 
-    /// Transforms the stream.
+    /// Transforms the residual stream.
     ///
     /// # Shapes
     ///
     /// - x, output: `[P, D]`
-    /// - rotary: `[P, 1, Dh]`
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<2>,
-        rotary: &RotaryTable<3>,
-        runs: &[FrameRun],
-        probe: &mut Probe,
-    ) -> Tensor<2> {
-        let normal = self.norm1.forward(x.clone());
-        probe.keep_inside("norm1", &normal);
-        let mixed = self.attn.forward(normal, rotary, runs, probe);
-        probe.keep_inside("attn", &mixed);
-        let x = x + mixed;
-        let normal = self.norm2.forward(x.clone());
-        probe.keep_inside("norm2", &normal);
-        let fed = self.mlp.forward(normal, probe);
-        probe.keep_inside("mlp", &fed);
-        x + fed
+    pub fn forward(&self, x: Tensor<2>, pass: &mut VisionForwardContext<'_>) -> Tensor<2> {
+        let branch = pass.record("norm1", self.norm1.forward(x.clone()));
+        let x = x + pass.child("attn", |pass| self.attn.forward(branch, pass));
+        let branch = pass.record("norm2", self.norm2.forward(x.clone()));
+        x + pass.child("mlp", |pass| self.mlp.forward(branch, pass))
     }
 }

@@ -1,22 +1,23 @@
-//! From pixels to the patch stream: one linear layer a patch, and learned positions stretched to the image.
+//! Patch embedding (a convolution with kernel = stride), and learned positions interpolated to the size of the image.
 //!
 //! Checkpoint names: `model.visual.patch_embed.*`, `model.visual.embeddings.*`.
 //!
-//! Dimensions: `P` patches, `V` values a patch, `H` width of the stream, `G` side of the grid of learned positions,
+//! Dimensions: `P` patches, `V` values a patch, `H` hidden size, `G` side of the grid of learned positions,
 //! `h` x `w` patches of an image.
 
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
-use crate::batch::Grid;
-use crate::config::VisionConfig;
-use crate::matrix::empty;
+use glm4v_inputs::Grid;
 
-/// Patches to vectors.
+use crate::config::VisionConfig;
+use crate::nn::param::{normal, zeros};
+
+/// Patch embedding.
 #[derive(Module, Debug)]
 pub struct PatchEmbed {
-    /// A convolution whose kernel is its stride: one matrix product a patch.
+    /// The convolution, which is one matrix product as its kernel is its stride.
     pub proj: PatchProjection,
 }
 
@@ -30,8 +31,8 @@ pub struct PatchProjection {
 }
 
 impl PatchEmbed {
-    /// Builds the map.
-    pub(crate) fn init(config: &VisionConfig, device: &Device) -> Self {
+    /// Builds the layer with random weights, which [`initialize`](crate::initialize) or a checkpoint replaces.
+    pub fn init(config: &VisionConfig, device: &Device) -> Self {
         let shape = [
             config.hidden_size,
             config.in_channels,
@@ -40,11 +41,14 @@ impl PatchEmbed {
             config.patch_size,
         ];
         Self {
-            proj: PatchProjection { weight: empty(shape, device), bias: empty([config.hidden_size], device) },
+            proj: PatchProjection {
+                weight: normal(shape, device),
+                bias: zeros([config.hidden_size], device),
+            },
         }
     }
 
-    /// Maps patches in the type of the weights.
+    /// Embeds patches, in the type of the weights.
     ///
     /// # Shapes
     ///
@@ -67,7 +71,7 @@ impl PatchEmbed {
 #[derive(Module, Debug)]
 pub struct PositionEmbedding {
     /// The table.
-    pub position_embedding: PositionTable,
+    pub position_embedding: PositionEmbeddingWeight,
     /// `G`
     pub side: usize,
     /// Side of the blocks in which patches are ordered.
@@ -76,17 +80,19 @@ pub struct PositionEmbedding {
 
 /// The table's weights.
 #[derive(Module, Debug)]
-pub struct PositionTable {
+pub struct PositionEmbeddingWeight {
     /// `[G · G, H]`
     pub weight: Param<Tensor<2>>,
 }
 
 impl PositionEmbedding {
-    /// Builds the table.
-    pub(crate) fn init(config: &VisionConfig, device: &Device) -> Self {
+    /// Builds the layer with random weights, which [`initialize`](crate::initialize) or a checkpoint replaces.
+    pub fn init(config: &VisionConfig, device: &Device) -> Self {
         let side = config.position_side();
         Self {
-            position_embedding: PositionTable { weight: empty([side * side, config.hidden_size], device) },
+            position_embedding: PositionEmbeddingWeight {
+                weight: normal([side * side, config.hidden_size], device),
+            },
             side,
             merge: config.spatial_merge_size,
         }
@@ -108,7 +114,7 @@ impl PositionEmbedding {
         let mut parts = Vec::new();
         for run in grids.chunk_by(|a, b| (a.h, a.w) == (b.h, b.w)) {
             let frames: usize = run.iter().map(|grid| grid.t).sum();
-            let one = self.stretch(table.clone(), run[0].h, run[0].w).cast(dtype); // [h·w, H]
+            let one = self.interpolate(table.clone(), run[0].h, run[0].w).cast(dtype); // [h·w, H]
             let count = one.dims()[0];
             parts.push(
                 one.unsqueeze_dim::<3>(0).expand([frames, count, hidden]).reshape([frames * count, hidden]),
@@ -123,7 +129,7 @@ impl PositionEmbedding {
     ///
     /// - table: `[G, G, H]`
     /// - output: `[h · w, H]`
-    fn stretch(&self, table: Tensor<3>, h: usize, w: usize) -> Tensor<2> {
+    fn interpolate(&self, table: Tensor<3>, h: usize, w: usize) -> Tensor<2> {
         let hidden = table.dims()[2];
         let device = table.device();
         let weights = |size: usize| {
@@ -172,7 +178,7 @@ mod tests {
         let values: Vec<f32> = (0..576).map(|i| (0.1 * i as f32).sin()).collect();
         let table = Tensor::from_data(TensorData::new(values, [576, 1]), &Device::flex());
         PositionEmbedding {
-            position_embedding: PositionTable { weight: Param::from_tensor(table) },
+            position_embedding: PositionEmbeddingWeight { weight: Param::from_tensor(table) },
             side: 24,
             merge: 2,
         }
@@ -182,7 +188,7 @@ mod tests {
         let zeros = Tensor::<2>::zeros([h * w, 1], &Device::flex());
         let values =
             embedding().forward(zeros, &[Grid::new(1, h, w)]).into_data().try_to_vec::<f32>().unwrap();
-        let index = crate::rope::block_order(h, w, 2).position(|p| p == patch).unwrap();
+        let index = crate::nn::rope::block_order(h, w, 2).position(|p| p == patch).unwrap();
         values[index]
     }
 

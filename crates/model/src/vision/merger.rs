@@ -1,9 +1,8 @@
-//! From patches to tokens: 2x2 patches become one vector of the text decoder's width.
+//! Patch merger: 2x2 patches become one embedding of the text decoder's hidden size.
 //!
 //! Checkpoint names: `model.visual.downsample.*`, `model.visual.merger.*`.
 //!
-//! Dimensions: `P` patches, `H` width of the patch stream, `m` side of a block, `N = P / m²` tokens, `O` width of a
-//! token, `F` width inside the gate.
+//! Dimensions: `P` patches, `H` hidden size, `m` side of a block, `N = P / m²` tokens, `O` output size, `F` intermediate size.
 
 use burn::module::Param;
 use burn::prelude::*;
@@ -11,12 +10,12 @@ use burn::tensor::DType;
 use burn::tensor::activation::{gelu, silu};
 use burn::tensor::module::linear;
 
+use super::forward_context::VisionForwardContext;
 use crate::config::VisionConfig;
-use crate::linear::{Linear, LinearConfig};
-use crate::matrix::empty;
-use crate::norm::LayerNorm;
-use crate::probe::Probe;
-use crate::site::Site;
+use crate::device::device_spec::DeviceSpec;
+use crate::nn::linear::{Linear, LinearConfig};
+use crate::nn::norm::LayerNorm;
+use crate::nn::param::{normal, zeros};
 
 /// A convolution over blocks of patches whose kernel is its stride.
 #[derive(Module, Debug)]
@@ -29,12 +28,12 @@ pub struct Downsample {
 
 impl Downsample {
     /// Builds the convolution.
-    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
+    pub fn init(config: &VisionConfig, device_spec: &DeviceSpec) -> Self {
         let side = config.spatial_merge_size;
-        let device = &site.device;
+        let device = &device_spec.device;
         Self {
-            weight: empty([config.out_hidden_size, config.hidden_size, side, side], device),
-            bias: empty([config.out_hidden_size], device),
+            weight: normal([config.out_hidden_size, config.hidden_size, side, side], device),
+            bias: zeros([config.out_hidden_size], device),
         }
     }
 
@@ -72,16 +71,16 @@ pub struct PatchMerger {
 
 impl PatchMerger {
     /// Builds the merger.
-    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
-        let (width, inner) = (config.out_hidden_size, config.merger_intermediate_size);
-        let linear = |d_input, d_output| LinearConfig::new(d_input, d_output).init(site);
+    pub fn init(config: &VisionConfig, device_spec: &DeviceSpec) -> Self {
+        let (hidden, intermediate) = (config.out_hidden_size, config.merger_intermediate_size);
+        let linear = |d_input, d_output| LinearConfig::new(d_input, d_output).init(device_spec);
         Self {
-            proj: linear(width, width),
+            proj: linear(hidden, hidden),
             // torch's default epsilon: the config's belongs to the RMS norms.
-            post_projection_norm: LayerNorm::init(width, 1e-5, &site.device),
-            gate_proj: linear(width, inner),
-            up_proj: linear(width, inner),
-            down_proj: linear(inner, width),
+            post_projection_norm: LayerNorm::init(hidden, 1e-5, &device_spec.device),
+            gate_proj: linear(hidden, intermediate),
+            up_proj: linear(hidden, intermediate),
+            down_proj: linear(intermediate, hidden),
         }
     }
 
@@ -90,23 +89,13 @@ impl PatchMerger {
     /// # Shapes
     ///
     /// - x, output: `[N, O]`
-    pub(crate) fn forward(&self, x: Tensor<2>, probe: &mut Probe) -> Tensor<2> {
-        probe.enter("merger");
-        let x = self.proj.forward(x);
-        probe.keep("proj", &x);
-        let x = self.post_projection_norm.forward(x);
-        probe.keep("post_projection_norm", &x);
-        let x = exact_gelu(x);
-        probe.keep("act1", &x);
-        let gate = self.gate_proj.forward(x.clone()); // [N, F]
-        probe.keep("gate_proj", &gate);
-        let up = self.up_proj.forward(x);
-        probe.keep("up_proj", &up);
-        let out = self.down_proj.forward(silu(gate) * up); // [N, O]
-        probe.keep("down_proj", &out);
-        probe.output(&out);
-        probe.leave();
-        out
+    pub fn forward(&self, x: Tensor<2>, pass: &mut VisionForwardContext<'_>) -> Tensor<2> {
+        let x = pass.record("proj", self.proj.forward(x));
+        let x = pass.record("post_projection_norm", self.post_projection_norm.forward(x));
+        let x = pass.record("act1", exact_gelu(x));
+        let gate = pass.record("gate_proj", self.gate_proj.forward(x.clone())); // [N, F]
+        let up = pass.record("up_proj", self.up_proj.forward(x));
+        pass.record("down_proj", self.down_proj.forward(silu(gate) * up)) // [N, O]
     }
 }
 
@@ -121,6 +110,6 @@ fn exact_gelu(x: Tensor<2>) -> Tensor<2> {
     }
     let dtype = x.dtype();
     let x = x.cast(DType::F32);
-    let share = ((x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5;
-    (x * share).cast(dtype)
+    let phi = ((x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5; // the normal distribution function
+    (x * phi).cast(dtype)
 }

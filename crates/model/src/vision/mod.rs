@@ -2,65 +2,70 @@
 //!
 //! Checkpoint names: `model.visual.*`. Source: transformers 5.23, `modeling_glm4v.py`, `Glm4vVisionModel`.
 //!
-//! Dimensions: `P` patches of all frames, `V` values a patch, `H` width of the stream, `N` tokens, `O` their width.
+//! Dimensions: `P` patches of all frames, `V` values a patch, `H` hidden size, `N` tokens, `O` output size.
 
-mod attention;
-mod block;
-mod embed;
-mod merger;
+pub(crate) mod attention;
+pub(crate) mod block;
+pub(crate) mod embed;
+pub(crate) mod forward_context;
+pub(crate) mod merger;
 
 pub use attention::VisionAttention;
 pub use block::VisionBlock;
-pub use embed::{PatchEmbed, PatchProjection, PositionEmbedding, PositionTable};
+pub use embed::{PatchEmbed, PatchProjection, PositionEmbedding, PositionEmbeddingWeight};
+pub use forward_context::{FrameGroup, VisionForwardContext, VisionLayerInputs};
 pub use merger::{Downsample, PatchMerger};
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
+use glm4v_inputs::{Grid, Patches};
 
-use crate::batch::Patches;
 use crate::config::VisionConfig;
-use crate::norm::RmsNorm;
-use crate::probe::Probe;
-use crate::rope::RotaryTable;
-use crate::site::Site;
-use attention::FrameRun;
+use crate::device::device_spec::DeviceSpec;
+use crate::nn::forward_context::ForwardContext;
+use crate::nn::norm::RmsNorm;
+use crate::nn::recorder::ActivationRecorder;
+use crate::nn::rope::{RotaryTable, vision_sines};
 
-/// Patches to tokens.
+/// Patches to the embeddings of placeholder tokens.
 #[derive(Module, Debug)]
 pub struct VisionTower {
-    /// Pixels to the stream.
+    /// `V -> H`
     pub patch_embed: PatchEmbed,
-    /// Learned positions.
+    /// Learned positions; none in GLM-OCR.
     pub embeddings: Option<PositionEmbedding>,
-    /// After the patch map.
+    /// After the patch embedding; none in GLM-OCR.
     pub post_conv_layernorm: Option<RmsNorm>,
-    /// The blocks.
+    /// `depth` of them.
     pub blocks: Vec<VisionBlock>,
     /// After the blocks.
     pub post_layernorm: RmsNorm,
-    /// Blocks of patches to tokens.
+    /// `spatial_merge_size²` patches to one token.
     pub downsample: Downsample,
-    /// Tokens to the text decoder's space.
+    /// Projection into the text decoder's space.
     pub merger: PatchMerger,
-    /// Side of a block of patches.
+    /// Dimension of an attention head.
+    pub head_dim: usize,
+    /// Side of a block of merged patches.
     pub spatial_merge_size: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
 }
 
 impl VisionTower {
-    /// Builds the tower.
-    pub(crate) fn init(config: &VisionConfig, site: &Site) -> Self {
-        let device = &site.device;
+    /// Builds the tower with random weights, which [`initialize`](crate::initialize) or a checkpoint replaces.
+    pub fn init(config: &VisionConfig, device_spec: &DeviceSpec) -> Self {
+        let device = &device_spec.device;
         let norm = || RmsNorm::init(config.hidden_size, config.rms_norm_eps, device);
         Self {
             patch_embed: PatchEmbed::init(config, device),
             embeddings: config.learned_positions.then(|| PositionEmbedding::init(config, device)),
             post_conv_layernorm: config.learned_positions.then(norm),
-            blocks: (0..config.depth).map(|_| VisionBlock::init(config, site)).collect(),
+            blocks: (0..config.depth).map(|_| VisionBlock::init(config, device_spec)).collect(),
             post_layernorm: norm(),
-            downsample: Downsample::init(config, site),
-            merger: PatchMerger::init(config, site),
+            downsample: Downsample::init(config, device_spec),
+            merger: PatchMerger::init(config, device_spec),
+            head_dim: config.hidden_size / config.num_heads,
             spatial_merge_size: config.spatial_merge_size,
             rope_theta: config.rope_theta,
         }
@@ -72,52 +77,45 @@ impl VisionTower {
     ///
     /// - patches: `[P, V]` values
     /// - output: `[N, O]`, the tokens of all images in order
-    pub fn forward(&self, patches: &Patches, probe: &mut Probe) -> Tensor<2> {
+    pub fn forward(&self, patches: &Patches, recorder: Option<&mut ActivationRecorder>) -> Tensor<2> {
         let device = self.post_layernorm.weight.device();
         let count = patches.count();
-        let values = patches.values.len() / count.max(1);
-        let pixels = TensorData::new(patches.values.clone(), [count, values]);
+        // max(1): a batch without patches has no row length to divide by.
+        let pixels = TensorData::new(patches.values.clone(), [count, patches.values.len() / count.max(1)]);
         let pixels = Tensor::<2>::from_data(pixels, (&device, DType::F32));
-        probe.enter("vision");
-        let mut x = self.patch_embed.forward(pixels); // [P, H]
-        probe.keep("patch_embed", &x);
-        if let Some(norm) = &self.post_conv_layernorm {
-            x = norm.forward(x);
-            probe.keep("post_conv_layernorm", &x);
-        }
-        let [_, hidden] = x.dims();
-        let head_dim = self.blocks.first().map_or(4, |block| hidden / block.attn.num_heads);
-        let rotary =
-            RotaryTable::vision(head_dim, self.rope_theta, self.spatial_merge_size, &patches.grids, &device);
-        if probe.is_on() {
-            probe.keep("rotary.cos", &rotary.cos.clone().squeeze_dim::<2>(1));
-            probe.keep("rotary.sin", &unsigned_sines(&rotary.sin));
-        }
-        if let Some(embeddings) = &self.embeddings {
-            x = embeddings.forward(x, &patches.grids);
-            probe.keep("embeddings", &x);
-        }
-        let runs = FrameRun::of(&patches.grids);
-        for (index, block) in self.blocks.iter().enumerate() {
-            probe.enter_block("blocks", index);
-            x = block.forward(x, &rotary, &runs, probe);
-            probe.output(&x);
-            probe.leave();
-        }
-        let x = self.post_layernorm.forward(x);
-        probe.keep("post_layernorm", &x);
-        let x = self.downsample.forward(x); // [N, O]
-        probe.keep("downsample", &x);
-        let x = self.merger.forward(x, probe);
-        probe.leave();
-        x
+        let (theta, merge) = (self.rope_theta, self.spatial_merge_size);
+        let context = VisionLayerInputs {
+            rotary: RotaryTable::for_vision(self.head_dim, theta, merge, &patches.grids, &device),
+            frames: FrameGroup::from_grids(&patches.grids),
+        };
+        let mut pass = ForwardContext::with_recorder(context, recorder);
+        pass.prefix("vision", |pass| {
+            let x = self.embed(pixels, &patches.grids, pass); // [P, H]
+            let x = self.blocks(x, pass);
+            let x = pass.record("post_layernorm", self.post_layernorm.forward(x));
+            let x = pass.record("downsample", self.downsample.forward(x)); // [N, O]
+            pass.child("merger", |pass| self.merger.forward(x, pass))
+        })
     }
-}
 
-/// The sines as the reference keeps them, `[P, Dh]`: our table has the sign of the rotation in it.
-fn unsigned_sines(table: &Tensor<3>) -> Tensor<2> {
-    let table = table.clone().squeeze_dim::<2>(1);
-    let half = table.dims()[1] / 2;
-    let positive = table.narrow(1, half, half);
-    Tensor::cat(vec![positive.clone(), positive], 1)
+    /// Pixels to the residual stream: patch embedding, its norm, learned positions.
+    fn embed(&self, pixels: Tensor<2>, grids: &[Grid], pass: &mut VisionForwardContext<'_>) -> Tensor<2> {
+        let mut x = pass.record("patch_embed", self.patch_embed.forward(pixels)); // [P, H]
+        if let Some(norm) = &self.post_conv_layernorm {
+            x = pass.record("post_conv_layernorm", norm.forward(x));
+        }
+        pass.if_recording(|context, recorder| {
+            recorder.record("rotary.cos", &context.rotary.cos.clone().squeeze_dim::<2>(1));
+            recorder.record("rotary.sin", &vision_sines(&context.rotary));
+        });
+        match &self.embeddings {
+            Some(embeddings) => pass.record("embeddings", embeddings.forward(x, grids)),
+            None => x,
+        }
+    }
+
+    fn blocks(&self, x: Tensor<2>, pass: &mut VisionForwardContext<'_>) -> Tensor<2> {
+        let blocks = self.blocks.iter().enumerate();
+        blocks.fold(x, |x, (index, block)| pass.block("blocks", index, |pass| block.forward(x, pass)))
+    }
 }

@@ -1,17 +1,16 @@
-//! The one colour that a PNG calls transparent.
+//! The transparent color of a PNG (`tRNS`).
 //!
-//! Pillow drops an alpha channel when it converts to RGB, but remembers a transparent *colour*, and
-//! transformers then paints every pixel of that colour white (`convert_to_rgb`). To see the same
-//! image we read the colour from the file's header.
+//! Pillow drops an alpha channel when it converts to RGB but keeps a transparent *color*, and transformers makes every pixel of
+//! that color white (`convert_to_rgb`). The `image` crate does not report the color, so it is read from the file's chunks.
 
-use super::Rgb;
+use crate::media::Rgb;
 
-/// Paints every pixel of the colour that the PNG calls transparent white.
-pub(super) fn paint_white(png: &[u8], image: &mut Rgb) {
+/// Makes every pixel of the transparent color white.
+pub(super) fn replace_with_white(png: &[u8], image: &mut Rgb) {
     let Some(key) = transparent_color(png) else {
         return;
     };
-    for pixel in image.pixels.chunks_exact_mut(3) {
+    for pixel in image.pixels_mut().chunks_exact_mut(3) {
         if pixel == key {
             pixel.fill(255);
         }
@@ -30,7 +29,7 @@ fn transparent_color(png: &[u8]) -> Option<[u8; 3]> {
         match kind {
             b"IHDR" => header = Some((*data.get(8)?, *data.get(9)?)),
             b"PLTE" => palette = Some(data),
-            b"tRNS" => return color(header?, palette, data),
+            b"tRNS" => return parse_trns(header?, palette, data),
             b"IDAT" => return None,
             _ => {}
         }
@@ -38,10 +37,10 @@ fn transparent_color(png: &[u8]) -> Option<[u8; 3]> {
     }
 }
 
-/// Reads `tRNS`. Pillow keeps a colour for grey and 8-bit RGB, and for palettes where exactly one entry is fully
-/// transparent and all others are opaque. It looks for a grey level as the file spells it among the levels that
-/// it has scaled to 8 bits, or clipped, so that other than 1 and 8 bits only some levels are ever found.
-fn color((depth, color_type): (u8, u8), palette: Option<&[u8]>, data: &[u8]) -> Option<[u8; 3]> {
+/// Parses a `tRNS` chunk. Pillow keeps a color for gray and 8-bit RGB, and for palettes where exactly one entry is fully
+/// transparent and all others are opaque. It compares the gray value of the file with pixels that are already
+/// scaled or clipped to 8 bits, so that at depths other than 1 and 8 only some values ever match.
+fn parse_trns((depth, color_type): (u8, u8), palette: Option<&[u8]>, data: &[u8]) -> Option<[u8; 3]> {
     match (color_type, depth, data) {
         (0, 1, &[_, gray]) => Some([if gray == 0 { 0 } else { 255 }; 3]),
         (0, _, &[_, gray]) => Some([gray; 3]),

@@ -1,33 +1,33 @@
-//! `preprocessor_config.json`: what a checkpoint wants done to an image.
+//! `preprocessor_config.json`: resizing, normalization and patch sizes of images.
 
 use serde::Deserialize;
 
-/// Why a `preprocessor_config.json` cannot be followed.
+/// Error of reading a `preprocessor_config.json` or `video_preprocessor_config.json`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ConfigError {
-    /// Not JSON, or a value of another kind.
+pub enum PreprocessorConfigError {
+    /// Invalid JSON, or a value of the wrong type.
     #[error("not a preprocessor configuration")]
     Json(#[from] serde_json::Error),
-    /// A value that no model of this family uses.
+    /// A value outside the supported range.
     #[error("\"{key}\" is {found}, needed {needed}")]
     Value {
         /// The key.
         key: &'static str,
         /// The value found.
         found: f64,
-        /// What is possible.
+        /// The supported values.
         needed: &'static str,
     },
-    /// A step that is switched off.
+    /// A step of preprocessing is disabled; it cannot be left out here.
     #[error("\"{key}\" is false; this version always does that step")]
-    SwitchedOff {
+    DisabledStep {
         /// The key.
         key: &'static str,
     },
 }
 
-/// What a checkpoint wants done to an image; read with [`from_json`](Self::from_json).
+/// Preprocessing of images under the names of transformers; read with [`from_json`](Self::from_json).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ImageConfig {
@@ -37,15 +37,15 @@ pub struct ImageConfig {
     pub temporal_patch_size: usize,
     /// Side, in patches, of the block that becomes one token.
     pub merge_size: usize,
-    /// Fewest pixels, over the frames of a temporal patch (`size.shortest_edge`).
+    /// Minimum number of pixels, counted over the frames of a temporal patch (`size.shortest_edge`).
     pub min_pixels: usize,
-    /// Most pixels, over the frames of a temporal patch (`size.longest_edge`).
+    /// Maximum number of pixels, counted over the frames of a temporal patch (`size.longest_edge`).
     pub max_pixels: usize,
     /// Mean of each channel.
     pub image_mean: [f64; 3],
     /// Standard deviation of each channel.
     pub image_std: [f64; 3],
-    /// What a level of 8 bits is multiplied with.
+    /// Factor from 8-bit values to those that mean and standard deviation apply to, 1/255.
     pub rescale_factor: f64,
 }
 
@@ -55,47 +55,46 @@ impl ImageConfig {
     ///
     /// # Errors
     ///
-    /// When it is not JSON, or asks for something that the models of this family do not do.
-    pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        Self::or_size(json, [112 * 112, 28 * 28 * 15_000])
+    /// Invalid JSON, or a value that is not supported.
+    pub fn from_json(json: &str) -> Result<Self, PreprocessorConfigError> {
+        Self::with_default_pixels(json, [112 * 112, 28 * 28 * 15_000])
     }
 
-    /// [`from_json`](Self::from_json) with the fewest and most pixels where the text does not say.
-    pub(crate) fn or_size(json: &str, [least, most]: [usize; 2]) -> Result<Self, ConfigError> {
-        let raw: Raw = serde_json::from_str(json)?;
+    /// [`from_json`](Self::from_json) with other defaults of `min_pixels` and `max_pixels`.
+    pub(crate) fn with_default_pixels(
+        json: &str,
+        [min_pixels, max_pixels]: [usize; 2],
+    ) -> Result<Self, PreprocessorConfigError> {
+        let raw: RawImageConfig = serde_json::from_str(json)?;
         for (key, on) in
             [("do_resize", raw.do_resize), ("do_rescale", raw.do_rescale), ("do_normalize", raw.do_normalize)]
         {
             if !on {
-                return Err(ConfigError::SwitchedOff { key });
+                return Err(PreprocessorConfigError::DisabledStep { key });
             }
         }
-        let check = |key, value: f64, good: bool, needed| match good {
-            true => Ok(()),
-            false => Err(ConfigError::Value { key, found: value, needed }),
-        };
-        check("resample", raw.resample.into(), raw.resample == 3, "3 (bicubic)")?;
+        check_value("resample", raw.resample.into(), raw.resample == 3, "3 (bicubic)")?;
         for (key, value) in [
             ("patch_size", raw.patch_size),
             ("temporal_patch_size", raw.temporal_patch_size),
             ("merge_size", raw.merge_size),
         ] {
-            check(key, value as f64, (1..=256).contains(&value), "1 to 256")?;
+            check_value(key, value as f64, (1..=256).contains(&value), "1 to 256")?;
         }
         for value in raw.image_std {
-            check("image_std", value, value > 0.0, "more than 0")?;
+            check_value("image_std", value, value > 0.0, "more than 0")?;
         }
         let factor = raw.rescale_factor;
-        check("rescale_factor", factor, factor > 0.0, "more than 0")?;
-        let size = raw.size.unwrap_or(Size { shortest_edge: least, longest_edge: most });
-        let most = size.longest_edge;
-        check("longest_edge", most as f64, most > 0, "more than 0")?;
+        check_value("rescale_factor", factor, factor > 0.0, "more than 0")?;
+        let size = raw.size.unwrap_or(RawSize { shortest_edge: min_pixels, longest_edge: max_pixels });
+        let max_pixels = size.longest_edge;
+        check_value("longest_edge", max_pixels as f64, max_pixels > 0, "more than 0")?;
         Ok(Self {
             patch_size: raw.patch_size,
             temporal_patch_size: raw.temporal_patch_size,
             merge_size: raw.merge_size,
             min_pixels: size.shortest_edge,
-            max_pixels: most,
+            max_pixels,
             image_mean: raw.image_mean,
             image_std: raw.image_std,
             rescale_factor: factor,
@@ -103,14 +102,24 @@ impl ImageConfig {
     }
 }
 
-/// The keys as written. Unknown ones are upstream's business and stay unread.
+/// An error unless `is_valid`.
+pub(crate) fn check_value(
+    key: &'static str,
+    found: f64,
+    is_valid: bool,
+    needed: &'static str,
+) -> Result<(), PreprocessorConfigError> {
+    if is_valid { Ok(()) } else { Err(PreprocessorConfigError::Value { key, found, needed }) }
+}
+
+/// The keys as written. Others are ignored, as in transformers.
 #[derive(Deserialize)]
 #[serde(default)]
-struct Raw {
+struct RawImageConfig {
     patch_size: usize,
     temporal_patch_size: usize,
     merge_size: usize,
-    size: Option<Size>,
+    size: Option<RawSize>,
     image_mean: [f64; 3],
     image_std: [f64; 3],
     rescale_factor: f64,
@@ -121,12 +130,12 @@ struct Raw {
 }
 
 #[derive(Deserialize)]
-struct Size {
+struct RawSize {
     shortest_edge: usize,
     longest_edge: usize,
 }
 
-impl Default for Raw {
+impl Default for RawImageConfig {
     fn default() -> Self {
         Self {
             patch_size: 14,
@@ -149,13 +158,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_configuration_has_the_defaults_of_upstream() {
+    fn an_empty_config_has_the_defaults_of_transformers() {
         let config = ImageConfig::from_json("{}").unwrap();
         assert_eq!((config.min_pixels, config.max_pixels), (12_544, 11_760_000));
     }
 
     #[test]
-    fn what_cannot_be_followed_is_named() {
+    fn unsupported_values_are_named() {
         let refused = |json| ImageConfig::from_json(json).unwrap_err().to_string();
         let bicubic = "\"resample\" is 2, needed 3 (bicubic)";
         assert_eq!(refused(r#"{"resample": 2}"#), bicubic);

@@ -1,18 +1,17 @@
-//! Image files to 8-bit RGB, the way transformers' `load_image` sees them.
+//! Image files to 8-bit RGB, as transformers' `load_image` decodes them.
 //!
-//! Published behaviour differs by the door an image comes through; we follow `load_image` (Pillow):
+//! transformers treats images differently by how they are passed; this is `load_image` (Pillow):
 //!
 //! - the EXIF orientation is applied;
-//! - alpha is dropped, not blended; a single transparent colour (PNG `tRNS`, GIF) becomes white;
-//! - 16-bit grey is clipped at 255, other 16-bit images keep their high byte;
+//! - alpha is dropped, not blended; a single transparent color (PNG `tRNS`, GIF) becomes white;
+//! - 16-bit gray is clipped at 255, other 16-bit images keep their high byte;
 //! - of an animation the first frame is taken.
 //!
-//! Every format comes out bit for bit; JPEG has its own decoder for that, see `jpeg.rs`. Of TIFF some kinds that Pillow
-//! knows are refused (palettes, YCbCr, floats, fax and newer compressions), and JPEG inside of TIFF is off by a level here
-//! and there.
+//! Every format is equal to the bit; JPEG has its own decoder for that, see `jpeg.rs`. Some kinds of TIFF that Pillow reads are
+//! refused (palettes, YCbCr, floats, fax and newer compressions), and JPEG inside of TIFF differs by a level here and there.
 //!
-//! A file is refused by its header before its pixels get memory, see [`DecodeLimits`], and a JPEG or
-//! PNG that ends early is an error, not an image with a grey rest.
+//! A file is refused by its header before its pixels are allocated, see [`DecodeLimits`], and a JPEG or PNG that ends early is an
+//! error, not an image with a gray rest.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Cursor, Seek};
@@ -29,117 +28,117 @@ use memchr::memmem;
 use super::http::{HttpError, HttpLimits};
 use super::jpeg::Jpeg;
 use super::smart_resize::ResizeError;
-use super::{Rgb, color_key, jpeg};
-use crate::messages::ImageSource;
-use crate::notice::Notice;
+use super::{color_key, jpeg};
+use crate::media::{ImageSource, Rgb};
+use crate::warning_throttle::WarningThrottle;
 
-/// Why there is no image.
+/// Error of loading an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
     /// The file could not be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// No path at all.
+    /// The path is empty.
     #[error("the path of the image is empty, needed an image file")]
     NoPath,
-    /// More bytes than the limits allow.
+    /// The file is longer than allowed.
     #[error("{name}: {bytes} bytes, more than the limit of {limit}")]
     FileSize {
-        /// Where the image comes from.
+        /// Path, or a description of another source.
         name: String,
-        /// Size found.
+        /// Length of the file.
         bytes: u64,
-        /// Largest size allowed.
+        /// Bytes allowed.
         limit: u64,
     },
-    /// No bytes at all.
+    /// The file has no bytes.
     #[error("{name}: is empty")]
     Empty {
-        /// Where the image comes from.
+        /// Path, or a description of another source.
         name: String,
     },
-    /// Not a format that can be decoded.
+    /// The format is not supported.
     #[error("{name}: not an image; png, jpeg, webp, gif, bmp and tiff are known")]
     NotAnImage {
-        /// Where the image comes from.
+        /// Path, or a description of another source.
         name: String,
     },
-    /// The header announces more than the limits allow.
+    /// The header declares more pixels than allowed.
     #[error("{name}: announces {width}x{height} pixels, more than {max_side} a side or {max_pixels} in all")]
     TooLarge {
-        /// Where the image comes from.
+        /// Path, or a description of another source.
         name: String,
-        /// Width announced.
+        /// Width in pixels, from the header.
         width: u32,
-        /// Height announced.
+        /// Height in pixels, from the header.
         height: u32,
         /// Longest side allowed.
         max_side: u32,
-        /// Most pixels allowed.
+        /// Pixels allowed.
         max_pixels: u64,
     },
-    /// The file ends before the image does.
+    /// The file ends early.
     #[error("{name}: ends early, the file is cut off")]
     Truncated {
-        /// Where the image comes from.
+        /// Path, or a description of another source.
         name: String,
     },
-    /// The file is damaged, or uses something that the decoder does not know.
+    /// The file is damaged, or uses an unsupported feature of its format.
     #[error("{name}: damaged or unsupported {format}")]
     Decode {
-        /// Where the image comes from.
+        /// Path, or a description of another source.
         name: String,
-        /// The format that the first bytes tell.
+        /// Format by the first bytes of the file.
         format: &'static str,
-        /// What the decoder met.
+        /// Error of the decoder.
         #[source]
         source: image::ImageError,
     },
-    /// A URL that would need the network.
+    /// An `http(s)` URL, while downloads are off.
     #[error("{url}: fetching over the network is off; needed: a local path or a data: URL")]
     Remote {
         /// The URL.
         url: String,
     },
-    /// Nothing usable came over the network.
+    /// The download failed.
     #[error("{url}: cannot be fetched")]
     Http {
         /// The URL.
         url: String,
-        /// What went wrong.
+        /// Error of the download.
         #[source]
         source: HttpError,
     },
-    /// A `data:` URL that is none.
+    /// A `data:` URL without base64 data.
     #[error("data URL: has no ;base64, in it; needed: data:<type>;base64,<data>")]
     DataUrl,
-    /// A `data:` URL whose data is damaged.
+    /// A `data:` URL with invalid base64.
     #[error("data URL: the base64 is damaged: {0}")]
     Base64(base64::DecodeError),
-    /// A URL of a kind that is not known.
+    /// A URL with an unsupported scheme.
     #[error("{url}: unknown kind of URL; http, https, data and file are known")]
     Scheme {
         /// The URL.
         url: String,
     },
-    /// An image that cannot be brought to a size of the model.
+    /// The image has no valid target size.
     #[error(transparent)]
     Resize(#[from] ResizeError),
 }
 
-/// What an image file may cost before it is refused.
+/// Limits of loading an image; beyond them a file is refused before it is decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeLimits {
-    /// Longest side in pixels; 16384.
+    /// Maximum side in pixels; 16384.
     pub max_side: u32,
-    /// Most pixels; 89,478,485, where Pillow begins to warn of decompression bombs (256 MiB of RGB).
+    /// Maximum number of pixels; 89,478,485, where Pillow starts to warn of decompression bombs (256 MiB of RGB).
     pub max_pixels: u64,
-    /// Largest file; 256 MiB.
+    /// Maximum bytes of a file; 256 MiB.
     pub max_file_bytes: u64,
-    /// Most memory that a decoder may take for one image; 1 GiB.
+    /// Maximum bytes that a decoder may allocate for one image; 1 GiB.
     pub max_memory: u64,
-    /// Whether `http(s)` URLs are fetched, and what that may cost; they are not.
+    /// Limits of downloads from `http(s)` URLs; off by default.
     pub http: Option<HttpLimits>,
 }
 
@@ -181,7 +180,7 @@ impl DecodeLimits {
         Ok(glm4v_files::read(path, self.max_file_bytes)?)
     }
 
-    /// Whether there is a file that may be read.
+    /// Checks path and length of a file before it is opened.
     fn check_file(&self, path: &Path) -> Result<(), ImageError> {
         if path.as_os_str().is_empty() {
             return Err(ImageError::NoPath);
@@ -190,18 +189,18 @@ impl DecodeLimits {
         match fs::metadata(path) {
             Ok(found) if found.is_file() && found.len() == 0 => Err(ImageError::Empty { name: name() }),
             Ok(found) => self.check_len(found.len(), name),
-            Err(_) => Ok(()), // told when it is opened
+            Err(_) => Ok(()), // reported when it is opened
         }
     }
 
-    /// Looks at an image without decoding it: that there is one, that it is allowed, and its width and height where the
-    /// header tells them.
+    /// Checks that an image exists and is within the limits without decoding it; width and height, where the header is
+    /// read and has them.
     pub(crate) fn probe(&self, source: &ImageSource) -> Result<Option<(u32, u32)>, ImageError> {
         match source {
             ImageSource::Path(path) => {
                 self.check_file(path)?;
                 let file = glm4v_files::open(path)?;
-                self.probe_header(BufReader::with_capacity(HEADER, file), &path.display().to_string())
+                self.probe_header(BufReader::with_capacity(HEADER_BYTES, file), &path.display().to_string())
             }
             ImageSource::Bytes(bytes) => self.probe_header(Cursor::new(bytes), "image in memory"),
             ImageSource::Pixels(image) => Ok(Some((image.width() as u32, image.height() as u32))),
@@ -216,37 +215,40 @@ impl DecodeLimits {
         mut file: impl BufRead + Seek,
         name: &str,
     ) -> Result<Option<(u32, u32)>, ImageError> {
-        let known = file.fill_buf().ok().and_then(|head| known(image::guess_format(head).ok()?));
-        if known.is_none() {
+        let format = file.fill_buf().ok().and_then(guess_format);
+        if format.is_none() {
             return Err(ImageError::NotAnImage { name: name.to_owned() });
         }
-        // A damaged header is the decoder's to describe.
+        // A damaged header is reported by the decoder, with the reason.
         let Ok(size) = imagesize::reader_size(file) else { return Ok(None) };
-        let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        let (width, height) = (side(size.width), side(size.height));
+        let (width, height) = (saturating_side(size.width), saturating_side(size.height));
         self.check_size(width, height, name)?;
         Ok((width > 0 && height > 0).then_some((width, height)))
     }
 
+    /// The bytes of a `data:` URL, or of an `http(s)` URL where that is allowed.
     pub(crate) fn fetch(&self, url: &str) -> Result<Vec<u8>, ImageError> {
-        let is_data = url.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("data:"));
-        let is_http = url.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("http"));
-        if !is_data && !is_http {
+        let is = |scheme: &str| url.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
+        if is("data:") {
+            return self.decode_data_url(url);
+        }
+        if !is("http") {
             return Err(ImageError::Scheme { url: url.to_owned() });
         }
-        if !is_data {
-            let Some(http) = &self.http else {
-                return Err(ImageError::Remote { url: url.to_owned() });
-            };
-            let fetched = http.fetch(url, self.max_file_bytes);
-            return fetched.map_err(|source| ImageError::Http { url: url.to_owned(), source });
-        }
+        let Some(http) = &self.http else {
+            return Err(ImageError::Remote { url: url.to_owned() });
+        };
+        let body = http.fetch(url, self.max_file_bytes);
+        body.map_err(|source| ImageError::Http { url: url.to_owned(), source })
+    }
+
+    fn decode_data_url(&self, url: &str) -> Result<Vec<u8>, ImageError> {
         let (head, data) = url.split_once(',').ok_or(ImageError::DataUrl)?;
         if !head.ends_with(";base64") {
             return Err(ImageError::DataUrl);
         }
         self.check_len(data.len() as u64 / 4 * 3, || "data URL".to_owned())?;
-        // As forgiving as Python: lines may be broken, and what only fills up may be missing.
+        // As lenient as Python: line breaks are skipped, and the padding may be missing.
         let data = data.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>();
         let url_safe = data.iter().any(|byte| matches!(byte, b'-' | b'_'));
         let engine = GeneralPurpose::new(if url_safe { &URL_SAFE } else { &STANDARD }, PADDING);
@@ -260,7 +262,7 @@ impl DecodeLimits {
         Ok(())
     }
 
-    /// Compares what a header announces with the limits.
+    /// Compares the size in a header with the limits.
     pub(crate) fn check_size(&self, width: u32, height: u32, name: &str) -> Result<(), ImageError> {
         let pixels = u64::from(width) * u64::from(height);
         if width.max(height) > self.max_side || pixels > self.max_pixels {
@@ -275,88 +277,119 @@ impl DecodeLimits {
         Ok(())
     }
 
-    /// What a decoder may take for this file: its pixels at the widest, and some more. Without the pixels in the sum a small
-    /// image could bring a colour profile of a gigabyte, well compressed.
-    pub(crate) fn memory(&self, bytes: &[u8]) -> Limits {
+    /// Bytes that the decoder may allocate for this file: its pixels at the largest type, and a margin. A constant limit would
+    /// let a small image decompress a color profile of a gigabyte.
+    pub(crate) fn memory_limits(&self, bytes: &[u8]) -> Limits {
         /// Bytes of a pixel, 16 bits each of four channels, once in the file's layout and once in ours.
         const PIXEL: u64 = 16;
         /// Profiles, palettes, texts.
-        const ELSE: u64 = 32 << 20;
+        const MARGIN: u64 = 32 << 20;
         let pixels = imagesize::blob_size(bytes).map(|size| size.width as u64 * size.height as u64);
-        let needed = pixels.map_or(u64::MAX, |pixels| (pixels * PIXEL).saturating_add(ELSE));
+        let needed = pixels.map_or(u64::MAX, |pixels| (pixels * PIXEL).saturating_add(MARGIN));
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(self.max_memory.min(needed));
         limits
     }
 
     fn decode(&self, bytes: &[u8], name: &str) -> Result<Rgb, ImageError> {
-        let name = || name.to_owned();
         if bytes.is_empty() {
-            return Err(ImageError::Empty { name: name() });
+            return Err(ImageError::Empty { name: name.to_owned() });
         }
-        let format = image::guess_format(bytes).ok().and_then(|f| Some((f, known(f)?)));
-        let Some((format, format_name)) = format else {
-            return Err(ImageError::NotAnImage { name: name() });
+        let Some(format) = guess_format(bytes) else {
+            return Err(ImageError::NotAnImage { name: name.to_owned() });
         };
-        if format == ImageFormat::Jpeg && !jpeg::is_whole(bytes) {
-            return Err(ImageError::Truncated { name: name() });
-        }
-        let damaged = |source: image::ImageError| match &source {
-            image::ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                ImageError::Truncated { name: name() }
-            }
-            _ => ImageError::Decode { name: name(), format: format_name, source },
-        };
-
-        let too_large = |(width, height)| self.check_size(width, height, &name());
-        let (image, orientation) = if format == ImageFormat::Jpeg {
-            let file = Jpeg::open(bytes, self.max_memory).map_err(damaged)?;
-            let (width, height) = file.dimensions();
-            too_large((width, height))?;
-            let pixels = file.pixels().map_err(damaged)?;
-            (Rgb::new(height as usize, width as usize, pixels), file.orientation())
+        if format == ImageFormat::Jpeg {
+            self.decode_jpeg(bytes, name)
         } else {
-            if let Ok(size) = imagesize::blob_size(bytes) {
-                let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-                too_large((side(size.width), side(size.height)))?;
-            }
-            say_if_animated(bytes, format, &name());
-            let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-            reader.limits(self.memory(bytes));
-            let mut decoder = reader.into_decoder().map_err(damaged)?;
-            too_large(decoder.dimensions())?;
-            // An image with damaged EXIF is shown as it lies in the file.
-            let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-            let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-            // A transparent level of grey comes as alpha; the image is grey all the same.
-            if format == ImageFormat::Png
-                && let (DynamicImage::ImageLumaA16(levels), Some(0)) = (&decoded, bytes.get(PNG_COLOR_TYPE))
-            {
-                let gray = levels.pixels().map(|p| p.0[0]).collect();
-                let gray = ImageBuffer::from_raw(levels.width(), levels.height(), gray);
-                decoded = DynamicImage::ImageLuma16(gray.expect("a level for each pixel"));
-            }
-            (to_rgb(decoded, format), orientation)
-        };
-        let mut image = image.ok_or_else(|| ImageError::NotAnImage { name: name() })?;
-        if format == ImageFormat::Png {
-            color_key::paint_white(bytes, &mut image);
+            self.decode_with_image_crate(bytes, format, name)
         }
-        Ok(orient(image, orientation))
+    }
+
+    fn decode_jpeg(&self, bytes: &[u8], name: &str) -> Result<Rgb, ImageError> {
+        if !jpeg::is_complete(bytes) {
+            return Err(ImageError::Truncated { name: name.to_owned() });
+        }
+        let failed = |source| decode_error(source, ImageFormat::Jpeg, name);
+        let file = Jpeg::open(bytes, self.max_memory).map_err(failed)?;
+        let (width, height) = file.dimensions();
+        self.check_size(width, height, name)?;
+        let pixels = file.pixels().map_err(failed)?;
+        let image = Rgb::new(height as usize, width as usize, pixels);
+        let image = image.ok_or_else(|| ImageError::NotAnImage { name: name.to_owned() })?;
+        Ok(apply_orientation(image, file.orientation()))
+    }
+
+    fn decode_with_image_crate(
+        &self,
+        bytes: &[u8],
+        format: ImageFormat,
+        name: &str,
+    ) -> Result<Rgb, ImageError> {
+        let failed = |source| decode_error(source, format, name);
+        if let Ok(size) = imagesize::blob_size(bytes) {
+            self.check_size(saturating_side(size.width), saturating_side(size.height), name)?;
+        }
+        warn_if_animated(bytes, format, name);
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+        reader.limits(self.memory_limits(bytes));
+        let mut decoder = reader.into_decoder().map_err(failed)?;
+        let (width, height) = decoder.dimensions();
+        self.check_size(width, height, name)?;
+        // Damaged EXIF is ignored, as in Pillow.
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
+        let is_gray_png = format == ImageFormat::Png && bytes.get(PNG_COLOR_TYPE) == Some(&0);
+        let decoded = if is_gray_png { without_gray_alpha(decoded) } else { decoded };
+        let image = convert_to_rgb(decoded, format);
+        let mut image = image.ok_or_else(|| ImageError::NotAnImage { name: name.to_owned() })?;
+        if format == ImageFormat::Png {
+            color_key::replace_with_white(bytes, &mut image);
+        }
+        Ok(apply_orientation(image, orientation))
     }
 }
 
-/// Bytes of a file in which nearly every header ends.
-const HEADER: usize = 4096;
+/// The image of a gray PNG with a transparent gray value, which the `image` crate decodes with alpha and Pillow does not.
+fn without_gray_alpha(decoded: DynamicImage) -> DynamicImage {
+    let DynamicImage::ImageLumaA16(image) = decoded else {
+        return decoded;
+    };
+    let gray = image.pixels().map(|pixel| pixel.0[0]).collect();
+    let gray = ImageBuffer::from_raw(image.width(), image.height(), gray);
+    DynamicImage::ImageLuma16(gray.expect("a value for each pixel"))
+}
+
+fn decode_error(source: image::ImageError, format: ImageFormat, name: &str) -> ImageError {
+    let name = name.to_owned();
+    match &source {
+        image::ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            ImageError::Truncated { name }
+        }
+        _ => ImageError::Decode { name, format: format_name(format).unwrap_or("image"), source },
+    }
+}
+
+/// The format of a file by its first bytes, if it is one that is decoded here.
+fn guess_format(bytes: &[u8]) -> Option<ImageFormat> {
+    image::guess_format(bytes).ok().filter(|format| format_name(*format).is_some())
+}
+
+/// A side as the limits count it; one beyond `u32` fails them in any case.
+pub(crate) fn saturating_side(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+/// Bytes to read for the header of a file; nearly every header is shorter.
+const HEADER_BYTES: usize = 4096;
 
 const PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 
-/// Where the header of a PNG says what its samples are.
+/// Offset of the color type in a PNG.
 const PNG_COLOR_TYPE: usize = 25;
 
-/// The formats we decode, by name.
-fn known(format: ImageFormat) -> Option<&'static str> {
+/// Name of a format that is decoded here.
+fn format_name(format: ImageFormat) -> Option<&'static str> {
     match format {
         ImageFormat::Png => Some("png"),
         ImageFormat::Jpeg => Some("jpeg"),
@@ -368,22 +401,22 @@ fn known(format: ImageFormat) -> Option<&'static str> {
     }
 }
 
-/// Says that of an animation one frame is shown. A PNG that moves is told from others by its first chunks.
-fn say_if_animated(bytes: &[u8], format: ImageFormat, name: &str) {
-    static ANIMATED: Notice = Notice::new();
-    let moves = match format {
+/// Warns that only the first frame of an animation is used. An animated PNG has `acTL` before its first `IDAT`.
+fn warn_if_animated(bytes: &[u8], format: ImageFormat, name: &str) {
+    static ANIMATED: WarningThrottle = WarningThrottle::new();
+    let is_animated = match format {
         ImageFormat::Gif => gif_frames(bytes) > 1,
         ImageFormat::WebP => {
             bytes.get(12..16) == Some(b"VP8X") && bytes.get(20).is_some_and(|flags| flags & 2 != 0)
         }
         ImageFormat::Png => {
-            let head = &bytes[..bytes.len().min(HEADER)];
+            let head = &bytes[..bytes.len().min(HEADER_BYTES)];
             let before = memmem::find(head, b"IDAT").unwrap_or(head.len());
             memmem::find(&head[..before], b"acTL").is_some()
         }
         _ => false,
     };
-    if moves && let Some(times) = ANIMATED.due() {
+    if is_animated && let Some(times) = ANIMATED.count_if_due() {
         let frames =
             if format == ImageFormat::Gif { gif_frames(bytes).to_string() } else { "several".to_owned() };
         tracing::warn!(
@@ -401,26 +434,35 @@ fn gif_frames(bytes: &[u8]) -> usize {
     std::iter::from_fn(|| decoder.next_frame_info().ok().flatten().map(drop)).count()
 }
 
+fn gray_to_rgb(values: impl IntoIterator<Item = u8>) -> Vec<u8> {
+    values.into_iter().flat_map(|value| [value; 3]).collect()
+}
+
+fn high_byte(value: u16) -> u8 {
+    (value >> 8) as u8
+}
+
+fn transparent_to_white([r, g, b, a]: [u8; 4]) -> [u8; 3] {
+    if a == 0 { [255; 3] } else { [r, g, b] }
+}
+
 /// Pillow's `convert("RGB")`.
-pub(crate) fn to_rgb(decoded: DynamicImage, format: ImageFormat) -> Option<Rgb> {
+pub(crate) fn convert_to_rgb(decoded: DynamicImage, format: ImageFormat) -> Option<Rgb> {
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
-    let gray = |levels: &mut dyn Iterator<Item = u8>| levels.flat_map(|v| [v; 3]).collect();
-    let high = |value: u16| (value >> 8) as u8;
     let pixels: Vec<u8> = match decoded {
         DynamicImage::ImageRgb8(image) => image.into_raw(),
-        DynamicImage::ImageLuma8(image) => gray(&mut image.into_raw().into_iter()),
-        DynamicImage::ImageLumaA8(image) => gray(&mut image.pixels().map(|p| p.0[0])),
-        DynamicImage::ImageLuma16(image) => gray(&mut image.pixels().map(|p| p.0[0].min(255) as u8)),
-        DynamicImage::ImageLumaA16(image) => gray(&mut image.pixels().map(|p| high(p.0[0]))),
-        DynamicImage::ImageRgb16(image) => image.pixels().flat_map(|p| p.0.map(high)).collect(),
+        DynamicImage::ImageLuma8(image) => gray_to_rgb(image.into_raw()),
+        DynamicImage::ImageLumaA8(image) => gray_to_rgb(image.pixels().map(|p| p.0[0])),
+        DynamicImage::ImageLuma16(image) => gray_to_rgb(image.pixels().map(|p| p.0[0].min(255) as u8)),
+        DynamicImage::ImageLumaA16(image) => gray_to_rgb(image.pixels().map(|p| high_byte(p.0[0]))),
+        DynamicImage::ImageRgb16(image) => image.pixels().flat_map(|p| p.0.map(high_byte)).collect(),
         DynamicImage::ImageRgba16(image) => {
             let colors = image.pixels().map(|p| [p.0[0], p.0[1], p.0[2]]);
-            colors.flat_map(|color| color.map(high)).collect()
+            colors.flat_map(|color| color.map(high_byte)).collect()
         }
         DynamicImage::ImageRgba8(image) if format == ImageFormat::Gif => {
-            // In a GIF transparency is a colour of the palette, which Pillow paints white.
-            let seen = |p: [u8; 4]| if p[3] == 0 { [255; 3] } else { [p[0], p[1], p[2]] };
-            image.pixels().flat_map(|p| seen(p.0)).collect()
+            // Transparency is a color of the palette in a GIF, which Pillow replaces by white.
+            image.pixels().flat_map(|p| transparent_to_white(p.0)).collect()
         }
         DynamicImage::ImageRgba8(image) => image.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect(),
         other => other.into_rgb8().into_raw(),
@@ -428,15 +470,28 @@ pub(crate) fn to_rgb(decoded: DynamicImage, format: ImageFormat) -> Option<Rgb> 
     Rgb::new(height, width, pixels)
 }
 
-fn orient(image: Rgb, orientation: Orientation) -> Rgb {
+impl From<DynamicImage> for Rgb {
+    /// Converts a decoded image as [`DecodeLimits::load`] converts a file: alpha is dropped, 16-bit gray is clipped.
+    ///
+    /// (transformers blends with white when it is passed an image object instead of a file.)
+    ///
+    /// # Panics
+    ///
+    /// When the image has no pixels.
+    fn from(image: DynamicImage) -> Self {
+        convert_to_rgb(image, ImageFormat::Png).expect("an image has pixels")
+    }
+}
+
+fn apply_orientation(image: Rgb, orientation: Orientation) -> Rgb {
     if orientation == Orientation::NoTransforms {
         return image;
     }
-    let Rgb { height, width, pixels } = image;
-    let buffer = image::RgbImage::from_raw(width as u32, height as u32, pixels);
-    let mut turned = DynamicImage::ImageRgb8(buffer.expect("three bytes a pixel"));
-    turned.apply_orientation(orientation);
-    let (width, height) = (turned.width() as usize, turned.height() as usize);
-    let pixels = turned.into_rgb8().into_raw();
-    Rgb::new(height, width, pixels).expect("turning keeps every pixel")
+    let (width, height) = (image.width() as u32, image.height() as u32);
+    let buffer = image::RgbImage::from_raw(width, height, image.into_pixels());
+    let mut oriented = DynamicImage::ImageRgb8(buffer.expect("three bytes a pixel"));
+    oriented.apply_orientation(orientation);
+    let (width, height) = (oriented.width() as usize, oriented.height() as usize);
+    let pixels = oriented.into_rgb8().into_raw();
+    Rgb::new(height, width, pixels).expect("orientation keeps every pixel")
 }

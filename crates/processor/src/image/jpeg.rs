@@ -1,12 +1,12 @@
-//! JPEG files, bit for bit as Pillow decodes them, and whether they are whole.
+//! JPEG decoding, bit for bit as in Pillow, and a check for truncated files.
 //!
-//! Pillow carries libjpeg-turbo, whose inverse transform, upsampling and colour conversion decide the last
+//! Pillow carries libjpeg-turbo, whose inverse transform, upsampling and color conversion decide the last
 //! bits of every pixel; libjpeg-turbo-rs is a port of it to Rust that keeps them. Other decoders do not:
 //! zune-jpeg 0.5.15, which the `image` crate uses, is off by up to 6 of 255 levels, jpeg-decoder 0.3.2 too.
 //! Proof: `crates/processor/tests/image_golden.rs`.
 //!
-//! Decoders may fill what is missing with grey and say nothing; a model would learn from the grey. So the
-//! segments are walked to the end-of-image marker first, and a damaged scan is an error.
+//! Decoders may fill missing parts with gray without an error, and a model would learn from the gray. So the segments are parsed
+//! up to the end-of-image marker first, and a damaged scan is an error.
 
 use image::ImageFormat;
 use image::error::{
@@ -17,11 +17,11 @@ use image::metadata::Orientation;
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
 use memchr::memchr;
 
-/// Most scans of a progressive file. Encoders write about ten; each costs a walk over the whole image,
-/// however few bytes it has.
+/// Maximum scans of a progressive file. Encoders write about ten; each costs a pass over the whole image, however few bytes it
+/// has.
 const MAX_SCANS: usize = 100;
 
-/// A file whose header has been read.
+/// A decoder that has read the header.
 pub(super) struct Jpeg<'a>(Decoder<'a>);
 
 impl<'a> Jpeg<'a> {
@@ -30,30 +30,30 @@ impl<'a> Jpeg<'a> {
         let limits =
             DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(max_memory), ..DecodeLimits::default() };
         let decoder = Decoder::new_with_limits(bytes, limits).map_err(damaged)?;
-        // Neither does Pillow, and the decoder would hand out the upper bits as if they were all.
+        // Pillow refuses it too, and the decoder would return the upper bits only.
         let precision = decoder.header().precision;
         if precision != 8 {
             let kind = UnsupportedErrorKind::GenericFeature(format!("{precision} bits a sample, needed 8"));
             let format = ImageFormatHint::Exact(ImageFormat::Jpeg);
             return Err(ImageError::Unsupported(UnsupportedError::from_format_and_kind(format, kind)));
         }
-        // Smoothing, on by default in libjpeg, acts where a progressive file leaves its finer scans out.
+        // On by default in libjpeg: it smooths progressive files without their finer scans.
         Ok(Self(decoder.with_output_format(PixelFormat::Rgb).with_block_smoothing(true)))
     }
 
-    /// Width and height of what decoding yields.
+    /// Width and height in pixels.
     pub(super) fn dimensions(&self) -> (u32, u32) {
         let header = self.0.header();
         (u32::from(header.width), u32::from(header.height))
     }
 
-    /// How a viewer turns the image.
+    /// Orientation in the EXIF data.
     pub(super) fn orientation(&self) -> Orientation {
         let value = self.0.exif_orientation();
         value.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
     }
 
-    /// The pixels, three bytes each.
+    /// Decodes to RGB, three bytes a pixel.
     pub(super) fn pixels(&self) -> Result<Vec<u8>, ImageError> {
         Ok(self.0.decode_image().map_err(damaged)?.data)
     }
@@ -73,7 +73,7 @@ const START_OF_SCAN: u8 = 0xDA;
 const END_OF_IMAGE: u8 = 0xD9;
 
 /// Whether the segments of a JPEG file reach its end-of-image marker.
-pub(super) fn is_whole(bytes: &[u8]) -> bool {
+pub(super) fn is_complete(bytes: &[u8]) -> bool {
     let mut at = 2; // past the start-of-image marker
     let mut in_scan = false;
     while let Some(offset) = bytes.get(at..).and_then(|rest| memchr(0xFF, rest)) {
@@ -106,10 +106,10 @@ mod tests {
     ];
 
     #[test]
-    fn only_the_whole_file_is_whole() {
-        assert!(is_whole(FILE));
+    fn only_the_whole_file_is_complete() {
+        assert!(is_complete(FILE));
         for len in 0..FILE.len() {
-            assert!(!is_whole(&FILE[..len]), "the first {len} bytes");
+            assert!(!is_complete(&FILE[..len]), "the first {len} bytes");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The size that an image is brought to before it is cut into patches.
+//! Target size of an image: multiples of a block, within the limits on pixels.
 
-/// Why an image has no size that the model could take.
+/// Error of an image or video without a valid target size.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResizeError {
@@ -18,17 +18,17 @@ pub enum ResizeError {
         /// Long side over short side, after bringing the short side to one block.
         ratio: f64,
     },
-    /// Limits that exclude each other.
+    /// A minimum above the maximum.
     #[error(
         "at least {min_pixels} and at most {max_pixels} pixels are asked for; needed: a minimum below the maximum"
     )]
     Limits {
-        /// Fewest pixels.
+        /// Minimum number of pixels.
         min_pixels: usize,
-        /// Most pixels.
+        /// Maximum number of pixels.
         max_pixels: usize,
     },
-    /// A size that the limits of decoding would refuse.
+    /// A target size beyond the limits of decoding.
     #[error(
         "would be enlarged to {width}x{height} pixels, more than {max_pixels} in all; needed: a lower minimum of pixels"
     )]
@@ -37,7 +37,7 @@ pub enum ResizeError {
         height: usize,
         /// Width in pixels.
         width: usize,
-        /// Most pixels allowed.
+        /// Pixels allowed.
         max_pixels: u64,
     },
     /// A side of zero pixels.
@@ -50,6 +50,19 @@ pub enum ResizeError {
     },
 }
 
+/// Arguments of [`smart_resize`] that are the same for all images, under the names of transformers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResizeLimits {
+    /// Frames of a temporal patch.
+    pub temporal_factor: usize,
+    /// Divisor of height and width: side of a block in pixels.
+    pub factor: usize,
+    /// Minimum number of pixels over all frames.
+    pub min_pixels: usize,
+    /// Maximum number of pixels over all frames.
+    pub max_pixels: usize,
+}
+
 /// Height and width, multiples of `factor`, whose volume over all frames is within the limits.
 ///
 /// Follows transformers 5: pixels are counted over `num_frames`, so a still image, which is doubled
@@ -57,16 +70,14 @@ pub enum ResizeError {
 ///
 /// # Errors
 ///
-/// Fewer frames than `temporal_factor`, or a side over 200 times the other. The texts are upstream's.
+/// Fewer frames than `temporal_factor`, or a side over 200 times the other. The texts are those of transformers.
 pub fn smart_resize(
     num_frames: usize,
     height: usize,
     width: usize,
-    temporal_factor: usize,
-    factor: usize,
-    min_pixels: usize,
-    max_pixels: usize,
+    limits: ResizeLimits,
 ) -> Result<(usize, usize), ResizeError> {
+    let ResizeLimits { temporal_factor, factor, min_pixels, max_pixels } = limits;
     if num_frames < temporal_factor {
         return Err(ResizeError::Frames { frames: num_frames, temporal_factor });
     }
@@ -101,37 +112,41 @@ pub fn smart_resize(
     Ok((h_bar as usize, w_bar as usize))
 }
 
-/// [`smart_resize`] within limits that make sense, to a size that can be held in memory.
-pub(crate) fn bounded_resize(
-    num_frames: usize,
-    [height, width]: [usize; 2],
-    temporal_factor: usize,
-    factor: usize,
-    [min_pixels, max_pixels]: [usize; 2],
-    allowed: u64,
-) -> Result<(usize, usize), ResizeError> {
-    if min_pixels > max_pixels {
-        return Err(ResizeError::Limits { min_pixels, max_pixels });
+impl ResizeLimits {
+    /// [`smart_resize`] after a check of the limits themselves, to at most `max_decoded` pixels a frame, which bounds memory.
+    pub(crate) fn target_size(
+        self,
+        num_frames: usize,
+        [height, width]: [usize; 2],
+        max_decoded: u64,
+    ) -> Result<[usize; 2], ResizeError> {
+        let Self { min_pixels, max_pixels, .. } = self;
+        if min_pixels > max_pixels {
+            return Err(ResizeError::Limits { min_pixels, max_pixels });
+        }
+        let (height, width) = smart_resize(num_frames, height, width, self)?;
+        // In f64, where no product of limits overflows.
+        if height as f64 * width as f64 > max_decoded as f64 {
+            return Err(ResizeError::Enlarged { height, width, max_pixels: max_decoded });
+        }
+        Ok([height, width])
     }
-    let (height, width) =
-        smart_resize(num_frames, height, width, temporal_factor, factor, min_pixels, max_pixels)?;
-    // In f64, where no product of limits overflows.
-    if height as f64 * width as f64 > allowed as f64 {
-        return Err(ResizeError::Enlarged { height, width, max_pixels: allowed });
-    }
-    Ok((height, width))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn limits(min_pixels: usize, max_pixels: usize) -> ResizeLimits {
+        ResizeLimits { temporal_factor: 2, factor: 28, min_pixels, max_pixels }
+    }
+
     fn still(height: usize, width: usize) -> Result<(usize, usize), ResizeError> {
-        smart_resize(2, height, width, 2, 28, 12_544, 9_633_792)
+        smart_resize(2, height, width, limits(12_544, 9_633_792))
     }
 
     #[test]
-    fn sizes_of_published_checkpoints_are_met() {
+    fn sizes_are_those_of_published_checkpoints() {
         // Width x height -> patches, as the processors of the published checkpoints print them.
         assert_eq!(still(4000, 6000), Ok((128 * 14, 192 * 14)));
         assert_eq!(still(2200, 1700), Ok((158 * 14, 122 * 14)));
@@ -140,10 +155,10 @@ mod tests {
     }
 
     #[test]
-    fn errors_speak_like_upstream() {
+    fn errors_have_the_texts_of_transformers() {
         let long = still(1, 201).unwrap_err().to_string();
         assert_eq!(long, "absolute aspect ratio must be smaller than 200, got 201.0");
-        let short = smart_resize(1, 50, 50, 2, 28, 1, 100).unwrap_err().to_string();
+        let short = smart_resize(1, 50, 50, limits(1, 100)).unwrap_err().to_string();
         assert_eq!(short, "t:1 must be larger than temporal_factor:2");
         assert!(still(0, 5).is_err());
     }

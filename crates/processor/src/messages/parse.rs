@@ -1,32 +1,33 @@
-//! Messages from JSON and back, with errors that say which message and which part.
+//! Messages from JSON and back, with the index of message and part in errors.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::{Content, ImageSource, Message, Part, VideoData, VideoSource};
+use super::message::{Content, ContentPart, Message};
+use crate::media::{ImageSource, VideoInput, VideoSource};
 
-/// Why a file of messages could not be understood.
+/// Error of parsing messages.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessagesError {
-    /// Not JSON.
+    /// Invalid JSON.
     #[error("messages, line {line}, column {column}: not valid json")]
     Json {
-        /// Line of the fault, from 1.
+        /// Line of the error, from 1.
         line: usize,
-        /// Column of the fault, from 1.
+        /// Column of the error, from 1.
         column: usize,
-        /// What the JSON reader met.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
     /// JSON, but not a list of messages.
     #[error("messages: found {found}, needed a list of objects with \"role\" and \"content\"")]
     NotAList {
-        /// The kind of the value found.
+        /// Type of the value.
         found: &'static str,
     },
     /// An entry of the list is not an object.
@@ -34,22 +35,22 @@ pub enum MessagesError {
     NotAnObject {
         /// Index of the message.
         message: usize,
-        /// The kind of the value found.
+        /// Type of the value.
         found: &'static str,
     },
-    /// A key that a message needs is missing or of another kind.
+    /// A required key is missing or has the wrong type.
     #[error("message {message}: \"{key}\" is {found}, needed {needed}")]
     Key {
         /// Index of the message.
         message: usize,
-        /// The key.
+        /// Name of the key.
         key: &'static str,
-        /// The kind of the value found.
+        /// Type of the value.
         found: &'static str,
-        /// What the key may hold.
+        /// Valid types.
         needed: &'static str,
     },
-    /// A part of a kind that no model of this family takes.
+    /// A part of a type that no model of this family supports.
     #[error(
         "message {message}, part {part}: unknown type \"{found}\"; \
          known are text, image, image_url, video, video_url"
@@ -59,28 +60,28 @@ pub enum MessagesError {
         message: usize,
         /// Index of the part.
         part: usize,
-        /// The type found.
+        /// Value of `type`.
         found: String,
     },
-    /// A part without the key that says what it holds.
+    /// A part without the key of its content, or with a value of the wrong type.
     #[error("message {message}, part {part}: found {found}, needed {needed}")]
     PartValue {
         /// Index of the message.
         message: usize,
         /// Index of the part.
         part: usize,
-        /// What the part is.
+        /// Type of the part.
         found: &'static str,
-        /// What it needs.
+        /// Valid keys and values.
         needed: &'static str,
     },
 }
 
-/// Reads a conversation; paths are relative to `base_dir`.
+/// Parses a conversation; paths are relative to `base_dir`.
 ///
 /// # Errors
 ///
-/// Malformed JSON with line and column; else the first message or part that is not understood.
+/// Invalid JSON with line and column, or the first invalid message or part.
 ///
 /// # Examples
 ///
@@ -105,52 +106,20 @@ pub fn parse_messages(json: &str, base_dir: &Path) -> Result<Vec<Message>, Messa
         source,
     })?;
     let Value::Array(values) = value else {
-        return Err(MessagesError::NotAList { found: kind(&value) });
+        return Err(MessagesError::NotAList { found: type_name(&value) });
     };
     let indexed = values.into_iter().enumerate();
     indexed.map(|(index, value)| message(index, value, base_dir)).collect()
 }
 
-/// A path or a URL, as written in a message.
-pub(super) enum Location {
-    Path(PathBuf),
-    Url(String),
-}
-
-/// No system has longer ones.
-const LONGEST_PATH: usize = 4096;
-
-fn is_scheme(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+')
-}
-
-/// Tells URLs from paths and resolves the paths. An empty one stays empty: joined it would be the folder.
-pub(super) fn locate(value: &str, base: &Path) -> Location {
-    let is = |scheme: &str| value.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    if is("data:") || is("http://") || is("https://") {
-        Location::Url(value.to_owned())
-    } else if is("file://") {
-        Location::Path(PathBuf::from(&value["file://".len()..]))
-    } else if value.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
-        Location::Url(value.to_owned())
-    } else if value.len() > LONGEST_PATH {
-        // No path, so what `load_image` takes for an image: base64 alone.
-        Location::Url(format!("data:image;base64,{value}"))
-    } else if value.is_empty() {
-        Location::Path(PathBuf::new())
-    } else {
-        Location::Path(base.join(value))
-    }
-}
-
 fn message(index: usize, value: Value, base: &Path) -> Result<Message, MessagesError> {
     let Value::Object(mut keys) = value else {
-        return Err(MessagesError::NotAnObject { message: index, found: kind(&value) });
+        return Err(MessagesError::NotAnObject { message: index, found: type_name(&value) });
     };
     let bad = |key, value: Option<Value>, needed| MessagesError::Key {
         message: index,
         key,
-        found: value.as_ref().map_or("missing", kind),
+        found: value.as_ref().map_or("missing", type_name),
         needed,
     };
     let role = match keys.shift_remove("role") {
@@ -164,68 +133,73 @@ fn message(index: usize, value: Value, base: &Path) -> Result<Message, MessagesE
             let parts = indexed.map(|(at, value)| part(index, at, value, base));
             Content::Parts(parts.collect::<Result<_, _>>()?)
         }
-        // A turn that only calls tools has no words: OpenAI writes null or leaves the key out.
+        // OpenAI writes null, or leaves the key out, for a message that only calls tools.
         None | Some(Value::Null) if keys.contains_key("tool_calls") => Content::Text(String::new()),
         other => return Err(bad("content", other, "a string or a list of parts")),
     };
     Ok(Message { role, content, extra: keys })
 }
 
-fn part(message: usize, part: usize, value: Value, base: &Path) -> Result<Part, MessagesError> {
+fn part(message: usize, part: usize, value: Value, base: &Path) -> Result<ContentPart, MessagesError> {
     let bad = |found, needed| MessagesError::PartValue { message, part, found, needed };
     let keys = match value {
         Value::Object(keys) => keys,
-        Value::String(text) => return Ok(Part::Text { text }),
-        other => return Err(bad(kind(&other), "an object with \"type\"")),
+        Value::String(text) => return Ok(ContentPart::Text { text }),
+        other => return Err(bad(type_name(&other), "an object with \"type\"")),
     };
-    let type_name = match keys.get("type") {
+    let part_type = match keys.get("type") {
         Some(Value::String(name)) => name.as_str(),
-        // Hugging Face's templates go by the key when the type is left out.
+        // Hugging Face's templates infer the type from the key when it is left out.
         None => ["image", "video", "text"]
             .into_iter()
             .find(|key| keys.contains_key(*key))
             .ok_or_else(|| bad("a part without \"type\"", "text, image or video"))?,
         Some(_) => return Err(bad("a \"type\" that is no string", "text, image or video")),
     };
-    match type_name {
+    match part_type {
         "text" => match keys.get("text") {
-            Some(Value::String(text)) => Ok(Part::text(text)),
+            Some(Value::String(text)) => Ok(ContentPart::text(text)),
             _ => Err(bad("a text part", "\"text\" with a string")),
         },
         "image" | "image_url" => match source(&keys, "image", "image_url") {
-            Some(value) => Ok(Part::Image(ImageSource::parse(value, base))),
+            Some(value) => Ok(ContentPart::Image(ImageSource::parse(value, base))),
             None => Err(bad("an image part", "\"path\", \"url\" or \"image\" with a path or a URL")),
         },
-        "video" | "video_url" => {
-            let mut video = match (source(&keys, "video", "video_url"), keys.get("video")) {
-                (Some(value), _) => VideoSource::parse(value, base),
-                (None, Some(Value::Array(frames))) => {
-                    let frames = frames.iter().map(|frame| Some(ImageSource::parse(frame.as_str()?, base)));
-                    let frames = frames.collect::<Option<Vec<_>>>();
-                    VideoData::Frames(frames.ok_or_else(|| {
-                        bad("a list of frames that are not strings", "paths or URLs of images")
-                    })?)
-                    .into()
-                }
-                _ => {
-                    let needed = "\"path\", \"url\" or \"video\" with a path or a URL, or a list of them";
-                    return Err(bad("a video part", needed));
-                }
-            };
-            video.frame_rate = match keys.get("frame_rate") {
-                None | Some(Value::Null) => None,
-                Some(rate) => Some(
-                    rate.as_f64()
-                        .ok_or_else(|| bad("a \"frame_rate\" that is no number", "frames a second"))?,
-                ),
-            };
-            Ok(Part::Video(video))
-        }
+        "video" | "video_url" => Ok(ContentPart::Video(video(&keys, base, bad)?)),
         other => Err(MessagesError::PartType { message, part, found: other.to_owned() }),
     }
 }
 
-/// The path or URL of a part, under any of the keys people use.
+/// The source and frame rate of a video part; `bad` makes errors.
+fn video(
+    keys: &Map<String, Value>,
+    base: &Path,
+    bad: impl Fn(&'static str, &'static str) -> MessagesError,
+) -> Result<VideoInput, MessagesError> {
+    let mut video = match (source(keys, "video", "video_url"), keys.get("video")) {
+        (Some(value), _) => VideoInput::parse(value, base),
+        (None, Some(Value::Array(frames))) => {
+            let frames = frames.iter().map(|frame| Some(ImageSource::parse(frame.as_str()?, base)));
+            let frames = frames.collect::<Option<Vec<_>>>();
+            let error = || bad("a list of frames that are not strings", "paths or URLs of images");
+            VideoSource::Frames(frames.ok_or_else(error)?).into()
+        }
+        _ => {
+            let needed = "\"path\", \"url\" or \"video\" with a path or a URL, or a list of them";
+            return Err(bad("a video part", needed));
+        }
+    };
+    video.frame_rate = match keys.get("frame_rate") {
+        None | Some(Value::Null) => None,
+        Some(rate) => {
+            let error = || bad("a \"frame_rate\" that is no number", "frames a second");
+            Some(rate.as_f64().ok_or_else(error)?)
+        }
+    };
+    Ok(video)
+}
+
+/// The path or URL of a part, under any of the keys in use.
 fn source<'a>(keys: &'a Map<String, Value>, own: &str, nested: &str) -> Option<&'a str> {
     let plain = ["path", "url", own];
     let mut plain = plain.into_iter().filter_map(|key| keys.get(key)?.as_str());
@@ -235,7 +209,7 @@ fn source<'a>(keys: &'a Map<String, Value>, own: &str, nested: &str) -> Option<&
     })
 }
 
-fn kind(value: &Value) -> &'static str {
+fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -249,7 +223,7 @@ fn kind(value: &Value) -> &'static str {
 impl TryFrom<Value> for Message {
     type Error = MessagesError;
 
-    /// Reads one message; paths stay as they are written.
+    /// Parses one message; paths stay relative.
     fn try_from(value: Value) -> Result<Self, MessagesError> {
         message(0, value, Path::new(""))
     }
@@ -269,19 +243,19 @@ impl From<Message> for Value {
     }
 }
 
-fn part_value(part: Part) -> Value {
+fn part_value(part: ContentPart) -> Value {
     match part {
-        Part::Text { text } => json!({"type": "text", "text": text}),
-        Part::Image(image) => {
+        ContentPart::Text { text } => json!({"type": "text", "text": text}),
+        ContentPart::Image(image) => {
             let (key, value) = image_value(image);
             json!({"type": "image", key: value})
         }
-        Part::Video(VideoSource { data, frame_rate }) => {
+        ContentPart::Video(VideoInput { data, frame_rate }) => {
             let mut part = match data {
-                VideoData::Path(path) => json!({"type": "video", "path": path.to_string_lossy()}),
-                VideoData::Url(url) => json!({"type": "video", "url": url}),
-                VideoData::Bytes(bytes) => json!({"type": "video", "url": data_url(&bytes)}),
-                VideoData::Frames(frames) => {
+                VideoSource::Path(path) => json!({"type": "video", "path": path.to_string_lossy()}),
+                VideoSource::Url(url) => json!({"type": "video", "url": url}),
+                VideoSource::Bytes(bytes) => json!({"type": "video", "url": data_url(&bytes)}),
+                VideoSource::Frames(frames) => {
                     let frames: Value = frames.into_iter().map(|frame| image_value(frame).1).collect();
                     json!({"type": "video", "video": frames})
                 }
@@ -294,7 +268,7 @@ fn part_value(part: Part) -> Value {
     }
 }
 
-/// The key and the value of an image.
+/// Key and value of an image in JSON.
 fn image_value(image: ImageSource) -> (&'static str, String) {
     match image {
         ImageSource::Path(path) => ("path", path.to_string_lossy().into_owned()),
@@ -310,6 +284,8 @@ fn data_url(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn refused(json: &str) -> String {
@@ -318,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_an_image_is_read() {
+    fn every_form_of_an_image_is_parsed() {
         let json = r#"[{"role": "user", "content": [
             {"type": "image", "path": "a.png"}, {"type": "image", "url": "b.png"},
             {"type": "image", "image": "c.png"}, {"image": "d.png"},
@@ -350,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_only_calls_tools_may_have_no_content() {
+    fn a_message_that_only_calls_tools_may_have_no_content() {
         let json = r#"[{"role": "assistant", "content": null, "tool_calls": []}]"#;
 
         let messages = parse_messages(json, Path::new("")).unwrap();
@@ -372,13 +348,13 @@ mod tests {
     }
 
     #[test]
-    fn malformed_json_is_placed_by_line_and_column() {
+    fn invalid_json_is_located_by_line_and_column() {
         let text = refused("[\n  {\"role\": }\n]");
         assert_eq!(text, "messages, line 2, column 12: not valid json");
     }
 
     #[test]
-    fn an_unknown_part_is_named_with_its_place() {
+    fn an_unknown_part_is_located_by_index() {
         let json = r#"[{"role": "system", "content": "s"}, {"role": "user", "content": [
             {"type": "text", "text": "t"}, {"type": "audio", "path": "x"}]}]"#;
         let text = refused(json);
@@ -388,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_kinds_are_named() {
+    fn wrong_types_are_named() {
         let user = |content: &str| format!(r#"[{{"role": "user", "content": {content}}}]"#);
         let part = |part: &str| user(&format!("[{part}]"));
         let cases = [

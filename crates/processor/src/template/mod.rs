@@ -1,21 +1,21 @@
 //! The chat template of a checkpoint: messages to the text of a prompt.
 //!
-//! Templates are Jinja2 as transformers runs it: `trim_blocks`, `lstrip_blocks`, no escaping, Python's
-//! string methods, `tojson` that writes like `json.dumps`, `raise_exception`, `break` and `continue`.
+//! Templates are Jinja2 with the settings of transformers: `trim_blocks`, `lstrip_blocks`, no escaping, Python's string methods,
+//! `tojson` with the format of `json.dumps`, `raise_exception`, `break` and `continue`.
 //!
-//! What a template sees of a message is its role, its content, and every other key as it was given.
-//! Parts of images and videos are handed over as `{"type": "image"}` and `{"type": "video"}` however
-//! they were written, since templates differ in the spellings they know. Where a turn of the system or
-//! the model is a list of texts only, it is handed over as one string: the template of GLM-4.1V prints
-//! such a list as Python would (`[{'type': ...`), and a model should not learn that.
+//! A template gets of a message its role, its content and every other key unchanged. Image and video parts are passed as
+//! `{"type": "image"}` and `{"type": "video"}` in whichever form they were written, since templates know different forms. A
+//! system or assistant message that is a list of texts is passed as one string: the template of GLM-4.1V would print the list as
+//! Python does (`[{'type': ...`), and a model should not learn that.
 //!
-//! A template comes with a download, so it runs on a budget: its own length ([`MAX_SOURCE`]), steps ([`STEPS`]), length of
-//! the output ([`MAX_OUTPUT`]), depth of printed values, length of lists (`bounds.rs`), time and memory (`guard.rs`). What is left: a namespace that holds itself,
-//! compared or joined to a string, ends the process (stack overflow).
+//! Templates come with downloaded checkpoints, so their cost is limited: length of the source ([`MAX_SOURCE`]), steps
+//! ([`STEPS`]), length of the output ([`MAX_OUTPUT`]), depth of printed values, length of lists (`list_limits.rs`), time and
+//! memory (`watchdog.rs`). Not covered: comparing or concatenating a namespace that contains itself overflows the stack and ends
+//! the process.
 
-mod bounds;
-mod guard;
+mod list_limits;
 mod python;
+mod watchdog;
 
 use std::error::Error as _;
 use std::io;
@@ -24,106 +24,106 @@ use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json, json};
 
-use crate::messages::{Content, Message, Part};
-use crate::spelled::Place;
+use crate::messages::{Content, ContentPart, Message};
+use crate::special_token_guard::MessageLocation;
 
-pub use guard::TemplateStopped;
+pub use watchdog::RenderAborted;
 
-/// Steps that a template may take, and as many again for every [`PARTS_PER_STEPS`] messages and parts.
+/// Steps (minijinja's fuel) of a template, and as many again for every [`PARTS_PER_STEPS`] messages and parts.
 const STEPS: u64 = 10_000_000;
 
-/// Messages and parts that have one more [`STEPS`].
+/// Messages and parts that add another [`STEPS`].
 const PARTS_PER_STEPS: usize = 10_000;
 
-/// Longest text that a template may write beyond the length of the messages.
+/// Maximum bytes of output, on top of twice the length of the messages.
 const MAX_OUTPUT: usize = 16 << 20;
 
-/// Longest template; published ones have up to 30 KB.
+/// Maximum bytes of a template; published ones have up to 30 KB.
 const MAX_SOURCE: usize = 128 << 10;
 
 /// Name of the template in error messages.
 const NAME: &str = "chat template";
 
-/// Why a conversation could not be rendered.
+/// Error of compiling or rendering a chat template.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
-    /// Not Jinja2.
+    /// The template is not valid Jinja2.
     #[error("chat template, line {line}: {problem}")]
     Syntax {
         /// Line in the template, from 1.
         line: usize,
-        /// What is wrong there.
+        /// Error of the parser.
         problem: minijinja::Error,
     },
-    /// The template failed on this conversation.
+    /// The template failed on this conversation, for example at an undefined value.
     #[error("chat template, line {line}: {problem}")]
     Render {
         /// Line in the template, from 1; 0 where unknown.
         line: usize,
-        /// What went wrong there.
+        /// Error of the renderer.
         problem: minijinja::Error,
     },
-    /// The template refuses this conversation (`raise_exception`).
+    /// The template called `raise_exception`.
     #[error("chat template, line {line}: refuses the conversation: {message}")]
     Raised {
         /// Line in the template, from 1; 0 where unknown.
         line: usize,
-        /// What the template says.
+        /// Argument of `raise_exception`.
         message: String,
     },
-    /// The template does not come to an end.
+    /// The template took more steps than allowed.
     #[error("chat template, line {line}: no end after {steps} steps; does it loop?")]
-    Endless {
+    StepLimit {
         /// Line in the template, from 1; 0 where unknown.
         line: usize,
         /// Steps allowed.
         steps: u64,
     },
-    /// The words of the conversation spell a token that only the template may write.
+    /// A text of the conversation contains a token that only the template may write.
     #[error(
-        "{place}: its text spells {token}, which only the chat template writes; needed: a text without it"
+        "{location}: its text spells {token}, which only the chat template writes; needed: a text without it"
     )]
-    Spelled {
-        /// Where.
-        place: Place,
-        /// The token.
+    SpecialToken {
+        /// Location of the text.
+        location: MessageLocation,
+        /// Text of the token, `<|user|>` for example.
         token: String,
     },
-    /// The template itself is too long to be one.
+    /// The source of the template is longer than allowed.
     #[error("chat template: {bytes} bytes, more than the limit of {MAX_SOURCE}; is it a template?")]
-    TooLarge {
-        /// Its length.
+    SourceTooLong {
+        /// Length of the source.
         bytes: usize,
     },
-    /// The template takes too much time or memory.
+    /// Rendering exceeded its time or memory limit.
     #[error("chat template: {source}")]
-    Stopped {
-        /// What was too much.
-        source: TemplateStopped,
+    Aborted {
+        /// The limit that was exceeded.
+        source: RenderAborted,
     },
-    /// The template writes too much.
+    /// The output is longer than allowed.
     #[error("chat template: writes more than {limit} bytes")]
-    TooLong {
+    OutputTooLong {
         /// Bytes allowed.
         limit: usize,
     },
 }
 
-/// How a conversation is rendered.
+/// Arguments of transformers' `apply_chat_template` beyond the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct RenderOptions {
-    /// Whether the prompt ends with the header of the model's turn.
+pub struct ChatTemplateOptions {
+    /// Appends the header of an assistant message, so that the model continues with its content.
     pub add_generation_prompt: bool,
-    /// Whether the model is to think; `None` leaves it to the template.
+    /// Switches reasoning on or off; `None` leaves it to the template.
     pub enable_thinking: Option<bool>,
-    /// The tools that the model may call, as a list of JSON schemas.
+    /// Tools that the model may call, as a list of JSON schemas.
     pub tools: Option<Json>,
 }
 
-impl RenderOptions {
-    /// A prompt that the model is to answer.
-    pub fn prompt() -> Self {
+impl ChatTemplateOptions {
+    /// Options of a prompt for generation.
+    pub fn generation_prompt() -> Self {
         Self { add_generation_prompt: true, ..Self::default() }
     }
 }
@@ -136,17 +136,19 @@ pub(crate) struct ChatTemplate {
     tokens: Map<String, Json>,
 }
 
-/// What `raise_exception` was called with.
+/// Call of `raise_exception`.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refusal(String);
+#[error("{message}")]
+struct RaisedException {
+    message: String,
+}
 
 impl ChatTemplate {
     pub(crate) fn new(source: String, tokens: Map<String, Json>) -> Result<Self, TemplateError> {
         if source.len() > MAX_SOURCE {
-            return Err(TemplateError::TooLarge { bytes: source.len() });
+            return Err(TemplateError::SourceTooLong { bytes: source.len() });
         }
-        let environment = guarded(move || compiled(&source))??;
+        let environment = run_limited(move || compile(&source))??;
         Ok(Self { environment, tokens })
     }
 
@@ -158,15 +160,15 @@ impl ChatTemplate {
     pub(crate) fn render(
         &self,
         messages: &[Message],
-        options: &RenderOptions,
+        options: &ChatTemplateOptions,
     ) -> Result<String, TemplateError> {
         let parts: usize = messages.iter().map(|m| 1 + m.content.parts().len()).sum();
         let steps = STEPS * (1 + parts / PARTS_PER_STEPS) as u64;
         let text: usize = messages.iter().flat_map(|m| m.content.texts()).map(str::len).sum();
-        let mut out = Bounded { text: Vec::new(), limit: MAX_OUTPUT + 2 * text };
+        let mut out = LimitedBuffer { text: Vec::new(), limit: MAX_OUTPUT + 2 * text };
 
         let mut context = self.tokens.clone();
-        context.insert("messages".to_owned(), messages.iter().map(view).collect());
+        context.insert("messages".to_owned(), messages.iter().map(message_value).collect());
         let generation = Json::Bool(options.add_generation_prompt);
         context.insert("add_generation_prompt".to_owned(), generation);
         if let Some(thinking) = options.enable_thinking {
@@ -177,25 +179,27 @@ impl ChatTemplate {
 
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(steps));
-        guarded(move || {
+        run_limited(move || {
             let template = environment.get_template(NAME).expect("added when it was made");
             let rendered = template.render_captured_to(Value::from_serialize(&context), &mut out);
             match rendered.map(drop) {
                 Ok(()) => Ok(String::from_utf8(out.text).expect("templates write text")),
-                Err(_) if out.text.len() >= out.limit => Err(TemplateError::TooLong { limit: out.limit }),
-                Err(problem) => Err(explain(problem, steps)),
+                Err(_) if out.text.len() >= out.limit => {
+                    Err(TemplateError::OutputTooLong { limit: out.limit })
+                }
+                Err(problem) => Err(classify(problem, steps)),
             }
         })?
     }
 }
 
-/// Runs a part of a template's work, watched.
-fn guarded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TemplateError> {
-    guard::run(work).map_err(|source| TemplateError::Stopped { source })
+/// Compiles or renders within the limits of time and memory.
+fn run_limited<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TemplateError> {
+    watchdog::run(work).map_err(|source| TemplateError::Aborted { source })
 }
 
-/// The template in the dialect of transformers.
-fn compiled(source: &str) -> Result<Environment<'static>, TemplateError> {
+/// Compiles a template with the settings and functions of transformers.
+fn compile(source: &str) -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
@@ -208,21 +212,21 @@ fn compiled(source: &str) -> Result<Environment<'static>, TemplateError> {
     environment.add_filter("e", python::escape);
     environment.add_filter("escape", python::escape);
     environment.add_filter("tojson", tojson);
-    bounds::register(&mut environment);
+    list_limits::register(&mut environment);
     environment.add_function("raise_exception", |message: String| {
         let error = minijinja::Error::new(ErrorKind::InvalidOperation, "refused");
-        Err::<Value, _>(error.with_source(Refusal(message)))
+        Err::<Value, _>(error.with_source(RaisedException { message }))
     });
     let syntax =
         |problem: minijinja::Error| TemplateError::Syntax { line: problem.line().unwrap_or(0), problem };
-    let source = bounds::measured(&without_generation(source)).map_err(syntax)?;
+    let source = list_limits::with_length_checks(NAME, &without_generation_tags(source)).map_err(syntax)?;
     environment.add_template_owned(NAME, source).map_err(syntax)?;
     Ok(environment)
 }
 
-/// The template without the marks around answers (`{% generation %}`) that trainers may ask of
-/// transformers; what they enclose is written as it stands.
-fn without_generation(source: &str) -> String {
+/// Replaces the tags that mark assistant tokens for training (`{% generation %}`, for transformers' `return_assistant_tokens_mask`)
+/// by a block that is always rendered: minijinja does not know them.
+fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
@@ -233,14 +237,14 @@ fn without_generation(source: &str) -> String {
         let word = words.trim_start();
         let replaced =
             [("generation", " if true "), ("endgeneration", " endif ")].into_iter().find_map(|(name, by)| {
-                let behind = word.strip_prefix(name)?.trim_start();
-                (behind.starts_with("%}") || behind.starts_with("-%}")).then_some((by, behind))
+                let after = word.strip_prefix(name)?.trim_start();
+                (after.starts_with("%}") || after.starts_with("-%}")).then_some((by, after))
             });
         rest = match replaced {
-            Some((by, behind)) => {
+            Some((by, after)) => {
                 out.push_str(sign);
                 out.push_str(by);
-                behind
+                after
             }
             None => tag,
         };
@@ -248,26 +252,26 @@ fn without_generation(source: &str) -> String {
     out + rest
 }
 
-/// Sorts what minijinja reports.
-fn explain(problem: minijinja::Error, steps: u64) -> TemplateError {
+/// The variant for an error of minijinja.
+fn classify(problem: minijinja::Error, steps: u64) -> TemplateError {
     let line = problem.line().unwrap_or(0);
     if problem.kind() == ErrorKind::OutOfFuel {
-        return TemplateError::Endless { line, steps };
+        return TemplateError::StepLimit { line, steps };
     }
-    let refusal = problem.source().and_then(|source| source.downcast_ref::<Refusal>());
-    match refusal {
-        Some(Refusal(message)) => TemplateError::Raised { line, message: message.clone() },
+    let raised = problem.source().and_then(|source| source.downcast_ref::<RaisedException>());
+    match raised {
+        Some(RaisedException { message }) => TemplateError::Raised { line, message: message.clone() },
         None => TemplateError::Render { line, problem },
     }
 }
 
-/// What the template sees of a message.
-fn view(message: &Message) -> Json {
+/// A message as the template gets it.
+fn message_value(message: &Message) -> Json {
     let content = match &message.content {
         Content::Text(text) => Json::from(text.as_str()),
-        Content::Parts(parts) => match all_text(parts) {
+        Content::Parts(parts) => match joined_text(parts) {
             Some(text) if message.role == "system" || message.role == "assistant" => Json::from(text),
-            _ => parts.iter().map(part_view).collect(),
+            _ => parts.iter().map(part_value).collect(),
         },
     };
     let mut keys = Map::new();
@@ -277,17 +281,17 @@ fn view(message: &Message) -> Json {
     Json::Object(keys)
 }
 
-fn part_view(part: &Part) -> Json {
+fn part_value(part: &ContentPart) -> Json {
     match part {
-        Part::Text { text } => json!({"type": "text", "text": text}),
-        Part::Image(_) => json!({"type": "image"}),
-        Part::Video(_) => json!({"type": "video"}),
+        ContentPart::Text { text } => json!({"type": "text", "text": text}),
+        ContentPart::Image(_) => json!({"type": "image"}),
+        ContentPart::Video(_) => json!({"type": "video"}),
     }
 }
 
-fn all_text(parts: &[Part]) -> Option<String> {
-    let text = |part: &Part| match part {
-        Part::Text { text } => Some(text.clone()),
+fn joined_text(parts: &[ContentPart]) -> Option<String> {
+    let text = |part: &ContentPart| match part {
+        ContentPart::Text { text } => Some(text.clone()),
         _ => None,
     };
     parts.iter().map(text).collect()
@@ -303,7 +307,7 @@ fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
                 "separators: needed one for items and one for keys",
             )),
         });
-    let style = python::Style {
+    let style = python::JsonStyle {
         ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
         indent: options.get("indent")?,
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
@@ -321,13 +325,13 @@ fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     Ok(Value::from_safe_string(text))
 }
 
-/// A buffer that refuses to grow without end.
-struct Bounded {
+/// A buffer with a maximum length.
+struct LimitedBuffer {
     text: Vec<u8>,
     limit: usize,
 }
 
-impl io::Write for Bounded {
+impl io::Write for LimitedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let room = self.limit - self.text.len();
         if bytes.len() > room {
@@ -348,34 +352,35 @@ impl io::Write for Bounded {
 mod tests {
     use super::*;
 
-    fn rendered(template: &str, messages: &[Message], options: &RenderOptions) -> String {
+    fn rendered(template: &str, messages: &[Message], options: &ChatTemplateOptions) -> String {
         let tokens = Map::from_iter([("eos_token".to_owned(), json!("<e>"))]);
         let template = ChatTemplate::new(template.to_owned(), tokens).unwrap();
         template.render(messages, options).unwrap()
     }
 
     #[test]
-    fn lines_of_blocks_leave_nothing_behind() {
+    fn block_lines_leave_no_blank_lines() {
         let template = "a\n  {% if true %}\nb\n  {% endif %}\n{{ '<&' }}{{ eos_token }}\n";
-        let text = rendered(template, &[], &RenderOptions::default());
+        let text = rendered(template, &[], &ChatTemplateOptions::default());
         assert_eq!(text, "a\nb\n<&<e>");
     }
 
     #[test]
     fn tools_are_written_in_the_order_of_their_keys() {
         let tools = json!([{"type": "function", "function": {"name": "wetter", "a": "für"}}]);
-        let options = RenderOptions { tools: Some(tools), ..RenderOptions::default() };
+        let options = ChatTemplateOptions { tools: Some(tools), ..ChatTemplateOptions::default() };
         let template = "{% for t in tools %}{{ t | tojson(ensure_ascii=False) }}{% endfor %}";
         let needed = r#"{"type": "function", "function": {"name": "wetter", "a": "für"}}"#;
         assert_eq!(rendered(template, &[], &options), needed);
     }
 
     #[test]
-    fn what_was_not_asked_for_is_not_defined() {
+    fn options_left_out_are_undefined() {
         let template = "{{ enable_thinking is defined }} {{ tools }} {{ add_generation_prompt }}";
-        let silent = rendered(template, &[], &RenderOptions::default());
+        let silent = rendered(template, &[], &ChatTemplateOptions::default());
         assert_eq!(silent, "False None False");
-        let asked = RenderOptions { enable_thinking: Some(false), ..RenderOptions::prompt() };
+        let asked =
+            ChatTemplateOptions { enable_thinking: Some(false), ..ChatTemplateOptions::generation_prompt() };
         assert_eq!(rendered(template, &[], &asked), "True None True");
     }
 
@@ -385,7 +390,7 @@ mod tests {
         message.extra.insert("reasoning_content".to_owned(), json!("because"));
         let template = "{% for m in messages %}{% if loop.index0 > 0 %}{% break %}{% endif %}\
                         {{ m.content.strip() }}{{ m.reasoning_content.split('c')[0] }}{% endfor %}";
-        let text = rendered(template, &[message.clone(), message], &RenderOptions::default());
+        let text = rendered(template, &[message.clone(), message], &ChatTemplateOptions::default());
         assert_eq!(text, "abe");
     }
 }

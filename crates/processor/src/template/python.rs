@@ -1,7 +1,7 @@
 //! Values written the way Python writes them.
 //!
-//! Jinja2 prints a value with Python's `str`, and templates call `json.dumps`. Both differ from Rust in
-//! the small: `True`, `None`, quotes, the space after a comma.
+//! Jinja2 prints a value with Python's `str`, and templates call `json.dumps`. Both differ from Rust in details: `True`, `None`,
+//! quotes, the space after a comma.
 
 use std::fmt::Write;
 
@@ -19,7 +19,7 @@ pub(super) fn format(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value)
             Ok(out.write_str(&text)?)
         }
         ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
-            // What Python calls a division by zero.
+            // Python raises ZeroDivisionError instead.
             Ok(number) if !number.is_finite() => {
                 Err(Error::new(ErrorKind::InvalidOperation, "the result is not a number"))
             }
@@ -30,7 +30,7 @@ pub(super) fn format(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value)
     }
 }
 
-/// A float as Python shows it: with an exponent from 1e16 on and below 1e-4.
+/// Python's `repr` of a float: with an exponent from 1e16 on and below 1e-4.
 fn float(number: f64) -> String {
     let plain = format!("{number:?}");
     let size = number.abs();
@@ -58,7 +58,7 @@ pub(super) fn string(value: &Value) -> Result<String, Error> {
     Ok(text)
 }
 
-/// The filter `round`: a tie goes to the even neighbour, as Python rounds.
+/// The filter `round`: ties go to the even digit, as in Python.
 pub(super) fn round(value: &Value, precision: Option<usize>, method: Option<&str>) -> Result<Value, Error> {
     if value.is_integer() {
         return Ok(value.clone());
@@ -91,10 +91,10 @@ pub(super) fn escape(value: &Value) -> Result<Value, Error> {
     Ok(Value::from_safe_string(out))
 }
 
-/// Deepest value that is printed.
+/// Maximum nesting of a printed value.
 const MAX_DEPTH: usize = 200;
 
-/// Refuses values that nest too deeply to be printed, such as a namespace that holds itself.
+/// Fails on values that nest too deeply to be printed, such as a namespace that contains itself.
 pub(super) fn check_depth(value: &Value) -> Result<(), Error> {
     fn fits(value: &Value, left: usize) -> bool {
         let mut items = match value.kind() {
@@ -147,7 +147,7 @@ fn repr(out: &mut String, value: &Value) {
     }
 }
 
-/// A string as Python shows it: single quotes unless it holds one and no double quote.
+/// Python's `repr` of a string: single quotes unless it holds one and no double quote.
 fn quote(out: &mut String, text: &str) {
     let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(mark);
@@ -165,7 +165,7 @@ fn quote(out: &mut String, text: &str) {
     out.push(mark);
 }
 
-/// Methods of Python that `minijinja_contrib` leaves out.
+/// Python's string methods; `minijinja_contrib` lacks some of them.
 pub(super) fn method(
     state: &State<'_, '_>,
     value: &Value,
@@ -175,7 +175,7 @@ pub(super) fn method(
     if let (Some(text), "split" | "rsplit") = (value.as_str(), method) {
         return Ok(split(text, args, method == "rsplit")?.into_iter().map(Value::from).collect());
     }
-    if method == "format" && super::bounds::is_wide(value) {
+    if method == "format" && super::list_limits::has_large_width(value) {
         return Err(Error::new(ErrorKind::InvalidOperation, "format: asks for too many characters"));
     }
     let own = value.as_str().and_then(|text| match (method, args) {
@@ -189,7 +189,7 @@ pub(super) fn method(
     }
 }
 
-/// Python's `split` and `rsplit`: at a text or at spaces, at most so many times.
+/// Python's `split` and `rsplit`, with `sep` and `maxsplit`.
 fn split<'a>(text: &'a str, args: &[Value], from_end: bool) -> Result<Vec<&'a str>, Error> {
     let (at, most, words) = from_args::<(Option<Value>, Option<i64>, Kwargs)>(args)?;
     let at = at.or(words.get("sep")?).filter(|at| !at.is_none());
@@ -206,7 +206,7 @@ fn split<'a>(text: &'a str, args: &[Value], from_end: bool) -> Result<Vec<&'a st
     while most.is_none_or(|most| parts.len() < most) {
         let found = match (at, from_end) {
             (Some(at), false) => rest.split_once(at),
-            (Some(at), true) => rest.rsplit_once(at).map(|(before, behind)| (behind, before)),
+            (Some(at), true) => rest.rsplit_once(at).map(|(before, after)| (after, before)),
             (None, false) => rest.split_once(char::is_whitespace).map(|(a, b)| (a, b.trim_start())),
             (None, true) => rest.rsplit_once(char::is_whitespace).map(|(a, b)| (b, a.trim_end())),
         };
@@ -223,24 +223,24 @@ fn split<'a>(text: &'a str, args: &[Value], from_end: bool) -> Result<Vec<&'a st
     Ok(parts)
 }
 
-/// How `json.dumps` is asked to write.
+/// Arguments of `json.dumps`.
 #[derive(Debug, Default)]
-pub(super) struct Style {
+pub(super) struct JsonStyle {
     pub(super) ascii: bool,
     pub(super) indent: Option<usize>,
     pub(super) sort_keys: bool,
-    /// Between items, and behind a key.
+    /// Between items, and after a key.
     pub(super) separators: Option<(String, String)>,
 }
 
 /// `json.dumps(value, …)`.
-pub(super) fn dumps(value: &Json, style: &Style) -> String {
+pub(super) fn dumps(value: &Json, style: &JsonStyle) -> String {
     let mut out = String::new();
     style.value(&mut out, value, 0);
     out
 }
 
-impl Style {
+impl JsonStyle {
     fn value(&self, out: &mut String, value: &Json, depth: usize) {
         match value {
             Json::Array(items) if items.is_empty() => out.push_str("[]"),
@@ -328,9 +328,10 @@ mod tests {
     fn json_is_written_like_python() {
         let value = json!({"b": [1, 2.5, null, true], "a": "é\"\n🙂", "c": {}, "d": []});
 
-        let plain = dumps(&value, &Style::default());
-        let ascii = dumps(&value["a"], &Style { ascii: true, ..Style::default() });
-        let indented = dumps(&json!({"a": [1], "b": {}}), &Style { indent: Some(2), ..Style::default() });
+        let plain = dumps(&value, &JsonStyle::default());
+        let ascii = dumps(&value["a"], &JsonStyle { ascii: true, ..JsonStyle::default() });
+        let indented =
+            dumps(&json!({"a": [1], "b": {}}), &JsonStyle { indent: Some(2), ..JsonStyle::default() });
 
         let expected = r#"{"b": [1, 2.5, null, true], "a": "é\"\n🙂", "c": {}, "d": []}"#;
         assert_eq!(plain, expected);

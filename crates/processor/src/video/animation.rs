@@ -1,8 +1,7 @@
 //! Animated GIF, WebP and PNG.
 //!
-//! The rate of a video is its frames over its length, as torchcodec has it for every file, so frames that
-//! stay longer than others are not told apart. A frame without a time stays for a tenth of a second, as
-//! in browsers and in ffmpeg.
+//! The frame rate is the number of frames over the duration, as in torchcodec, even where the delays of frames differ. A frame
+//! without a delay counts as a tenth of a second, as in browsers and in ffmpeg.
 
 use std::io::Cursor;
 
@@ -11,22 +10,24 @@ use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::{AnimationDecoder, DynamicImage, Frame, Frames, ImageDecoder, ImageFormat};
 
-use super::reader::Clock;
-use super::{VideoError, VideoLimits};
-use crate::image::{ImageError, Rgb, to_rgb};
+use super::deadline::Deadline;
+use super::error::VideoError;
+use super::limits::VideoLimits;
+use crate::image::{ImageError, convert_to_rgb, saturating_side};
+use crate::media::Rgb;
 
-/// An animation; it is decoded anew whenever its frames are read, so that none of them is kept.
+/// An animation. Its frames are decoded again for every read, so that none is kept in memory.
 pub(super) struct Animation {
     format: ImageFormat,
     bytes: Vec<u8>,
-    /// Frames found.
+    /// Number of frames.
     pub(super) frames: usize,
-    /// Sum of their times.
+    /// Sum of their delays.
     pub(super) seconds: f64,
 }
 
 impl Animation {
-    /// Whether a file that begins so may be an animation.
+    /// The format of a file by its first bytes, if it can be an animation.
     pub(super) fn format(head: &[u8]) -> Option<ImageFormat> {
         let format = image::guess_format(head).ok()?;
         matches!(format, ImageFormat::Gif | ImageFormat::WebP | ImageFormat::Png).then_some(format)
@@ -37,24 +38,24 @@ impl Animation {
         bytes: Vec<u8>,
         name: &str,
         limits: &VideoLimits,
-        clock: Clock,
+        deadline: Deadline,
     ) -> Result<Self, VideoError> {
         let mut animation = Self { format, bytes, frames: 0, seconds: 0.0 };
         if format == ImageFormat::Gif {
-            // To be sized before anything is decoded.
+            // Checks the size in the header.
             animation.decode(name, limits)?;
-            (animation.frames, animation.seconds) = animation.gif_times(name, limits)?;
+            (animation.frames, animation.seconds) = animation.gif_frames_and_seconds(name, limits)?;
             return Ok(animation);
         }
-        // Whole milliseconds add up exactly; tenths of seconds do not, and would move the frames that are taken.
+        // Sums of whole milliseconds are exact; those of tenths of seconds are not, and would change the sampled frames.
         let (mut count, mut milliseconds) = (0, 0.0);
         for frame in animation.decode(name, limits)? {
-            clock.check(name)?;
+            deadline.check(name)?;
             let frame = frame.map_err(|problem| animation.damaged(name, count, problem))?;
             count += 1;
-            milliseconds += time(&frame);
+            milliseconds += delay_ms(&frame);
             if count > limits.max_frames {
-                return Err(VideoError::ManyFrames {
+                return Err(VideoError::TooManyFrames {
                     name: name.to_owned(),
                     found: count,
                     limit: limits.max_frames,
@@ -68,8 +69,8 @@ impl Animation {
         Ok(animation)
     }
 
-    /// Frames and length of a GIF, whose frames are only walked over.
-    fn gif_times(&self, name: &str, limits: &VideoLimits) -> Result<(usize, f64), VideoError> {
+    /// Frames and duration of a GIF, from the headers of its frames.
+    fn gif_frames_and_seconds(&self, name: &str, limits: &VideoLimits) -> Result<(usize, f64), VideoError> {
         let mut options = gif::DecodeOptions::new();
         options.skip_frame_decoding(true);
         let damaged = |frame, problem: gif::DecodingError| {
@@ -80,11 +81,11 @@ impl Animation {
         let (mut count, mut milliseconds) = (0, 0.0);
         while let Some(frame) = decoder.next_frame_info().map_err(|problem| damaged(count, problem))? {
             count += 1;
-            let time = f64::from(frame.delay) * 10.0;
-            milliseconds += if time < LEAST_OF_GIF { UNTIMED } else { time };
+            let delay = f64::from(frame.delay) * 10.0;
+            milliseconds += if delay < MIN_GIF_DELAY_MS { DEFAULT_DELAY_MS } else { delay };
             if count > limits.max_frames {
                 let (found, limit) = (count, limits.max_frames);
-                return Err(VideoError::ManyFrames { name: name.to_owned(), found, limit });
+                return Err(VideoError::TooManyFrames { name: name.to_owned(), found, limit });
             }
         }
         if count == 0 {
@@ -98,18 +99,18 @@ impl Animation {
         wanted: &[usize],
         name: &str,
         limits: &VideoLimits,
-        clock: Clock,
-        each: &mut dyn FnMut(Rgb) -> Result<(), VideoError>,
+        deadline: Deadline,
+        on_frame: &mut dyn FnMut(Rgb) -> Result<(), VideoError>,
     ) -> Result<(), VideoError> {
         let mut wanted = wanted.iter().peekable();
         for (index, frame) in self.decode(name, limits)?.enumerate() {
-            clock.check(name)?;
+            deadline.check(name)?;
             let Some(next) = wanted.peek() else { break };
             let frame = frame.map_err(|problem| self.damaged(name, index, problem))?;
             if **next == index {
                 wanted.next();
-                let image = to_rgb(DynamicImage::ImageRgba8(frame.into_buffer()), self.format);
-                each(image.ok_or_else(|| VideoError::NoFrames { name: name.to_owned() })?)?;
+                let image = convert_to_rgb(DynamicImage::ImageRgba8(frame.into_buffer()), self.format);
+                on_frame(image.ok_or_else(|| VideoError::NoFrames { name: name.to_owned() })?)?;
             }
         }
         Ok(())
@@ -120,29 +121,28 @@ impl Animation {
         let still = || VideoError::Still { name: name.to_owned() };
         let bytes = Cursor::new(self.bytes.as_slice());
         if let Ok(size) = imagesize::blob_size(&self.bytes) {
-            let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-            let checked = limits.frame.check_size(side(size.width), side(size.height), name);
-            checked.map_err(|source| VideoError::File(source.into()))?;
+            limits.check_frame_size(saturating_side(size.width), saturating_side(size.height), name)?;
         }
-        let memory = limits.frame.memory(&self.bytes);
-        let check = |(width, height): (u32, u32)| limits.frame.check_size(width, height, name);
-        let sized = |size| check(size).map_err(|source| VideoError::File(source.into()));
+        let memory = limits.frame.memory_limits(&self.bytes);
         match self.format {
             ImageFormat::Gif => {
                 let mut decoder = GifDecoder::new(bytes).map_err(damaged)?;
-                sized(decoder.dimensions())?;
+                let (width, height) = decoder.dimensions();
+                limits.check_frame_size(width, height, name)?;
                 decoder.set_limits(memory).map_err(damaged)?;
                 Ok(decoder.into_frames())
             }
             ImageFormat::WebP => {
                 let mut decoder = WebPDecoder::new(bytes).map_err(damaged)?;
-                sized(decoder.dimensions())?;
+                let (width, height) = decoder.dimensions();
+                limits.check_frame_size(width, height, name)?;
                 decoder.set_limits(memory).map_err(damaged)?;
                 if decoder.has_animation() { Ok(decoder.into_frames()) } else { Err(still()) }
             }
             _ => {
                 let decoder = PngDecoder::with_limits(bytes, memory).map_err(damaged)?;
-                sized(decoder.dimensions())?;
+                let (width, height) = decoder.dimensions();
+                limits.check_frame_size(width, height, name)?;
                 match decoder.is_apng().map_err(damaged)? {
                     true => Ok(decoder.apng().map_err(damaged)?.into_frames()),
                     false => Err(still()),
@@ -162,15 +162,15 @@ impl Animation {
     }
 }
 
-/// Milliseconds of a frame without a time.
-const UNTIMED: f64 = 100.0;
+/// Delay of a frame without one.
+const DEFAULT_DELAY_MS: f64 = 100.0;
 
-/// Fewest milliseconds that count in a GIF; ffmpeg's threshold.
-const LEAST_OF_GIF: f64 = 20.0;
+/// Shorter delays in a GIF count as none; ffmpeg's threshold.
+const MIN_GIF_DELAY_MS: f64 = 20.0;
 
-/// How long a frame of a WebP or PNG stays, in milliseconds.
-fn time(frame: &Frame) -> f64 {
+/// Delay of a frame of a WebP or PNG.
+fn delay_ms(frame: &Frame) -> f64 {
     let (numerator, denominator) = frame.delay().numer_denom_ms();
-    let time = f64::from(numerator) / f64::from(denominator.max(1));
-    if time < f64::MIN_POSITIVE { UNTIMED } else { time }
+    let delay = f64::from(numerator) / f64::from(denominator.max(1));
+    if delay < f64::MIN_POSITIVE { DEFAULT_DELAY_MS } else { delay }
 }

@@ -1,24 +1,23 @@
-//! Which frames of a video the model sees.
+//! Sampling of the frames of a video.
 //!
-//! Both rules are those of transformers 5.23, to the frame: `tests/video_golden.rs` holds them to it.
-//! They take an even number of frames, since two make a temporal patch; the last is taken twice where
-//! the number would be odd.
+//! Both rules are those of transformers 5.23, to the frame (`tests/video_golden.rs`). They return an even number of frames, since
+//! a temporal patch holds two; the last one is repeated where the number would be odd.
 
-/// What is known of a video before its frames are read.
+/// Frames, frame rate and duration of a video, as in transformers' class of this name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct VideoMetadata {
     /// Frames in the video.
     pub frames: usize,
-    /// Frames a second.
+    /// Frames per second.
     pub frame_rate: f64,
-    /// Length in seconds; counted from the frames where the file does not say.
+    /// Duration in seconds; derived from the frames where it is unknown.
     pub duration: Option<f64>,
 }
 
 impl VideoMetadata {
     fn seconds(&self) -> f64 {
         let counted = || (self.last() as f64 / self.frame_rate).round_ties_even() + 1.0;
-        // As in Python, a length of zero is no length.
+        // As in Python, where 0 is falsy.
         self.duration.filter(|seconds| *seconds != 0.0).unwrap_or_else(counted)
     }
 
@@ -27,39 +26,39 @@ impl VideoMetadata {
     }
 }
 
-/// The published rules.
+/// Rules of the published video processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SamplingRule {
-    /// `Glm4vVideoProcessor`: so many frames a second, over the whole video.
+pub enum FrameSamplingRule {
+    /// `Glm4vVideoProcessor`: `fps` frames per second over the whole video.
     Glm4v,
-    /// `Glm46VVideoProcessor`: fewer a second in longer videos, at most 640.
+    /// `Glm46VVideoProcessor`: fewer frames per second in longer videos, at most 640.
     Glm46v,
 }
 
-/// How frames are chosen.
+/// Parameters of frame sampling, under the names of transformers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampling {
-    /// The rule.
-    pub rule: SamplingRule,
-    /// Frames a second; the rule of GLM-4.6V has its own.
+pub struct FrameSamplingConfig {
+    /// Rule of the video processor's class.
+    pub rule: FrameSamplingRule,
+    /// Frames per second; ignored by [`FrameSamplingRule::Glm46v`].
     pub fps: f64,
-    /// Seconds beyond which frames lie further apart; the rule of GLM-4.6V has its own.
+    /// Seconds beyond which frames are spread out; ignored by [`FrameSamplingRule::Glm46v`].
     pub max_duration: f64,
     /// Frames in a temporal patch.
     pub temporal_patch_size: usize,
 }
 
-impl Sampling {
-    /// Indices of the frames to take, ascending; an even number of them, the last one twice if need be.
+impl FrameSamplingConfig {
+    /// Indices of the sampled frames, ascending; an even number of them, the last one repeated if necessary.
     ///
-    /// The rule of GLM-4.6V takes nothing of a video under a sixth of a second.
+    /// [`FrameSamplingRule::Glm46v`] returns none for a video under a sixth of a second.
     pub fn indices(&self, video: &VideoMetadata) -> Vec<usize> {
         if video.frames == 0 {
             return Vec::new();
         }
         let mut taken = match self.rule {
-            SamplingRule::Glm4v => self.glm4v(video),
-            SamplingRule::Glm46v => self.glm46v(video),
+            FrameSamplingRule::Glm4v => self.glm4v(video),
+            FrameSamplingRule::Glm46v => self.glm46v(video),
         };
         taken.dedup();
         if taken.len() % 2 == 1 {
@@ -80,7 +79,7 @@ impl Sampling {
                 if taken.last() != Some(&index) {
                     taken.push(index);
                 }
-                // What follows could only repeat it.
+                // All later ones would be the same.
                 if index == last {
                     break;
                 }
@@ -95,29 +94,25 @@ impl Sampling {
     }
 
     fn glm46v(&self, video: &VideoMetadata) -> Vec<usize> {
-        const MOST_FRAMES: usize = 640;
-        const LONGEST: f64 = 2400.0;
+        const MAX_FRAMES: usize = 640;
+        const MAX_SECONDS: f64 = 2400.0;
         let seconds = video.seconds();
-        let counted = seconds.min(LONGEST);
+        let counted = seconds.min(MAX_SECONDS);
         let fps = match counted {
             ..=30.0 => 3.0,
             ..=300.0 => 1.0,
             _ => 0.5,
         };
         let temporal = self.temporal_patch_size as f64;
-        let count = ((counted * fps * temporal) as usize).min(MOST_FRAMES);
-        let spread = |from: usize, to: usize| {
-            let even = linspace(from as f64, to as f64, count);
-            even.map(|index| index.floor() as usize).collect()
-        };
+        let count = ((counted * fps * temporal) as usize).min(MAX_FRAMES);
         if video.frames < count {
-            return spread(0, video.last());
+            return evenly_spaced(0, video.last(), count);
         }
         let mut taken = Vec::new();
         let (mut next, end) = (0.0, seconds.trunc());
         let (frame, step) = (1.0 / video.frame_rate, 1.0 / (temporal * fps));
         for index in 0..video.frames {
-            // Sums and products of rounded numbers, as upstream has them: a frame more or less depends on it.
+            // In the floating-point order of transformers: rounding decides on single frames.
             if index as f64 * frame >= next {
                 next += step;
                 taken.push(index);
@@ -127,11 +122,16 @@ impl Sampling {
             }
         }
         match taken.len() {
-            found if found < count => spread(taken[0], taken[found - 1]),
-            found if found > count => spread(0, video.last()),
+            found if found < count => evenly_spaced(taken[0], taken[found - 1], count),
+            found if found > count => evenly_spaced(0, video.last(), count),
             _ => taken,
         }
     }
+}
+
+/// `count` indices from the first to the last, rounded down.
+fn evenly_spaced(first: usize, last: usize, count: usize) -> Vec<usize> {
+    linspace(first as f64, last as f64, count).map(|index| index.floor() as usize).collect()
 }
 
 /// numpy's `linspace`, both ends included.
@@ -145,9 +145,9 @@ fn linspace(from: f64, to: f64, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// The times that are written between the frames of a video, one for each of its `patches` in time.
+/// Timestamps in seconds for the prompt, one for each of `patches` temporal patches.
 ///
-/// transformers takes every second frame's, however many frames a patch has, and repeats the last where patches have one.
+/// transformers takes those of every second frame whatever the temporal patch size, and repeats the last one where they are too few.
 pub(super) fn timestamps(indices: &[usize], frame_rate: f64, patches: usize) -> Vec<f64> {
     let seconds = indices.iter().step_by(2).map(|&index| index as f64 / frame_rate);
     let last = seconds.clone().next_back().unwrap_or(0.0);

@@ -1,80 +1,83 @@
 //! `adapter_config.json`, with PEFT's keys.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use glm4v_files::{LONGEST_CONFIG, read_text};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::AdapterError;
-use crate::ModelFolder;
+use super::error::AdapterError;
 
-/// What an adapter is attached to, and how large and strong it is.
+/// Name of the config in an adapter directory.
+pub(crate) const CONFIG: &str = "adapter_config.json";
+
+/// PEFT's `LoraConfig`: the targets of an adapter, its rank and its scale.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdapterConfig {
-    /// "LORA"
+    /// Always "LORA".
     pub peft_type: String,
-    /// The model that it belongs to, as its maker named it.
+    /// Repository id or path of the base model.
     #[serde(default)]
     pub base_model_name_or_path: Option<String>,
-    /// Rank.
+    /// Rank of the factors.
     pub r: usize,
-    /// What the scale is made of.
+    /// Numerator of the scale `lora_alpha / r`.
     pub lora_alpha: f64,
-    /// Share of the inputs that are left out in training.
+    /// Dropout probability of the adapter's inputs in training.
     #[serde(default)]
     pub lora_dropout: f64,
-    /// Whether the scale is `lora_alpha / √r`.
+    /// Whether the scale is `lora_alpha / √r` (rank-stabilized LoRA).
     #[serde(default)]
     pub use_rslora: bool,
-    /// Linear layers.
+    /// Linear layers that get an adapter.
     #[serde(default)]
-    pub target_modules: Option<Names>,
-    /// Stacked experts.
+    pub target_modules: Option<TargetModules>,
+    /// Stacked expert parameters that get an adapter, such as `mlp.experts.down_proj`.
     #[serde(default)]
     pub target_parameters: Option<Vec<String>>,
-    /// Linear layers that are left out, whatever `target_modules` says.
+    /// Linear layers that get none even if `target_modules` matches them.
     #[serde(default)]
-    pub exclude_modules: Option<Names>,
-    /// Modules that learn whole, and are kept whole in the adapter.
+    pub exclude_modules: Option<TargetModules>,
+    /// Modules that are fully trained and saved with the adapter.
     #[serde(default)]
     pub modules_to_save: Option<Vec<String>>,
-    /// Ranks of single modules: the first key that fits counts, as in PEFT, so the order is kept.
+    /// Ranks of single modules. Ordered, because the first matching key applies, as in PEFT.
     #[serde(default)]
     pub rank_pattern: IndexMap<String, usize>,
-    /// Alphas of single modules, in the same way.
+    /// Alphas of single modules, matched like `rank_pattern`.
     #[serde(default)]
     pub alpha_pattern: IndexMap<String, f64>,
-    /// Whether a head that is tied to the embeddings stays tied where `modules_to_save` names one of the two. Without it PEFT
-    /// trains a copy of its own for each.
+    /// Whether tied embeddings in `modules_to_save` stay tied to the LM head. Without it PEFT trains a separate copy of each.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ensure_weight_tying: bool,
-    /// "none": biases do not learn.
+    /// Always "none": biases are not trained.
     #[serde(default = "none")]
     pub bias: String,
-    /// What PEFT asks for and we have no use of.
+    /// Other keys, kept for writing.
     #[serde(flatten)]
     pub rest: BTreeMap<String, Value>,
 }
 
-/// Names of modules: a list of names or their ends, or one regular expression, or `all-linear`.
+/// A selection of modules by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Names {
-    /// Whole names, or what stands behind their last dots.
+pub enum TargetModules {
+    /// Full names, or suffixes of them that start after a dot.
     List(Vec<String>),
-    /// A regular expression for the whole name, or `all-linear` for every linear layer but the head.
+    /// A regular expression for the full name, or `all-linear` for every linear layer but the LM head.
     Pattern(String),
 }
 
-impl Default for Names {
+impl Default for TargetModules {
     fn default() -> Self {
         Self::List(Vec::new())
     }
 }
 
-impl Names {
-    /// Whether nothing is named.
+impl TargetModules {
+    /// Whether it selects nothing.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::List(names) => names.is_empty(),
@@ -87,8 +90,8 @@ fn none() -> String {
     "none".into()
 }
 
-/// Keys that change the formula, and the value that leaves it as it is; null and what is empty do too.
-const OTHER_FORMULAS: [(&str, Value); 12] = [
+/// Keys of LoRA variants with another formula, and their value for plain LoRA; null and empty collections disable them, too.
+const UNSUPPORTED_OPTIONS: [(&str, Value); 12] = [
     ("use_dora", Value::Bool(false)),
     ("fan_in_fan_out", Value::Bool(false)),
     ("lora_bias", Value::Bool(false)),
@@ -103,16 +106,19 @@ const OTHER_FORMULAS: [(&str, Value); 12] = [
     ("use_bdlora", Value::Null),
 ];
 
-/// Starting values that are taken out of the base model's weights: the adapter belongs to what is left of them.
-const OTHER_BASES: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+/// Initializations that subtract the initial adapter from the base model's weights, so that the adapter does not fit the
+/// published model.
+const RESIDUAL_INITS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 impl AdapterConfig {
-    /// Reads `adapter_config.json`.
+    /// Parses `adapter_config.json`.
     pub(crate) fn parse(json: &str) -> Result<Self, AdapterError> {
         let config: Value = serde_json::from_str(json)?;
-        // Looked at first: other kinds have other keys.
+        // Checked first: other methods have other keys.
         match &config["peft_type"] {
-            Value::String(kind) if kind != "LORA" => return Err(AdapterError::Kind { found: kind.clone() }),
+            Value::String(kind) if kind != "LORA" => {
+                return Err(AdapterError::PeftType { found: kind.clone() });
+            }
             _ => {}
         }
         let config: Self = serde_json::from_value(config)?;
@@ -120,17 +126,7 @@ impl AdapterConfig {
         Ok(config)
     }
 
-    /// The same for the model of a folder, which goes by its repository's name if it was found by one.
-    pub fn with_base(mut self, base: &ModelFolder) -> Self {
-        let repository = base.repository();
-        let name = repository.map_or_else(|| base.path().to_string_lossy(), |found| found.name().into());
-        self.base_model_name_or_path = Some(name.into_owned());
-        let commit = repository.and_then(|found| found.commit()).map_or(Value::Null, Value::from);
-        self.rest.insert("revision".to_owned(), commit);
-        self
-    }
-
-    /// An adapter without dropout or patterns.
+    /// A config without targets, dropout or patterns.
     pub fn new(r: usize, lora_alpha: f64) -> Self {
         Self {
             peft_type: "LORA".into(),
@@ -151,24 +147,24 @@ impl AdapterConfig {
         }
     }
 
-    /// Refuses what this version cannot compute.
+    /// Rejects values out of range and unsupported variants of LoRA.
     pub(crate) fn check(&self) -> Result<(), AdapterError> {
         if self.peft_type != "LORA" {
-            return Err(AdapterError::Kind { found: self.peft_type.clone() });
+            return Err(AdapterError::PeftType { found: self.peft_type.clone() });
         }
         if self.r == 0 || self.r > 1 << 16 {
             return Err(AdapterError::Rank { found: self.r });
         }
         let (lora_alpha, lora_dropout) = (self.lora_alpha, self.lora_dropout);
         if !lora_alpha.is_finite() || !(0.0..1.0).contains(&lora_dropout) {
-            return Err(AdapterError::Scale { lora_alpha, lora_dropout });
+            return Err(AdapterError::AlphaOrDropout { lora_alpha, lora_dropout });
         }
         if self.bias != "none" {
             return Err(AdapterError::Bias { found: self.bias.clone() });
         }
-        for (key, needed) in OTHER_FORMULAS {
+        for (key, needed) in UNSUPPORTED_OPTIONS {
             if let Some(found) = self.rest.get(key).filter(|found| !is_off(found)) {
-                return Err(AdapterError::Formula {
+                return Err(AdapterError::UnsupportedOption {
                     key,
                     found: Box::new(found.clone()),
                     needed: Box::new(needed),
@@ -176,10 +172,10 @@ impl AdapterConfig {
             }
         }
         let key = "init_lora_weights";
-        if let Some(found @ Value::String(start)) = self.rest.get(key)
-            && OTHER_BASES.iter().any(|other| start.starts_with(other))
+        if let Some(found @ Value::String(found_init)) = self.rest.get(key)
+            && RESIDUAL_INITS.iter().any(|init| found_init.starts_with(init))
         {
-            return Err(AdapterError::Formula {
+            return Err(AdapterError::UnsupportedOption {
                 key,
                 found: Box::new(found.clone()),
                 needed: Box::new(Value::Bool(true)),
@@ -189,7 +185,14 @@ impl AdapterConfig {
     }
 }
 
-/// Whether a value leaves a key's feature off.
+/// `base_model_name_or_path` of an adapter directory: `Some(None)` if its config has none, `None` if it is not an adapter.
+pub(crate) fn base_model_of(dir: &Path) -> Option<Option<String>> {
+    let path = dir.join(CONFIG);
+    let config = || AdapterConfig::parse(&read_text(&path, LONGEST_CONFIG).ok()?).ok();
+    path.exists().then(|| config()?.base_model_name_or_path)
+}
+
+/// Whether the value of an option disables it.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

@@ -1,77 +1,77 @@
-//! Why an adapter cannot be used.
+//! Errors of adapters.
 
 use serde_json::Value;
 
-use crate::list_names;
+use crate::name_list::{MAX_LISTED, list_names};
 
-/// What is wrong with an adapter, or why it does not fit a network.
+/// Why an adapter is invalid or does not fit a network.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
-    /// `adapter_config.json` is not the json of an adapter.
+    /// `adapter_config.json` is not JSON with the keys of an adapter.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// Not low-rank adaptation.
+    /// Another method than LoRA.
     #[error("peft_type is \"{found}\"; needed: \"LORA\"")]
-    Kind {
+    PeftType {
         /// `peft_type`.
         found: String,
     },
-    /// A rank that makes no adapter.
+    /// A rank out of range.
     #[error("r is {found}; needed: an integer from 1 to 65536")]
     Rank {
         /// `r`.
         found: usize,
     },
-    /// A strength or a dropout that makes no adapter.
+    /// An alpha or a dropout probability out of range.
     #[error(
         "lora_alpha is {lora_alpha} and lora_dropout {lora_dropout}; needed: a finite number, and one from 0 to below 1"
     )]
-    Scale {
+    AlphaOrDropout {
         /// `lora_alpha`.
         lora_alpha: f64,
         /// `lora_dropout`.
         lora_dropout: f64,
     },
-    /// Adapters that come with biases.
+    /// Trained biases.
     #[error("bias is \"{found}\"; needed: \"none\", biases with adapters are not supported")]
     Bias {
         /// `bias`.
         found: String,
     },
-    /// A kind of adapter that computes something else.
+    /// A variant of LoRA with another formula.
     #[error("{key} is {found}; needed: {needed}, plain low-rank adapters are all that is supported")]
-    Formula {
-        /// The key that asks for it.
+    UnsupportedOption {
+        /// The key that selects the variant.
         key: &'static str,
-        /// Its value.
+        /// Value of the key.
         found: Box<Value>,
-        /// The value of plain adapters.
+        /// The value for plain LoRA.
         needed: Box<Value>,
     },
-    /// A module with its own rank or alpha that makes no adapter.
+    /// A rank or an alpha of a single module out of range.
     #[error(
         "rank_pattern and alpha_pattern give {module} the rank {rank} and the alpha {alpha}; needed: a rank of at least 1 and a finite alpha"
     )]
-    ModuleSize {
-        /// The module.
+    ModuleRankOrAlpha {
+        /// Name of the module.
         module: String,
-        /// Its rank.
+        /// Its rank by `rank_pattern`.
         rank: usize,
-        /// Its alpha.
+        /// Its alpha by `alpha_pattern`.
         alpha: f64,
     },
-    /// An expression that cannot be read.
+    /// An invalid regular expression.
     #[error("{key}: \"{pattern}\" is not a regular expression: {source}")]
     Pattern {
-        /// The key with the expression.
+        /// The key that contains it.
         key: String,
         /// The expression.
         pattern: String,
-        /// What is wrong with it.
+        /// The error of the regex engine.
         source: Box<fancy_regex::Error>,
     },
-    /// A target that is not in the network.
+    /// A target that matches nothing.
     #[error(
         "{key}: \"{wanted}\" matches no linear layer of this model; there are: {}",
         list_names(kinds, usize::MAX)
@@ -81,186 +81,186 @@ pub enum AdapterError {
         key: String,
         /// The target.
         wanted: String,
-        /// Linear layers of the network, their numbers as `*`.
+        /// Linear layers of the network, with indices as `*`.
         kinds: Vec<String>,
     },
-    /// A linear layer with an adapter that is to be kept whole too.
+    /// A target that is in `modules_to_save`, too.
     #[error(
         "{module} has an adapter and belongs to modules_to_save, whose names are compared with the end of a module's; needed: one of the two"
     )]
-    Both {
-        /// The module.
+    AdaptedAndSaved {
+        /// Name of the module.
         module: String,
     },
-    /// Adapters on what is no linear layer.
+    /// LoRA factors on modules other than linear layers.
     #[error(
         "has adapters on {}; needed: adapters on linear layers and experts, others (routers, the patch convolution, embeddings) are \
          not supported",
-        list_names(modules, 8)
+        list_names(modules, MAX_LISTED)
     )]
     NotLinear {
-        /// The modules, their numbers as `*`.
+        /// Names of the modules, with indices as `*`.
         modules: Vec<String>,
     },
-    /// Modules that PEFT takes for experts.
+    /// Targets that PEFT misreads as experts.
     #[error(
         "PEFT takes the names gate_proj, up_proj and down_proj of a glm4v_moe model for its experts and would compute something \
          else with adapters on {}; needed: target_modules without them, as [\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\"], and \
          for experts target_parameters = [\"mlp.experts.gate_up_proj\", \"mlp.experts.down_proj\"]",
-        list_names(modules, 8)
+        list_names(modules, MAX_LISTED)
     )]
-    TakenForExperts {
-        /// The modules, their numbers as `*`.
+    MisreadAsExperts {
+        /// Names of the modules, with indices as `*`.
         modules: Vec<String>,
     },
-    /// Embeddings that would be trained apart from the head that is tied to them.
+    /// `modules_to_save` with tied embeddings, of which PEFT would train two copies.
     #[error(
         "modules_to_save names the embeddings, to which this model's head is tied, and without \"ensure_weight_tying\": true PEFT \
          trains a copy of each; a network with two tables is not supported"
     )]
-    Untied,
-    /// A tied head that is not the table it is tied to.
+    TiedEmbeddings,
+    /// An LM head that differs from the embeddings it is tied to.
     #[error(
         "lm_head.weight and the embeddings, which this model ties, differ in the adapter; needed: the same table twice"
     )]
-    TwoTables,
-    /// A module that is to be kept whole and is not in the network.
+    TiedWeightsDiffer,
+    /// An entry of `modules_to_save` that matches no module.
     #[error(
         "modules_to_save: \"{module}\" is no module of this model; modules are named as lm_head, embed_tokens or \
          model.visual.merger"
     )]
     NoModule {
-        /// The name.
+        /// The entry.
         module: String,
     },
-    /// Tensors that the network has no place for.
+    /// Tensors that belong to no part of the network.
     #[error(
         "{} tensors belong to no part of this model: {}; is it the adapter of another model?",
-        names.len(), list_names(names, 8)
+        names.len(), list_names(names, MAX_LISTED)
     )]
-    NoPlace {
-        /// Their names.
+    UnexpectedTensors {
+        /// Names of the tensors.
         names: Vec<String>,
     },
-    /// One of the two factors alone.
+    /// One of the two LoRA factors without the other.
     #[error("{missing} is missing, and {there} is there")]
-    Half {
-        /// The factor that is not there.
+    MissingFactor {
+        /// Name of the missing factor.
         missing: String,
-        /// The one that is.
+        /// Name of the present factor.
         there: String,
     },
-    /// A sum of weight and adapter that its type cannot hold.
+    /// A merged weight that overflows its type.
     #[error(
         "{name}: weight and adapter add up to {found:e}; needed: at most {largest:e}, the largest number of its type; are \
          lora_alpha and alpha_pattern right?"
     )]
     Overflow {
-        /// Its name.
+        /// Name of the weight.
         name: String,
-        /// The sum.
+        /// The merged value.
         found: f32,
-        /// What the type can hold.
+        /// Largest number of the type.
         largest: f64,
     },
-    /// A tensor that is no matrix.
+    /// A tensor with another number of dimensions than two.
     #[error("{name} has shape {found:?}; needed: a matrix")]
     NotAMatrix {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// Its shape.
+        /// Shape of the tensor.
         found: Vec<usize>,
     },
-    /// A tensor of another shape than its place.
+    /// A saved tensor of another shape than the parameter it replaces.
     #[error("{name} has shape {found:?}; needed: {needed:?}")]
     Shape {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// Its shape.
+        /// Shape of the tensor.
         found: Vec<usize>,
-        /// That of its place.
+        /// Shape of the parameter.
         needed: Vec<usize>,
     },
-    /// Two factors that do not fit a linear layer.
+    /// LoRA factors whose shapes do not fit the linear layer.
     #[error("{name}: lora_A is {a:?} and lora_B {b:?}; needed: [r, {d_input}] and [{d_output}, r]")]
-    Factors {
-        /// The linear layer.
+    FactorShapes {
+        /// Name of the linear layer.
         name: String,
-        /// Shape of the first factor.
+        /// Shape of `lora_A`.
         a: [usize; 2],
-        /// Shape of the second.
+        /// Shape of `lora_B`.
         b: [usize; 2],
-        /// Width that goes into the map.
+        /// Input features of the layer.
         d_input: usize,
-        /// Width that comes out of it.
+        /// Output features of the layer.
         d_output: usize,
     },
-    /// A module whose tensors have another rank than its config gives it.
+    /// LoRA factors of another rank than the config's.
     #[error("{module}: its tensors have rank {found}, but r and rank_pattern of its config give it {needed}")]
-    OtherRank {
-        /// The module.
+    RankMismatch {
+        /// Name of the module.
         module: String,
-        /// Rank of the tensors.
+        /// Rank of the factors.
         found: usize,
         /// Rank by the config.
         needed: usize,
     },
-    /// The two projections of an expert with strengths that one adapter cannot have.
+    /// Gate and up projection of an expert with different scales, which their fused projection cannot have.
     #[error("{name}: alpha_pattern scales gate_proj by {gate} and up_proj by {up}; needed: the same")]
-    Scales {
-        /// Their fused projection.
+    GateUpScales {
+        /// Name of the fused projection.
         name: String,
-        /// Scale of the gate.
+        /// Scale of the gate projection.
         gate: f64,
-        /// Scale of the other.
+        /// Scale of the up projection.
         up: f64,
     },
-    /// No tensors at all.
+    /// An adapter file without tensors.
     #[error("holds no tensors; needed: lora_A and lora_B of every target")]
     Empty,
-    /// Tensors for modules that the config does not target.
+    /// LoRA factors of modules that the config does not target.
     #[error(
         "there are tensors for {count} modules that neither target_modules nor target_parameters of its config names: {};          needed: tensors and config of the same adapter",
-        list_names(modules, 8)
+        list_names(modules, MAX_LISTED)
     )]
     NotTargeted {
-        /// How many.
+        /// Number of modules.
         count: usize,
-        /// The modules, their numbers as `*`.
+        /// Names of the modules, with indices as `*`.
         modules: Vec<String>,
     },
-    /// Modules that the config targets, and that have no tensors.
+    /// Targets without LoRA factors.
     #[error(
         "its config targets {count} modules that there are no tensors for: {}; needed: tensors and config of the same          adapter",
-        list_names(modules, 8)
+        list_names(modules, MAX_LISTED)
     )]
-    NoFactors {
-        /// How many.
+    MissingFactors {
+        /// Number of modules.
         count: usize,
-        /// The modules, their numbers as `*`.
+        /// Names of the modules, with indices as `*`.
         modules: Vec<String>,
     },
-    /// Modules that the config says are kept whole, and are not.
-    #[error("modules_to_save names modules whose tensors are not there: {}", list_names(names, 8))]
-    NotSaved {
-        /// Tensors that are missing.
+    /// Modules of `modules_to_save` without tensors.
+    #[error("modules_to_save names modules whose tensors are not there: {}", list_names(names, MAX_LISTED))]
+    MissingSaved {
+        /// Names of the missing tensors.
         names: Vec<String>,
     },
-    /// Stacked factors that do not fit the experts of a layer.
+    /// Stacked LoRA factors whose shapes do not fit the experts of a layer.
     #[error(
         "{name}: lora_A has {rows} rows and lora_B {columns} columns; needed: the rank, {rank}, times the number of experts, \
          {experts}"
     )]
-    Stack {
-        /// The experts.
+    ExpertStack {
+        /// Name of the experts' module.
         name: String,
-        /// Rows of the first factor.
+        /// Rows of `lora_A`.
         rows: usize,
-        /// Columns of the second.
+        /// Columns of `lora_B`.
         columns: usize,
-        /// The rank.
+        /// Rank by the config.
         rank: usize,
-        /// Experts of a layer.
+        /// Number of experts of a layer.
         experts: usize,
     },
 }

@@ -1,0 +1,55 @@
+//! How a dataset is encoded, and which of its records may be left out.
+
+use serde::{Deserialize, Serialize};
+
+/// What happens to records with more tokens than `max_length` (`data.on_long`). No record is truncated: a cut could go through
+/// an image or remove the answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LengthPolicy {
+    /// The run ends with an error that names the record.
+    #[default]
+    Error,
+    /// The record is left out of its batch, which gets smaller, and counted.
+    Drop,
+}
+
+/// What happens to records that cannot be used, because they are malformed or their media are missing or damaged (`data.on_bad`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BadRecordPolicy {
+    /// The run ends with an error that names the records, before its first step if they are found without decoding media.
+    #[default]
+    Stop,
+    /// The records are left out, named in a warning and counted.
+    Skip,
+}
+
+/// How records are encoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatasetOptions {
+    /// Maximum number of tokens of a record, those of images and videos included; `None` for no limit.
+    pub max_length: Option<usize>,
+    /// Policy for longer records.
+    pub on_long: LengthPolicy,
+    /// Policy for records that cannot be used.
+    pub on_bad: BadRecordPolicy,
+    /// Memory for encoded samples, in bytes.
+    pub cache_bytes: usize,
+    /// `enable_thinking` of the chat template; `None` for the template's default.
+    pub enable_thinking: Option<bool>,
+}
+
+impl Default for DatasetOptions {
+    fn default() -> Self {
+        Self {
+            max_length: None,
+            on_long: LengthPolicy::Error,
+            on_bad: BadRecordPolicy::Stop,
+            cache_bytes: 512 << 20,
+            enable_thinking: None,
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Scaled dot-product attention, for the vision tower and the text decoder.
+//!
+//! Dimensions: `B` rows, `H` query heads, `Hk` key heads, `G = H / Hk`, `S` queries, `Sk` keys, `Dh` head dimension.
+
+use burn::prelude::*;
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{DType, TensorData};
+
+/// Bidirectional attention: every query attends to every key.
+///
+/// # Shapes
+///
+/// - q, k, v, output: `[B, H, S, Dh]`
+pub(crate) fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    if q.is_autodiff() {
+        eager_attention(q, k, v, None).0
+    } else {
+        attention(q, k, v, None, None, AttentionModuleOptions::default())
+    }
+}
+
+/// Which keys the queries of a sequence attend to: no later ones, no padding, none of another segment.
+///
+/// Made once for a forward pass and shared by its layers.
+#[derive(Debug, Clone)]
+pub struct CausalMask {
+    /// True where a key is padding, `[B, Sk]`; none if no query could see one. For fused kernels.
+    key_padding_mask: Option<Tensor<2, Bool>>,
+    /// What eager attention adds to its scores, `[B or 1, 1, S, Sk]`.
+    attn_bias: Option<Tensor<4>>,
+}
+
+impl CausalMask {
+    /// Builds the mask for the last `queries` of `keys` positions.
+    ///
+    /// `segment_ids`, `[B, Sk]` row-major, are 0 for padding. An `eager` mask is for passes that are differentiated or whose
+    /// attention weights are wanted; packed rows need one too, and get it.
+    pub fn new(
+        segment_ids: &[u32],
+        [rows, keys]: [usize; 2],
+        queries: usize,
+        eager: bool,
+        device: &Device,
+    ) -> Self {
+        let mut segments = segment_ids.chunks(keys.max(1));
+        let packed = segments.clone().any(is_packed);
+        let left_padded = segments.any(is_left_padded);
+        if !eager && !packed {
+            let padding: Vec<bool> = segment_ids.iter().map(|segment| *segment == 0).collect();
+            let padding = || Tensor::from_data(TensorData::new(padding, [rows, keys]), device);
+            return Self { key_padding_mask: left_padded.then(padding), attn_bias: None };
+        }
+        // One mask for all rows where they do not differ: right padding hides nothing that causality does not.
+        let rows = if packed || left_padded { rows } else { 1 };
+        let mut bias = Vec::with_capacity(rows * queries * keys);
+        for segments in segment_ids.chunks(keys.max(1)).take(rows) {
+            for query in keys - queries..keys {
+                let attends = |key: usize| {
+                    let own = segments[query] == 0 || segments[key] == segments[query];
+                    key <= query && (rows == 1 || segments[key] != 0 && own)
+                };
+                // Not -inf: a padded query attends to nothing, and its softmax must stay finite.
+                bias.extend((0..keys).map(|key| if attends(key) { 0.0 } else { f32::MIN }));
+            }
+        }
+        let bias = TensorData::new(bias, [rows, 1, queries, keys]);
+        Self { key_padding_mask: None, attn_bias: Some(Tensor::from_data(bias, (device, DType::F32))) }
+    }
+}
+
+/// Whether a row has padding before a token. Padding on the right is hidden by causality.
+fn is_left_padded(segments: &[u32]) -> bool {
+    segments.windows(2).any(|pair| pair[0] == 0 && pair[1] != 0)
+}
+
+/// Whether a row holds more than one sample.
+fn is_packed(segments: &[u32]) -> bool {
+    segments.windows(2).any(|pair| pair[0] != 0 && pair[1] != 0 && pair[0] != pair[1])
+}
+
+/// Causal attention with grouped queries: key head `g` serves query heads `g · G` to `g · G + G - 1`.
+///
+/// # Shapes
+///
+/// - q, output: `[B, H, S, Dh]`
+/// - k, v: `[B, Hk, Sk, Dh]`, the last `S` of them at the positions of the queries
+pub(crate) fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalMask) -> Tensor<4> {
+    if let Some(bias) = &mask.attn_bias {
+        return eager_causal_attention(q, k, v, bias).0;
+    }
+    let [rows, heads, queries, head_dim] = q.dims();
+    let [_, key_heads, keys, _] = k.dims();
+    let groups = heads / key_heads;
+    let hidden = |heads: usize, queries: usize| {
+        mask.key_padding_mask.clone().map(|padding| {
+            padding
+                .unsqueeze_dims::<4>(&[1, 1]) // [B, 1, 1, Sk]
+                .expand([rows, heads, queries, keys])
+        })
+    };
+    if queries == 1 {
+        let hidden = hidden(key_heads, groups);
+        let options = AttentionModuleOptions::default();
+        return unfold_groups(attention(fold_groups(q, key_heads), k, v, hidden, None, options), heads);
+    }
+    // Folded queries would need a mask of the size of the scores; copied keys are smaller, and a flash kernel can
+    // take the causal flag.
+    let repeat = |x: Tensor<4>| {
+        x.unsqueeze_dim::<5>(2)
+            .expand([rows, key_heads, groups, keys, head_dim])
+            .reshape([rows, heads, keys, head_dim])
+    };
+    let causal = AttentionModuleOptions { is_causal: true, ..Default::default() };
+    attention(q, repeat(k), repeat(v), hidden(heads, queries), None, causal)
+}
+
+/// As [`causal_attention`], of an eager mask, with the attention weights.
+///
+/// # Shapes
+///
+/// - output: `[B, H, S, Dh]`
+/// - weights: `[B, H, S, Sk]`
+///
+/// # Panics
+///
+/// When the mask is not eager.
+pub(crate) fn causal_attention_with_weights(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: &CausalMask,
+) -> (Tensor<4>, Tensor<4>) {
+    eager_causal_attention(q, k, v, mask.attn_bias.as_ref().expect("a recorded pass has an eager mask"))
+}
+
+fn eager_causal_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: &Tensor<4>,
+) -> (Tensor<4>, Tensor<4>) {
+    let (heads, key_heads) = (q.dims()[1], k.dims()[1]);
+    let (output, weights) = eager_attention(fold_groups(q, key_heads), k, v, Some(bias.clone()));
+    (unfold_groups(output, heads), unfold_groups(weights, heads))
+}
+
+/// Heads that share a key head become more queries of it, so that no key is copied: `[B, H, S, _]` to `[B, Hk, G·S, _]`.
+fn fold_groups(x: Tensor<4>, key_heads: usize) -> Tensor<4> {
+    let [rows, heads, queries, last] = x.dims();
+    x.reshape([rows, key_heads, heads / key_heads * queries, last])
+}
+
+/// The reverse of [`fold_groups`].
+fn unfold_groups(x: Tensor<4>, heads: usize) -> Tensor<4> {
+    let [rows, key_heads, folded, last] = x.dims();
+    x.reshape([rows, heads, key_heads * folded / heads, last])
+}
+
+/// Attention made of operations whose gradients are cheap, with its weights.
+///
+/// Burn's own differentiable fallback sends gradients through the row maximum and two clamps, which change nothing.
+fn eager_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: Option<Tensor<4>>,
+) -> (Tensor<4>, Tensor<4>) {
+    let dtype = q.dtype();
+    let head_dim = q.dims()[3];
+    // Scaled before the product: fewer values than the scores, and no overflow in f16.
+    let q = q * (head_dim as f64).powf(-0.5);
+    let scores = q.matmul(k.transpose()).cast(DType::F32); // [B, Hk, S, Sk]; f32: softmax as the reference
+    let scores = match bias {
+        Some(bias) => {
+            // Queries of several heads may be folded into one: the same mask for each of them.
+            let [rows, heads, folded, keys] = scores.dims();
+            let queries = bias.dims()[2];
+            let scores = scores.reshape([rows, heads, folded / queries, queries, keys]);
+            (scores + bias.unsqueeze_dim::<5>(2)).reshape([rows, heads, folded, keys])
+        }
+        None => scores,
+    };
+    // Detached: the maximum cancels in the quotient, and has no gradient.
+    let row_max = scores.clone().detach().max_dim(3);
+    let weights = (scores - row_max).exp();
+    let weights = (weights.clone() / weights.sum_dim(3)).cast(dtype);
+    (weights.clone().matmul(v), weights)
+}
+
+#[cfg(test)]
+#[cfg(feature = "cpu")]
+mod tests {
+    use super::*;
+    use burn::tensor::{Distribution, Tolerance};
+
+    /// Rows of 5 keys, the second padded on the left by 2; 4 query heads on 2 key heads.
+    fn inputs() -> ([Tensor<4>; 3], Vec<u32>) {
+        let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &Device::flex());
+        let segments = vec![1, 1, 1, 1, 1, 0, 0, 1, 1, 1];
+        ([random([2, 4, 5, 6]), random([2, 2, 5, 6]), random([2, 2, 5, 6])], segments)
+    }
+
+    #[test]
+    fn the_eager_path_equals_the_kernel_where_there_is_no_padding() {
+        let device = Device::flex();
+        let ([q, k, v], segments) = inputs();
+        let mask = |eager| CausalMask::new(&segments, [2, 5], 5, eager, &device);
+
+        let kernel = causal_attention(q.clone(), k.clone(), v.clone(), &mask(false));
+        let composed = causal_attention(q, k, v, &mask(true));
+
+        for (row, first) in [(0, 0), (1, 2)] {
+            let valid = |t: Tensor<4>| t.slice([row..row + 1, 0..4, first..5, 0..6]).into_data();
+            valid(kernel.clone())
+                .assert_approx_eq::<f32>(&valid(composed.clone()), Tolerance::absolute(1e-6));
+        }
+    }
+
+    #[test]
+    fn packed_segments_attend_as_if_they_were_alone() {
+        let device = Device::flex();
+        let ([q, k, v], _) = inputs();
+        let whole = |eager| {
+            let mask = CausalMask::new(&[1, 1, 2, 2, 2, 1, 1, 1, 1, 0], [2, 5], 5, eager, &device);
+            causal_attention(q.clone(), k.clone(), v.clone(), &mask)
+        };
+        let part = |x: &Tensor<4>, row: usize, at: std::ops::Range<usize>| {
+            x.clone().narrow(0, row, 1).narrow(2, at.start, at.len())
+        };
+
+        for (row, at) in [(0, 0..2), (0, 2..5), (1, 0..4)] {
+            let segment = CausalMask::new(&vec![1; at.len()], [1, at.len()], at.len(), false, &device);
+            let [q, k, v] = [&q, &k, &v].map(|x| part(x, row, at.clone()));
+            let alone = causal_attention(q, k, v, &segment).into_data();
+            for eager in [false, true] {
+                let packed = part(&whole(eager), row, at.clone()).into_data();
+                packed.assert_approx_eq::<f32>(&alone, Tolerance::absolute(1e-6));
+            }
+        }
+    }
+
+    #[test]
+    fn one_query_at_a_time_equals_the_whole_sequence() {
+        let device = Device::flex();
+        let ([q, k, v], segments) = inputs();
+        let whole = causal_attention(
+            q.clone(),
+            k.clone(),
+            v.clone(),
+            &CausalMask::new(&segments, [2, 5], 5, false, &device),
+        );
+
+        for at in 2..5 {
+            let seen: Vec<u32> = segments.chunks(5).flat_map(|row| row[..=at].to_vec()).collect();
+            let mask = CausalMask::new(&seen, [2, at + 1], 1, false, &device);
+            let step = causal_attention(
+                q.clone().narrow(2, at, 1),
+                k.clone().narrow(2, 0, at + 1),
+                v.clone().narrow(2, 0, at + 1),
+                &mask,
+            );
+
+            let expected = whole.clone().narrow(2, at, 1).into_data();
+            step.into_data().assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-6));
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Bytes of the tensors that autodiff saves for the backward pass of one operation.
+//!
+//! A product saves its factors, each only if the other one is trainable or depends on something that is; sums save nothing.
+//! Norms, softmax, router and loss compute in f32 whatever the dtype of the weights.
+
+use crate::cost_model::F32_BYTES;
+use crate::tuning::TuningMode;
+
+/// Bytes saved per token or patch, or per attention score, by the operations that blocks consist of.
+#[derive(Clone, Copy)]
+pub(crate) struct SavedTensors {
+    /// Bytes per element of activations.
+    pub(crate) dtype_bytes: u64,
+    /// Whether the weights are trainable, so that their factors are saved too. With LoRA only the adapters' are.
+    pub(crate) trainable: bool,
+    /// LoRA rank, 0 without.
+    rank: u64,
+}
+
+impl SavedTensors {
+    pub(crate) fn new(dtype_bytes: u64, tuning: TuningMode) -> Self {
+        Self { dtype_bytes, trainable: tuning == TuningMode::Full, rank: tuning.rank() }
+    }
+
+    /// A tensor of `width` in the dtype of the model.
+    pub(crate) fn tensor(self, width: u64) -> u64 {
+        width * self.dtype_bytes
+    }
+
+    /// A tensor that only the gradient of a weight needs.
+    pub(crate) fn weight_factor(self, width: u64) -> u64 {
+        if self.trainable { self.tensor(width) } else { 0 }
+    }
+
+    /// RMSNorm: its input in f32, and the normalized values that the weight is multiplied with.
+    pub(crate) fn rms_norm(self, width: u64) -> u64 {
+        F32_BYTES * width + self.weight_factor(width)
+    }
+
+    /// LayerNorm, whose normalized values are in f32 as well.
+    pub(crate) fn layer_norm(self, width: u64) -> u64 {
+        width * if self.trainable { 2 * F32_BYTES } else { F32_BYTES }
+    }
+
+    /// Pre-norm of a branch: the RMSNorm, and its output as input of the linear layers that follow.
+    pub(crate) fn pre_norm(self, width: u64) -> u64 {
+        self.rms_norm(width) + self.tensor(width)
+    }
+
+    /// SwiGLU between its linear layers: gate, its sigmoid, SiLU, up, and their product as input of `down_proj`.
+    pub(crate) fn swiglu(self, intermediate_size: u64) -> u64 {
+        self.tensor(5 * intermediate_size)
+    }
+
+    /// Outputs of `lora_A`, which `lora_B` is multiplied with, of `layers` linear layers.
+    pub(crate) fn lora(self, layers: u64) -> u64 {
+        self.tensor(layers * self.rank)
+    }
+
+    /// Softmax over `scores` attention scores: before and after the exponential in f32, and the probabilities.
+    pub(crate) fn attention_scores(self, scores: u64) -> u64 {
+        scores * (2 * F32_BYTES + self.dtype_bytes)
+    }
+}
