@@ -125,6 +125,8 @@ class Run:
         )
         result.gpu = self.watch.end()
         classify(ended, result)
+        if result.status == state.FAILED and part.unavailable_if in result.reason:
+            result.status = state.UNAVAILABLE
         say(f"{part.name}: {result.status} after {result.seconds:.1f} s" + (f": {result.reason}" if result.reason else ""))
         self.store.save(result, log_of(result, ended))
 

@@ -140,7 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--glm4v", required=True)
     parser.add_argument("--backend", default="cpu")
-    parser.add_argument("--dtypes", nargs="+", default=["f32", "bf16"])
+    parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["f32", "bf16"], help="f32,bf16")
     parser.add_argument("--limit", type=float, default=60, help="seconds of one run")
     args = parser.parse_args()
     good = True
