@@ -21,6 +21,15 @@ ROOT = HERE.parent
 UNAVAILABLE = 77
 
 
+# Seconds that `run.py` gives a part, for scripts which start several processes.
+LIMIT = "HARDWARE_LIMIT"
+
+
+def limit_of_a_run() -> float:
+    """Seconds of one process of a part: half of the part's, so that one which hangs leaves the others time."""
+    return float(os.environ.get(LIMIT, "600")) / 2
+
+
 @dataclass(frozen=True)
 class Part:
     """One measurement or test, run by itself."""

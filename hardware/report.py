@@ -12,7 +12,7 @@ from parts import Part
 from state import Result
 
 # Characters of a cell, and rows of a table: a report is read by people, everything is in the JSON files.
-CELL = 120
+CELL = 160
 REASON = 600
 ROWS = 60
 
