@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use glm4v_model::{DeviceSpec, Precision, is_cpu};
+use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use crate::error::MeasureError;
@@ -69,11 +70,12 @@ fn rate(seconds: &Samples, amount: f64) -> Samples {
 
 /// All threads copy, each its own part: operations of the backend may use one thread alone, and are no limit.
 fn copy_on_host(bytes: usize, stopwatch: &Stopwatch) -> Result<Samples, MeasureError> {
-    let (from, mut to) = (vec![1u64; bytes / 8], vec![0u64; bytes / 8]);
-    let part = from.len().div_ceil(4 * rayon::current_num_threads());
+    let block = || MmapMut::map_anon(bytes).map_err(|source| MeasureError::NoMemory { bytes, source });
+    let (mut from, mut to) = (block()?, block()?);
+    from.fill(1); // pages that were never written may all be the same one
+    let part = bytes.div_ceil(4 * rayon::current_num_threads());
     let measured = stopwatch.measure(|| {
         to.par_chunks_mut(part).zip(from.par_chunks(part)).for_each(|(to, from)| to.copy_from_slice(from));
-        std::hint::black_box(&mut to);
         Ok(())
     })?;
     Ok(measured.seconds)

@@ -13,7 +13,7 @@ pub enum MeasureError {
     /// The workload takes more memory than there is.
     #[error(
         "{workload}: needs about {} GB ({} GB of weights, {} GB of optimizer state and gradients, {} GB of the rest), and {place} has \
-         {} GB free; needed: a smaller model, batch, image or length, or 16-bit weights",
+         {} GB free",
         gigabytes(needed.total()), gigabytes(needed.weights), gigabytes(needed.optimizer + needed.gradients),
         gigabytes(needed.kv_cache + needed.saved_activations + needed.workspace), gigabytes(*free)
     )]
@@ -36,6 +36,14 @@ pub enum MeasureError {
         tokens: usize,
         /// Positions of the model.
         longest: usize,
+    },
+    /// The system gives no memory.
+    #[error("no memory for a block of {bytes} bytes to copy")]
+    NoMemory {
+        /// Bytes of the block.
+        bytes: usize,
+        /// Error of the system.
+        source: std::io::Error,
     },
     /// Nothing is left to train.
     #[error("training: every part of the network is frozen; needed: one that is trained")]

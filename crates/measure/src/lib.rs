@@ -1,5 +1,4 @@
-#![cfg_attr(doctest, doc = include_str!("../README.md"))]
-//! Speed and memory of a model on a device, beside what the device can do.
+#![doc = include_str!("../README.md")]
 //!
 //! # Where to start
 //!

@@ -99,8 +99,8 @@ fn workloads(report: &Report) -> anyhow::Result<()> {
     };
     print_line(&format!(
         "{} rounds after {} to warm up (decode: a token a round); CPU: seconds of all threads; of ceiling: time of the least \
-         work (matrix products, or each weight read once) at the rates above, over the median; {launches}; peak memory of \
-         the process{}{}",
+         work (matrix products, or each weight read once) at the rates above, over the median, and more than 100 % where weights stay in caches; {launches}; peak memory of the \
+         process{}{}",
         report.entries.iter().map(|entry| entry.measured.seconds.all().len()).min().unwrap_or(0),
         report.entries.first().map_or(0, |entry| entry.measured.warmup),
         if since_start(report) { " since its start" } else { " during the workload" },
