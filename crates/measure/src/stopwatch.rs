@@ -6,7 +6,8 @@ use burn::tensor::Device;
 use glm4v_model::ComputeError;
 
 use crate::error::MeasureError;
-use crate::kernels::{self, KernelTime};
+use crate::kernel_time::KernelTime;
+use crate::kernels;
 use crate::peak_memory::{PeakMemory, PeakMeter};
 use crate::samples::Samples;
 

@@ -6,8 +6,7 @@
 use glm4v_model::ModelPart;
 
 use crate::cost_model::F32_BYTES;
-use crate::tuning::TuningMode;
-use crate::work::AdapterPlace;
+use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Bytes saved per token or patch, or per attention score, by the operations that blocks consist of.
 #[derive(Clone, Copy)]

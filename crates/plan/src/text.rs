@@ -8,8 +8,7 @@ use glm4v_model::{ModelPart, MoeConfig, TextConfig};
 
 use crate::cost_model::{CostModel, F32_BYTES};
 use crate::saved::SavedTensors;
-use crate::tuning::TuningMode;
-use crate::work::AdapterPlace;
+use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Linear layers of the attention: `q_proj`, `k_proj`, `v_proj`, `o_proj`.
 const ATTENTION_LINEARS: u64 = 4;

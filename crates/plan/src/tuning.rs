@@ -2,8 +2,6 @@
 
 use glm4v_model::{Glm4v, ModelPart, ParamCounts, ParamName};
 
-use crate::work::AdapterPlace;
-
 /// Full fine-tuning, some parts frozen, or LoRA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TuningMode {
@@ -25,6 +23,16 @@ pub enum TuningMode {
         /// Elements of the largest adapter matrix.
         largest_matrix: u64,
     },
+}
+
+/// Groups of linear layers that adapters are put on together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AdapterPlace {
+    /// No linear layer: convolutions, the router; and the head.
+    Never,
+    Vision,
+    TextAttention,
+    TextFeedForward,
 }
 
 /// Parts of the network that are not trained.

@@ -7,8 +7,7 @@ use glm4v_model::{ModelPart, VisionConfig};
 
 use crate::cost_model::{CostModel, F32_BYTES};
 use crate::saved::SavedTensors;
-use crate::tuning::TuningMode;
-use crate::work::AdapterPlace;
+use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Linear layers of a block: `qkv`, `proj`, `gate_proj`, `up_proj`, `down_proj`.
 const BLOCK_LINEARS: u64 = 5;

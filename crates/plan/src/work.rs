@@ -13,7 +13,7 @@
 use glm4v_model::{ModelPart, MoeConfig, TextConfig, VisionConfig};
 
 use crate::cost_model::{CostModel, F32_BYTES};
-use crate::tuning::TuningMode;
+use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Least work of one pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,16 +58,6 @@ pub(crate) struct Tracking {
     tracked: bool,
     /// The same for the input of the last linear layer.
     input_tracked: bool,
-}
-
-/// Groups of linear layers that adapters are put on together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AdapterPlace {
-    /// No linear layer: convolutions, the router; and the head.
-    Never,
-    Vision,
-    TextAttention,
-    TextFeedForward,
 }
 
 impl From<Linear> for Operation {
