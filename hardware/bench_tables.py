@@ -52,8 +52,13 @@ def rounded(value: Optional[float]) -> str:
 
 def headline(values: Iterable[Mapping[str, Any]]) -> str:
     """The rates, in a few words."""
-    entries = [entry for entry in workloads(values) if entry.get("rate")]
-    return "; ".join(f"{entry['workload']} {rounded(entry['rate']['value'])} {entry['rate']['unit']}" for entry in entries)
+    return "; ".join(f"{entry['workload']} {speed(entry)}" for entry in workloads(values) if entry.get("seconds"))
+
+
+def speed(entry: Mapping[str, Any]) -> str:
+    """The rate, or the time where no rate is given."""
+    rate = entry.get("rate")
+    return f"{rounded(rate['value'])} {rate['unit']}" if rate else f"{rounded(entry['seconds']['median'] * 1e3)} ms"
 
 
 def shape(entry: Mapping[str, Any]) -> str:
