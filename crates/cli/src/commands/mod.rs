@@ -9,6 +9,7 @@ mod info;
 mod init;
 mod inputs;
 mod merge;
+mod selftest;
 mod trace;
 mod train;
 
@@ -20,6 +21,7 @@ pub(crate) use help::{completions, man};
 pub(crate) use info::info;
 pub(crate) use init::init;
 pub(crate) use merge::merge;
+pub(crate) use selftest::selftest;
 pub(crate) use trace::trace;
 pub(crate) use train::train;
 
