@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use glm4v_model::{DeviceSpec, Precision};
+use glm4v_model::{Backend, DeviceSpec, Precision};
 
 use crate::comparison::Comparison;
 use crate::error::CheckError;
@@ -64,6 +64,29 @@ impl SelfTest {
         Ok(Self { device_spec, precision, families: Family::all()? })
     }
 
+    /// What the device of a backend calls itself.
+    ///
+    /// It is opened for that, and a driver that fails then has no name: the parts will tell why.
+    pub fn device_name(backend: Backend) -> String {
+        let is_asked = |name: Backend| match (name, backend) {
+            (Backend::Wgpu(index), Backend::Wgpu(asked)) | (Backend::Cuda(index), Backend::Cuda(asked)) => {
+                index == Some(asked.unwrap_or(0))
+            }
+            (name, asked) => name == asked,
+        };
+        if backend == Backend::Cpu {
+            return "processor".to_owned(); // no need to look for GPUs
+        }
+        let found =
+            PanicGuard::new().run(|| Backend::available().into_iter().find(|(name, _)| is_asked(*name)));
+        found.ok().flatten().map_or_else(|| "a device without a name".to_owned(), |(_, name)| name)
+    }
+
+    /// The type of weights and activations.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Runs parts in order, and hands out a report after each; returns whether all were right.
     ///
     /// A part that panics, here or on a worker thread, is reported as failed, and the next one runs. The panic hook of the process is
@@ -107,8 +130,6 @@ fn report(
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use glm4v_model::Backend;
-
     use super::*;
 
     /// The test of the CPU.

@@ -21,7 +21,7 @@ pub(crate) use help::{completions, man};
 pub(crate) use info::info;
 pub(crate) use init::init;
 pub(crate) use merge::merge;
-pub(crate) use selftest::selftest;
+pub(crate) use selftest::{SelftestFailed, selftest};
 pub(crate) use trace::trace;
 pub(crate) use train::train;
 

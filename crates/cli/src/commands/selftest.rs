@@ -23,6 +23,10 @@ pub(crate) struct SelftestFailed {
     pub(crate) failed: Vec<Part>,
     /// Number of parts that ran.
     pub(crate) total: usize,
+    /// Whether the processor computed.
+    pub(crate) on_cpu: bool,
+    /// Whether it was in 16 bits.
+    pub(crate) narrow: bool,
 }
 
 fn names(parts: &[Part]) -> String {
@@ -33,61 +37,55 @@ pub(crate) fn selftest(args: &Selftest, global: &Global) -> Result<()> {
     let (device_spec, precision) = device::open(global)?;
     let test = SelfTest::new(device_spec, precision)?;
     let parts = if args.parts.is_empty() { Part::ALL.to_vec() } else { args.parts.clone() };
-    print_line(&if args.json { header(global, precision).to_string() } else { title(global, precision) })?;
+    let backend = global.backend.resolve();
+    print_line(&if args.json { header(&test, backend).to_string() } else { title(&test, backend) })?;
     let (mut failed, mut printed) = (Vec::new(), Ok(()));
     test.run(&parts, |report| {
         if !report.ok() {
             failed.push(report.part);
         }
         let lines = if args.json { objects(report) } else { rows(report) };
-        let print = || lines.iter().try_for_each(|line| print_line(line));
-        printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print());
+        if printed.is_ok() {
+            printed = lines.iter().try_for_each(|line| print_line(line));
+        }
     });
     printed?;
-    finish(failed, parts.len(), args.json)
+    let result = SelftestFailed {
+        failed,
+        total: parts.len(),
+        on_cpu: backend == Backend::Cpu,
+        narrow: precision != Precision::F32,
+    };
+    finish(result, args.json)
 }
 
-/// The result; an error if a part failed.
-fn finish(failed: Vec<Part>, total: usize, json: bool) -> Result<()> {
-    let names: Vec<&str> = failed.iter().map(|part| part.name()).collect();
+/// Prints the result; it is an error if a part failed.
+fn finish(result: SelftestFailed, json: bool) -> Result<()> {
+    let (ok, total) = (result.failed.is_empty(), result.total);
     if json {
-        print_line(&json!({"ok": failed.is_empty(), "parts": total, "failed": names}).to_string())?;
-    } else if failed.is_empty() {
+        let failed: Vec<&str> = result.failed.iter().map(|part| part.name()).collect();
+        print_line(&json!({"ok": ok, "parts": total, "failed": failed}).to_string())?;
+    } else if ok {
         print_line(&format!("\nall {total} parts ok"))?;
     }
-    if failed.is_empty() { Ok(()) } else { Err(SelftestFailed { failed, total }.into()) }
+    if ok { Ok(()) } else { Err(result.into()) }
 }
 
 /// The machine and the build.
-fn header(global: &Global, precision: Precision) -> Value {
-    let backend = global.backend.resolve();
+fn header(test: &SelfTest, backend: Backend) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "backend": backend.to_string(),
-        "device": device_name(backend),
-        "dtype": precision.to_string(),
+        "device": SelfTest::device_name(backend),
+        "dtype": test.precision().to_string(),
     })
 }
 
-fn title(global: &Global, precision: Precision) -> String {
-    let backend = global.backend.resolve();
-    let head = format!(
-        "glm4v {}, backend {backend} ({}), dtype {precision}\n",
-        env!("CARGO_PKG_VERSION"),
-        device_name(backend)
-    );
-    format!("{head}\n{}", line("part", "quantity", ["deviation", "tolerance"], "seconds", ""))
-}
-
-/// What the backend's device calls itself.
-fn device_name(backend: Backend) -> String {
-    let of_backend = |name: Backend| match (name, backend) {
-        (Backend::Wgpu(Some(index)), Backend::Wgpu(wanted))
-        | (Backend::Cuda(Some(index)), Backend::Cuda(wanted)) => index == wanted.unwrap_or(0),
-        (name, backend) => name == backend,
-    };
-    let found = Backend::available().into_iter().find(|(name, _)| of_backend(*name));
-    found.map_or_else(|| "unknown device".to_owned(), |(_, name)| name)
+fn title(test: &SelfTest, backend: Backend) -> String {
+    let (version, device, dtype) =
+        (env!("CARGO_PKG_VERSION"), SelfTest::device_name(backend), test.precision());
+    let columns = line("part", "quantity", ["deviation", "tolerance"], "seconds", "");
+    format!("glm4v {version}, backend {backend} ({device}), dtype {dtype}\n\n{columns}")
 }
 
 fn line(part: &str, quantity: &str, numbers: [&str; 2], seconds: &str, ok: &str) -> String {
@@ -182,11 +180,20 @@ mod tests {
     }
 
     #[test]
-    fn failed_parts_are_an_error_with_their_names() {
-        assert!(finish(Vec::new(), 8, true).is_ok());
+    fn failed_parts_are_an_error_with_their_names_and_a_remedy() {
+        let result = |failed: &[Part]| SelftestFailed {
+            failed: failed.to_vec(),
+            total: 8,
+            on_cpu: false,
+            narrow: true,
+        };
+        assert!(finish(result(&[]), true).is_ok());
 
-        let error = finish(vec![Part::Forward, Part::Lora], 8, false).unwrap_err().to_string();
+        let error = finish(result(&[Part::Forward, Part::Lora]), false).unwrap_err();
 
-        assert!(error.starts_with("2 of 8 parts failed: forward, lora; "), "{error}");
+        let line = crate::remedy::line(&error, "selftest");
+        assert!(line.starts_with("2 of 8 parts failed: forward, lora; "), "{line}");
+        assert!(line.contains("; run the first one alone with --part forward, and see whether"), "{line}");
+        assert!(line.contains("--backend cpu or --dtype f32"), "{line}");
     }
 }
