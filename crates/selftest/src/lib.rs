@@ -12,6 +12,7 @@ mod guard;
 mod part;
 mod parts;
 mod self_test;
+mod setup;
 mod tolerance;
 mod values;
 

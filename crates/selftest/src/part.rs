@@ -11,6 +11,8 @@ pub enum Part {
     Products,
     /// Fused and eager attention against sums in f64.
     Attention,
+    /// Norms, feed-forwards, attention and loss with their gradients, against the same composed of plain operations.
+    Operations,
     /// Norms, router and loss, and where they round.
     Rounding,
     /// Logits and activations of every family, images and video.
@@ -27,9 +29,10 @@ pub enum Part {
 
 impl Part {
     /// All parts, single operations first: a wrong one explains what follows.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Products,
         Self::Attention,
+        Self::Operations,
         Self::Rounding,
         Self::Forward,
         Self::Generation,
@@ -43,6 +46,7 @@ impl Part {
         match self {
             Self::Products => "products",
             Self::Attention => "attention",
+            Self::Operations => "operations",
             Self::Rounding => "rounding",
             Self::Forward => "forward",
             Self::Generation => "generation",

@@ -6,17 +6,15 @@ use glm4v_model::{Backend, DeviceSpec, Precision};
 
 use crate::comparison::Comparison;
 use crate::error::CheckError;
-use crate::family::Family;
 use crate::guard::PanicGuard;
 use crate::part::Part;
 use crate::parts;
+use crate::setup::Setup;
 
 /// The test of a device and a type.
 #[derive(Debug)]
 pub struct SelfTest {
-    pub(crate) device_spec: DeviceSpec,
-    pub(crate) precision: Precision,
-    pub(crate) families: Vec<Family>,
+    setup: Setup,
 }
 
 /// Why a part has no result.
@@ -61,7 +59,7 @@ impl SelfTest {
     ///
     /// When a network of this crate is refused, which is a bug of this build.
     pub fn new(device_spec: DeviceSpec, precision: Precision) -> Result<Self, CheckError> {
-        Ok(Self { device_spec, precision, families: Family::all()? })
+        Ok(Self { setup: Setup::new(device_spec, precision)? })
     }
 
     /// What the device of a backend calls itself.
@@ -84,7 +82,7 @@ impl SelfTest {
 
     /// The type of weights and activations.
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.setup.precision
     }
 
     /// Runs parts in order, and hands out a report after each; returns whether all were right.
@@ -92,7 +90,7 @@ impl SelfTest {
     /// A part that panics, here or on a worker thread, is reported as failed, and the next one runs. The panic hook of the process is
     /// replaced for as long as this takes.
     pub fn run(&self, parts: &[Part], on_report: impl FnMut(&PartReport)) -> bool {
-        run_with(parts, |part| parts::run(part, self), on_report)
+        run_with(parts, |part| parts::run(part, &self.setup), on_report)
     }
 }
 
@@ -129,16 +127,13 @@ fn report(
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// The test of the CPU.
-    pub(crate) fn on_cpu(precision: Precision) -> SelfTest {
-        SelfTest::new(DeviceSpec::unbounded(&Backend::Cpu.open().unwrap()), precision).unwrap()
-    }
+    use crate::setup::tests::on_cpu;
 
     /// The rows that are not right, of all parts.
-    fn wrong(test: &SelfTest) -> Vec<String> {
+    fn wrong(setup: Setup) -> Vec<String> {
+        let test = SelfTest { setup };
         let mut wrong = Vec::new();
         test.run(&Part::ALL, |report| {
             wrong.extend(report.failure.iter().map(|failure| format!("{}: {failure}", report.part)));
@@ -152,7 +147,7 @@ pub(crate) mod tests {
     #[test]
     fn the_cpu_computes_what_transformers_computes_in_every_type() {
         for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
-            assert_eq!(wrong(&on_cpu(precision)), Vec::<String>::new(), "{precision}");
+            assert_eq!(wrong(on_cpu(precision)), Vec::<String>::new(), "{precision}");
         }
     }
 
@@ -172,10 +167,10 @@ pub(crate) mod tests {
                 "lora_gradients",
                 "lora_training",
             ] {
-                let mut test = on_cpu(Precision::F32);
+                let mut setup = on_cpu(Precision::F32);
                 let name = family.names(part).last().map(|name| format!("{part}.{name}")).unwrap();
-                test.families[index].expected.get_mut(&name).unwrap()[0] += 1.0;
-                assert_eq!(wrong(&test).len(), 1, "{name}");
+                setup.families[index].expected.get_mut(&name).unwrap()[0] += 1.0;
+                assert_eq!(wrong(setup).len(), 1, "{name}");
             }
         }
     }

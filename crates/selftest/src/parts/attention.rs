@@ -9,7 +9,7 @@ use super::read;
 use crate::comparison::{Comparison, Deviation, relative_l2};
 use crate::error::CheckError;
 use crate::exact::Attention;
-use crate::self_test::SelfTest;
+use crate::setup::Setup;
 use crate::tolerance::{ACTIVATIONS, tolerance};
 use crate::values::values;
 
@@ -41,7 +41,7 @@ enum Mask {
     Packed,
 }
 
-pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
+pub(super) fn run(setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
     let mut rows = Vec::new();
     for eager in [false, true] {
         let kind = if eager { "eager" } else { "fused" };
@@ -50,7 +50,7 @@ pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
                 .into_iter()
                 // A packed row is a whole one: generation refuses it.
                 .filter(|sizes| sizes[2] == sizes[3] || !matches!(mask, Mask::Packed))
-                .map(|sizes| causal(test, sizes, mask, eager));
+                .map(|sizes| causal(setup, sizes, mask, eager));
             let name = match mask {
                 Mask::None => format!("{kind}, causal"),
                 Mask::LeftPadded => format!("{kind}, causal, left padding"),
@@ -58,14 +58,14 @@ pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
             };
             rows.push(Comparison::worst(name, deviations.collect::<Result<Vec<_>, CheckError>>()?));
         }
-        let deviations = BIDIRECTIONAL.into_iter().map(|sizes| bidirectional(test, sizes, eager));
+        let deviations = BIDIRECTIONAL.into_iter().map(|sizes| bidirectional(setup, sizes, eager));
         let deviations = deviations.collect::<Result<Vec<_>, CheckError>>()?;
         rows.push(Comparison::worst(format!("{kind}, bidirectional"), deviations));
     }
     Ok(rows)
 }
 
-fn causal(test: &SelfTest, sizes: Sizes, mask: Mask, eager: bool) -> Result<Deviation, CheckError> {
+fn causal(setup: &Setup, sizes: Sizes, mask: Mask, eager: bool) -> Result<Deviation, CheckError> {
     let [_, _, queries, keys, _] = sizes;
     let row = |row: usize| {
         (0..keys).map(move |key| match mask {
@@ -76,17 +76,17 @@ fn causal(test: &SelfTest, sizes: Sizes, mask: Mask, eager: bool) -> Result<Devi
     };
     let segments: Vec<u32> = (0..2).flat_map(row).collect();
     let attention = attention_of(sizes, true, segments);
-    let device = test.device_spec.device.clone();
+    let device = setup.device_spec.device.clone();
     let mask = CausalMask::new(&attention.segments, [2, keys], queries, eager, &device);
-    compare(test, &attention, &device, |q, k, v| causal_attention(q, k, v, &mask))
+    compare(setup, &attention, &device, |q, k, v| causal_attention(q, k, v, &mask))
 }
 
-fn bidirectional(test: &SelfTest, sizes: Sizes, eager: bool) -> Result<Deviation, CheckError> {
+fn bidirectional(setup: &Setup, sizes: Sizes, eager: bool) -> Result<Deviation, CheckError> {
     let attention = attention_of(sizes, false, vec![1; 2 * sizes[3]]);
     // Where gradients are tracked it is eager.
-    let device = test.device_spec.device.clone();
+    let device = setup.device_spec.device.clone();
     let device = if eager { device.autodiff() } else { device };
-    compare(test, &attention, &device, |q, k, v| {
+    compare(setup, &attention, &device, |q, k, v| {
         let output = bidirectional_attention(q, k, v);
         if eager { output.inner() } else { output }
     })
@@ -101,7 +101,7 @@ fn attention_of(
 }
 
 fn compare(
-    test: &SelfTest,
+    setup: &Setup,
     attention: &Attention,
     device: &Device,
     forward: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>,
@@ -116,33 +116,33 @@ fn compare(
         .map(|(name, at)| values(name, 0, shapes[at].iter().product(), 0.0, 1.0));
     let [q, k, v] = [0, 1, 2].map(|at| {
         let data = TensorData::new(inputs[at].clone(), shapes[at]);
-        Tensor::<4>::from_data(data, (device, DType::F32)).cast(test.precision.dtype())
+        Tensor::<4>::from_data(data, (device, DType::F32)).cast(setup.precision.dtype())
     });
     let output = read(forward(q, k, v))?;
 
     let inputs = [0, 1, 2].map(|at| inputs[at].as_slice());
     let (places, exact): (Vec<usize>, Vec<f64>) =
         attention.output(inputs, EVERY, Precision::F32).into_iter().unzip();
-    let rounded = attention.output(inputs, EVERY, test.precision);
+    let rounded = attention.output(inputs, EVERY, setup.precision);
     let rounded: Vec<f64> = rounded.into_iter().map(|(_, value)| value).collect();
     let found: Vec<f32> = places.iter().map(|at| output.get(*at).copied().unwrap_or(f32::NAN)).collect();
     Ok(Deviation {
         tensor: format!("{queries} x {keys}, {heads} heads of {head_dim}"),
         deviation: relative_l2(&found, &exact),
-        tolerance: tolerance(test.precision, ACTIVATIONS, relative_l2(&rounded, &exact)),
+        tolerance: tolerance(setup.precision, ACTIVATIONS, relative_l2(&rounded, &exact)),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::self_test::tests::on_cpu;
+    use crate::setup::tests::on_cpu;
 
     fn right(precision: Precision, forward: impl Fn(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>) -> bool {
-        let test = on_cpu(precision);
+        let setup = on_cpu(precision);
         let sizes = [2, 2, 144, 144, 128];
         let attention = attention_of(sizes, false, vec![1; 2 * 144]);
-        let deviation = compare(&test, &attention, &test.device_spec.device, forward).unwrap();
+        let deviation = compare(&setup, &attention, &setup.device_spec.device, forward).unwrap();
         Comparison::worst(String::new(), [deviation]).ok()
     }
 

@@ -7,51 +7,50 @@ use super::{at_tokens, read, to_f32};
 use crate::comparison::{Comparison, Deviation};
 use crate::error::CheckError;
 use crate::family::Family;
-use crate::self_test::SelfTest;
+use crate::setup::Setup;
 
-pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
+pub(super) fn run(setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
     let mut rows = Vec::new();
-    for family in &test.families {
-        let model = family.model(&test.device_spec, test.precision)?;
-        rows.extend(compare(test, family, &model)?);
+    for family in &setup.families {
+        let model = family.model(&setup.device_spec, setup.precision)?;
+        rows.extend(compare(setup, family, &model)?);
     }
     Ok(rows)
 }
 
 /// The rows of one family.
-pub(super) fn compare(
-    test: &SelfTest,
-    family: &Family,
-    model: &Glm4v,
-) -> Result<Vec<Comparison>, CheckError> {
+pub(super) fn compare(setup: &Setup, family: &Family, model: &Glm4v) -> Result<Vec<Comparison>, CheckError> {
     let (images, video) = (family.batch(PaddingSide::Left), family.video());
     Ok(vec![
         Comparison::worst(
             format!("{} logits", family.name),
-            [logits(test, family, "forward", model, &images)?],
+            [logits(setup, family, "forward", model, &images)?],
         ),
-        Comparison::worst(format!("{} activations", family.name), activations(test, family, model, &images)?),
+        Comparison::worst(
+            format!("{} activations", family.name),
+            activations(setup, family, model, &images)?,
+        ),
         Comparison::worst(
             format!("{} logits, video", family.name),
-            [logits(test, family, "video", model, &video)?],
+            [logits(setup, family, "video", model, &video)?],
         ),
     ])
 }
 
 /// The logits of a batch at its tokens.
 pub(super) fn logits(
-    test: &SelfTest,
+    setup: &Setup,
     family: &Family,
     part: &str,
     model: &impl CausalLm,
     batch: &Batch,
 ) -> Result<Deviation, CheckError> {
     let logits = at_tokens(&read(model.forward(batch)?)?, &batch.attention_mask());
-    Ok(family.deviation(part, "logits", &logits, test.precision))
+    Ok(family.deviation(part, "logits", &logits, setup.precision))
 }
 
 fn activations(
-    test: &SelfTest,
+    setup: &Setup,
     family: &Family,
     model: &Glm4v,
     batch: &Batch,
@@ -67,7 +66,7 @@ fn activations(
         if name.starts_with("text.") { at_tokens(&values, &mask) } else { values }
     };
     let names = family.names("forward").filter(|name| *name != "logits");
-    Ok(names.map(|name| family.deviation("forward", name, &found(name), test.precision)).collect())
+    Ok(names.map(|name| family.deviation("forward", name, &found(name), setup.precision)).collect())
 }
 
 #[cfg(test)]
@@ -77,7 +76,7 @@ mod tests {
     use glm4v_model::{NamedMapper, Precision, map_named};
 
     use super::*;
-    use crate::self_test::tests::on_cpu;
+    use crate::setup::tests::on_cpu;
 
     /// Replaces one parameter.
     struct Mutation<'a>(&'a str, fn(f32) -> f32, bool);
@@ -94,12 +93,12 @@ mod tests {
     }
 
     fn right(precision: Precision, name: &str, mutation: fn(f32) -> f32) -> bool {
-        let test = on_cpu(precision);
-        let family = &test.families[0];
+        let setup = on_cpu(precision);
+        let family = &setup.families[0];
         let mut mutation = Mutation(name, mutation, false);
-        let model = map_named(family.model(&test.device_spec, precision).unwrap(), &mut mutation);
+        let model = map_named(family.model(&setup.device_spec, precision).unwrap(), &mut mutation);
         assert!(mutation.2, "{name}");
-        compare(&test, family, &model).unwrap().iter().all(Comparison::ok)
+        compare(&setup, family, &model).unwrap().iter().all(Comparison::ok)
     }
 
     #[test]

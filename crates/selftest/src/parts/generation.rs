@@ -11,24 +11,20 @@ use super::read;
 use crate::comparison::{Comparison, Deviation};
 use crate::error::CheckError;
 use crate::family::Family;
-use crate::self_test::SelfTest;
+use crate::setup::Setup;
 
-pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
+pub(super) fn run(setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
     let mut rows = Vec::new();
-    for family in &test.families {
-        let model = family.model(&test.device_spec, test.precision)?;
-        rows.extend(compare(test, family, &model)?);
+    for family in &setup.families {
+        let model = family.model(&setup.device_spec, setup.precision)?;
+        rows.extend(compare(setup, family, &model)?);
     }
     Ok(rows)
 }
 
 /// The rows of one family.
-pub(super) fn compare(
-    test: &SelfTest,
-    family: &Family,
-    model: &Glm4v,
-) -> Result<Vec<Comparison>, CheckError> {
-    let logits = family.deviation("generation", "logits", &decoded(family, model)?, test.precision);
+pub(super) fn compare(setup: &Setup, family: &Family, model: &Glm4v) -> Result<Vec<Comparison>, CheckError> {
+    let logits = family.deviation("generation", "logits", &decoded(family, model)?, setup.precision);
     let batch = family.batch(PaddingSide::Left);
     let settings = GenerationConfig {
         eos_token_ids: Vec::new(), // the reference goes on, too

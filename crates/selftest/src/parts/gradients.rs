@@ -8,20 +8,20 @@ use super::read;
 use crate::comparison::{Comparison, Deviation};
 use crate::error::CheckError;
 use crate::family::Family;
-use crate::self_test::SelfTest;
+use crate::setup::Setup;
 
-pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
+pub(super) fn run(setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
     let mut rows = Vec::new();
-    for family in &test.families {
-        let model = family.trainable(&test.device_spec, test.precision)?;
-        rows.extend(compare(test, family, "gradients", &model)?);
+    for family in &setup.families {
+        let model = family.trainable(&setup.device_spec, setup.precision)?;
+        rows.extend(compare(setup, family, "gradients", &model)?);
     }
     Ok(rows)
 }
 
 /// Loss and gradients of one family; the loss where the part has one.
 pub(super) fn compare(
-    test: &SelfTest,
+    setup: &Setup,
     family: &Family,
     part: &str,
     model: &Glm4v,
@@ -31,7 +31,7 @@ pub(super) fn compare(
     let mut gradients = NamedGradients::backward(model, &loss);
     let mut rows = Vec::new();
     if family.names(part).any(|name| name == "loss") {
-        let loss = family.deviation(part, "loss", &read(loss.inner())?, test.precision);
+        let loss = family.deviation(part, "loss", &read(loss.inner())?, setup.precision);
         rows.push(Comparison::worst(format!("{} loss", family.name), [loss]));
     }
     let mut deviations = Vec::new();
@@ -40,7 +40,7 @@ pub(super) fn compare(
             Some(gradient) => read(gradient)?,
             None => Vec::new(),
         };
-        deviations.push(family.deviation(part, name, &found, test.precision));
+        deviations.push(family.deviation(part, name, &found, setup.precision));
     }
     // Of a parameter that has none in the reference.
     let more = gradients.names().map(|name| Deviation {

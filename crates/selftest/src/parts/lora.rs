@@ -9,22 +9,22 @@ use super::{forward, gradients, training};
 use crate::comparison::Comparison;
 use crate::error::CheckError;
 use crate::family::Family;
-use crate::self_test::SelfTest;
+use crate::setup::Setup;
 
-pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
+pub(super) fn run(setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
     let mut rows = Vec::new();
-    for family in &test.families {
-        let model = adapted(test, family, &test.device_spec)?;
+    for family in &setup.families {
+        let model = adapted(setup, family, &setup.device_spec)?;
         let batch = family.batch(PaddingSide::Left);
-        let applied = forward::logits(test, family, "lora", &model, &batch)?;
+        let applied = forward::logits(setup, family, "lora", &model, &batch)?;
         rows.push(Comparison::worst(format!("{} logits with an adapter", family.name), [applied]));
-        let merged = forward::logits(test, family, "merged", &model.merge_adapters(), &batch)?;
+        let merged = forward::logits(setup, family, "merged", &model.merge_adapters(), &batch)?;
         rows.push(Comparison::worst(format!("{} logits, adapter merged", family.name), [merged]));
-        let model = adapted(test, family, &test.device_spec.clone().autodiff())?;
+        let model = adapted(setup, family, &setup.device_spec.clone().autodiff())?;
         let (model, _) = mark_only_adapters_as_trainable(model, &config(family));
-        rows.extend(gradients::compare(test, family, "lora_gradients", &model)?);
+        rows.extend(gradients::compare(setup, family, "lora_gradients", &model)?);
         let lr = family.meta.optimizer.lora_lr;
-        rows.push(training::compare(test, family, "lora_training", model, lr)?);
+        rows.push(training::compare(setup, family, "lora_training", model, lr)?);
     }
     Ok(rows)
 }
@@ -36,8 +36,8 @@ fn config(family: &Family) -> AdapterConfig {
 }
 
 /// The network with an adapter that changes its logits: `B` is not zero, as it is before training.
-fn adapted(test: &SelfTest, family: &Family, device_spec: &DeviceSpec) -> Result<Glm4v, CheckError> {
-    let model = family.model(device_spec, test.precision)?;
-    let (model, _) = add_adapter(model, &config(family), 0, test.precision)?;
-    Ok(family.fill(model, test.precision, |name| name.contains(".lora.")))
+fn adapted(setup: &Setup, family: &Family, device_spec: &DeviceSpec) -> Result<Glm4v, CheckError> {
+    let model = family.model(device_spec, setup.precision)?;
+    let (model, _) = add_adapter(model, &config(family), 0, setup.precision)?;
+    Ok(family.fill(model, setup.precision, |name| name.contains(".lora.")))
 }

@@ -5,6 +5,7 @@ mod forward;
 mod generation;
 mod gradients;
 mod lora;
+mod operations;
 mod products;
 mod rounding;
 mod training;
@@ -16,19 +17,20 @@ use glm4v_model::ComputeError;
 use crate::comparison::Comparison;
 use crate::error::CheckError;
 use crate::part::Part;
-use crate::self_test::SelfTest;
+use crate::setup::Setup;
 
 /// Runs a part.
-pub(crate) fn run(part: Part, test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
+pub(crate) fn run(part: Part, setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
     match part {
-        Part::Products => products::run(test),
-        Part::Attention => attention::run(test),
-        Part::Rounding => rounding::run(test),
-        Part::Forward => forward::run(test),
-        Part::Generation => generation::run(test),
-        Part::Gradients => gradients::run(test),
-        Part::Training => training::run(test),
-        Part::Lora => lora::run(test),
+        Part::Products => products::run(setup),
+        Part::Attention => attention::run(setup),
+        Part::Operations => operations::run(setup),
+        Part::Rounding => rounding::run(setup),
+        Part::Forward => forward::run(setup),
+        Part::Generation => generation::run(setup),
+        Part::Gradients => gradients::run(setup),
+        Part::Training => training::run(setup),
+        Part::Lora => lora::run(setup),
     }
 }
 

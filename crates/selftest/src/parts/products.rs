@@ -9,7 +9,7 @@ use super::read;
 use crate::comparison::{Comparison, Deviation, relative_l2};
 use crate::error::CheckError;
 use crate::exact::{dot, round};
-use crate::self_test::SelfTest;
+use crate::setup::Setup;
 use crate::tolerance::{ACTIVATIONS, tolerance};
 use crate::values::values;
 
@@ -26,26 +26,26 @@ const KINDS: [(&str, &[Product]); 3] = [
 /// Outputs that are compared, of all rows and columns in turn.
 const SAMPLES: usize = 400;
 
-pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
+pub(super) fn run(setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
     let row = |(kind, products): (&str, &[Product])| {
-        let deviations = products.iter().map(|product| deviation(test, *product));
+        let deviations = products.iter().map(|product| deviation(setup, *product));
         Ok(Comparison::worst(kind.to_owned(), deviations.collect::<Result<Vec<_>, CheckError>>()?))
     };
     KINDS.into_iter().map(row).collect()
 }
 
-fn deviation(test: &SelfTest, (rows, inputs, outputs, bias): Product) -> Result<Deviation, CheckError> {
+fn deviation(setup: &Setup, (rows, inputs, outputs, bias): Product) -> Result<Deviation, CheckError> {
     let scale = (inputs as f64).powf(-0.5);
     let x = values("x", 0, rows * inputs, 0.0, 1.0);
     let weight = values("weight", 0, outputs * inputs, 0.0, scale);
     let offset = values("bias", 0, outputs, 0.0, 0.5);
-    let layer = LinearConfig::new(inputs, outputs).with_bias(bias).init(&test.device_spec);
+    let layer = LinearConfig::new(inputs, outputs).with_bias(bias).init(&setup.device_spec);
     let mut filler =
-        Filler { values: [weight.clone(), offset.clone()], dtype: test.precision.dtype(), used: 0 };
+        Filler { values: [weight.clone(), offset.clone()], dtype: setup.precision.dtype(), used: 0 };
     let layer = layer.map(&mut filler);
     let input = TensorData::new(x.clone(), [rows, inputs]);
     let input =
-        Tensor::<2>::from_data(input, (&test.device_spec.device, DType::F32)).cast(test.precision.dtype());
+        Tensor::<2>::from_data(input, (&setup.device_spec.device, DType::F32)).cast(setup.precision.dtype());
     let found = read(layer.forward(input))?;
 
     let count = rows * outputs;
@@ -59,11 +59,11 @@ fn deviation(test: &SelfTest, (rows, inputs, outputs, bias): Product) -> Result<
         })
         .collect();
     let found: Vec<f32> = found.into_iter().step_by(step).collect();
-    let rounded: Vec<f64> = exact.iter().map(|value| round(*value, test.precision)).collect();
+    let rounded: Vec<f64> = exact.iter().map(|value| round(*value, setup.precision)).collect();
     Ok(Deviation {
         tensor: format!("{rows} x {inputs} by {outputs}"),
         deviation: relative_l2(&found, &exact),
-        tolerance: tolerance(test.precision, ACTIVATIONS, relative_l2(&rounded, &exact)),
+        tolerance: tolerance(setup.precision, ACTIVATIONS, relative_l2(&rounded, &exact)),
     })
 }
 
@@ -93,7 +93,7 @@ impl ModuleMapper for Filler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::self_test::tests::on_cpu;
+    use crate::setup::tests::on_cpu;
     use glm4v_model::Precision;
 
     #[test]

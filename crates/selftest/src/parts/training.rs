@@ -8,20 +8,20 @@ use super::read;
 use crate::comparison::Comparison;
 use crate::error::CheckError;
 use crate::family::Family;
-use crate::self_test::SelfTest;
+use crate::setup::Setup;
 
-pub(super) fn run(test: &SelfTest) -> Result<Vec<Comparison>, CheckError> {
+pub(super) fn run(setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
     let mut rows = Vec::new();
-    for family in &test.families {
-        let model = family.trainable(&test.device_spec, test.precision)?;
-        rows.push(compare(test, family, "training", model, family.meta.optimizer.full_lr)?);
+    for family in &setup.families {
+        let model = family.trainable(&setup.device_spec, setup.precision)?;
+        rows.push(compare(setup, family, "training", model, family.meta.optimizer.full_lr)?);
     }
     Ok(rows)
 }
 
 /// The losses before each step and after the last one.
 pub(super) fn compare(
-    test: &SelfTest,
+    setup: &Setup,
     family: &Family,
     part: &str,
     model: Glm4v,
@@ -39,6 +39,6 @@ pub(super) fn compare(
         losses.push(trainer.step(lr)?.loss as f32);
     }
     losses.extend(read(causal_lm_loss(trainer.model(), &batch)?.mean().inner())?);
-    let deviation = family.deviation(part, "losses", &losses, test.precision);
+    let deviation = family.deviation(part, "losses", &losses, setup.precision);
     Ok(Comparison::worst(format!("{} losses of {} steps", family.name, settings.steps), [deviation]))
 }
