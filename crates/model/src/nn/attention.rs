@@ -3,9 +3,8 @@
 //! Dimensions: `B` rows, `H` query heads, `Hk` key heads, `G = H / Hk`, `S` queries, `Sk` keys, `Dh` head dimension.
 
 use burn::prelude::*;
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, TensorData};
+use glm4v_kernels::attention;
 
 /// Bidirectional attention: every query attends to every key.
 ///
@@ -13,11 +12,7 @@ use burn::tensor::{DType, TensorData};
 ///
 /// - q, k, v, output: `[B, H, S, Dh]`
 pub fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    if q.is_autodiff() {
-        eager_attention(q, k, v, None).0
-    } else {
-        attention(q, k, v, None, None, AttentionModuleOptions::default())
-    }
+    if q.is_autodiff() { eager_attention(q, k, v, None).0 } else { attention(q, k, v, false, None) }
 }
 
 /// Which keys the queries of a sequence attend to: no later ones, no padding, none of another segment.
@@ -90,30 +85,7 @@ pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalM
     if let Some(bias) = &mask.attn_bias {
         return eager_causal_attention(q, k, v, bias).0;
     }
-    let [rows, heads, queries, head_dim] = q.dims();
-    let [_, key_heads, keys, _] = k.dims();
-    let groups = heads / key_heads;
-    let hidden = |heads: usize, queries: usize| {
-        mask.key_padding_mask.clone().map(|padding| {
-            padding
-                .unsqueeze_dims::<4>(&[1, 1]) // [B, 1, 1, Sk]
-                .expand([rows, heads, queries, keys])
-        })
-    };
-    if queries == 1 {
-        let hidden = hidden(key_heads, groups);
-        let options = AttentionModuleOptions::default();
-        return unfold_groups(attention(fold_groups(q, key_heads), k, v, hidden, None, options), heads);
-    }
-    // Folded queries would need a mask of the size of the scores; copied keys are smaller, and a flash kernel can
-    // take the causal flag.
-    let repeat = |x: Tensor<4>| {
-        x.unsqueeze_dim::<5>(2)
-            .expand([rows, key_heads, groups, keys, head_dim])
-            .reshape([rows, heads, keys, head_dim])
-    };
-    let causal = AttentionModuleOptions { is_causal: true, ..Default::default() };
-    attention(q, repeat(k), repeat(v), hidden(heads, queries), None, causal)
+    attention(q, k, v, true, mask.key_padding_mask.clone())
 }
 
 /// As [`causal_attention`], of an eager mask, with the attention weights.
