@@ -25,11 +25,13 @@ pub enum Part {
     Training,
     /// Application, gradients, training and merge of an adapter.
     Lora,
+    /// A computation captured as one launch against the same launch by launch.
+    Capture,
 }
 
 impl Part {
-    /// All parts, single operations first: a wrong one explains what follows.
-    pub const ALL: [Self; 9] = [
+    /// All parts, single operations first: a wrong one explains what follows. Capture is last: it changes how the device allocates.
+    pub const ALL: [Self; 10] = [
         Self::Products,
         Self::Attention,
         Self::Operations,
@@ -39,6 +41,7 @@ impl Part {
         Self::Gradients,
         Self::Training,
         Self::Lora,
+        Self::Capture,
     ];
 
     /// Its name, one word.
@@ -53,6 +56,7 @@ impl Part {
             Self::Gradients => "gradients",
             Self::Training => "training",
             Self::Lora => "lora",
+            Self::Capture => "capture",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One module per part. Each compares with the reference and returns rows of the table.
 
 mod attention;
+mod capture;
 mod forward;
 mod generation;
 mod gradients;
@@ -31,6 +32,7 @@ pub(crate) fn run(part: Part, setup: &Setup) -> Result<Vec<Comparison>, CheckErr
         Part::Gradients => gradients::run(setup),
         Part::Training => training::run(setup),
         Part::Lora => lora::run(setup),
+        Part::Capture => capture::run(setup),
     }
 }
 
