@@ -11,6 +11,7 @@ pub mod kernel_cache;
 
 pub use device_spec::DeviceSpec;
 pub use fault::DeviceFault;
+pub use glm4v_kernels::is_cpu;
 
 use std::fmt;
 use std::str::FromStr;
@@ -267,18 +268,6 @@ fn open_cpu() -> Result<Device, DeviceError> {
 #[cfg(not(feature = "cpu"))]
 fn open_cpu() -> Result<Device, DeviceError> {
     Err(DeviceError::NotCompiled { backend: "cpu" })
-}
-
-/// Whether the processor computes what is on a device.
-#[cfg(feature = "cpu")]
-pub fn is_cpu(device: &Device) -> bool {
-    matches!(device.clone().inner().as_dispatch(), burn::backend::DispatchDevice::Flex(_))
-}
-
-/// Whether the processor computes what is on a device.
-#[cfg(not(feature = "cpu"))]
-pub fn is_cpu(_device: &Device) -> bool {
-    false
 }
 
 #[cfg(feature = "wgpu")]

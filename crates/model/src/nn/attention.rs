@@ -3,9 +3,8 @@
 //! Dimensions: `B` rows, `H` query heads, `Hk` key heads, `G = H / Hk`, `S` queries, `Sk` keys, `Dh` head dimension.
 
 use burn::prelude::*;
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, TensorData};
+use glm4v_kernels::attention;
 
 /// Bidirectional attention: every query attends to every key.
 ///
@@ -13,11 +12,7 @@ use burn::tensor::{DType, TensorData};
 ///
 /// - q, k, v, output: `[B, H, S, Dh]`
 pub(crate) fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    if q.is_autodiff() {
-        eager_attention(q, k, v, None).0
-    } else {
-        attention(q, k, v, None, None, AttentionModuleOptions::default())
-    }
+    if q.is_autodiff() { eager_attention(q, k, v, None).0 } else { attention(q, k, v, false, None) }
 }
 
 /// Which keys the queries of a sequence attend to: no later ones, no padding, none of another segment.
@@ -52,13 +47,14 @@ impl CausalMask {
             return Self { key_padding_mask: left_padded.then(padding), attn_bias: None };
         }
         // One mask for all rows where they do not differ: right padding hides nothing that causality does not.
-        let rows = if packed || left_padded { rows } else { 1 };
+        let causal_only = !packed && !left_padded;
+        let rows = if causal_only { 1 } else { rows };
         let mut bias = Vec::with_capacity(rows * queries * keys);
         for segments in segment_ids.chunks(keys.max(1)).take(rows) {
             for query in keys - queries..keys {
                 let attends = |key: usize| {
                     let own = segments[query] == 0 || segments[key] == segments[query];
-                    key <= query && (rows == 1 || segments[key] != 0 && own)
+                    key <= query && (causal_only || segments[key] != 0 && own)
                 };
                 // Not -inf: a padded query attends to nothing, and its softmax must stay finite.
                 bias.extend((0..keys).map(|key| if attends(key) { 0.0 } else { f32::MIN }));
@@ -89,30 +85,7 @@ pub(crate) fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &
     if let Some(bias) = &mask.attn_bias {
         return eager_causal_attention(q, k, v, bias).0;
     }
-    let [rows, heads, queries, head_dim] = q.dims();
-    let [_, key_heads, keys, _] = k.dims();
-    let groups = heads / key_heads;
-    let hidden = |heads: usize, queries: usize| {
-        mask.key_padding_mask.clone().map(|padding| {
-            padding
-                .unsqueeze_dims::<4>(&[1, 1]) // [B, 1, 1, Sk]
-                .expand([rows, heads, queries, keys])
-        })
-    };
-    if queries == 1 {
-        let hidden = hidden(key_heads, groups);
-        let options = AttentionModuleOptions::default();
-        return unfold_groups(attention(fold_groups(q, key_heads), k, v, hidden, None, options), heads);
-    }
-    // Folded queries would need a mask of the size of the scores; copied keys are smaller, and a flash kernel can
-    // take the causal flag.
-    let repeat = |x: Tensor<4>| {
-        x.unsqueeze_dim::<5>(2)
-            .expand([rows, key_heads, groups, keys, head_dim])
-            .reshape([rows, heads, keys, head_dim])
-    };
-    let causal = AttentionModuleOptions { is_causal: true, ..Default::default() };
-    attention(q, repeat(k), repeat(v), hidden(heads, queries), None, causal)
+    attention(q, k, v, true, mask.key_padding_mask.clone())
 }
 
 /// As [`causal_attention`], of an eager mask, with the attention weights.
@@ -229,6 +202,18 @@ mod tests {
             x.clone().narrow(0, row, 1).narrow(2, at.start, at.len())
         };
 
+        // A batch of one row has its own segments too, and its padding.
+        for segments in [[1, 1, 2, 2, 2], [0, 0, 1, 1, 1]] {
+            let [q, k, v] = [&q, &k, &v].map(|x| part(x, 0, 0..5));
+            let mask = CausalMask::new(&segments, [1, 5], 5, true, &device);
+            let last = part(&causal_attention(q.clone(), k.clone(), v.clone(), &mask), 0, 2..5).into_data();
+            let [q, k, v] = [&q, &k, &v].map(|x| part(x, 0, 2..5));
+            let alone = CausalMask::new(&[1; 3], [1, 3], 3, false, &device);
+            last.assert_approx_eq::<f32>(
+                &causal_attention(q, k, v, &alone).into_data(),
+                Tolerance::absolute(1e-6),
+            );
+        }
         for (row, at) in [(0, 0..2), (0, 2..5), (1, 0..4)] {
             let segment = CausalMask::new(&vec![1; at.len()], [1, at.len()], at.len(), false, &device);
             let [q, k, v] = [&q, &k, &v].map(|x| part(x, row, at.clone()));
