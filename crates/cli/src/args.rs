@@ -81,8 +81,6 @@ pub(crate) enum Command {
     Trace(Trace),
     /// Show devices, or the size and memory requirements of a model
     Info(Info),
-    /// Choose and compile kernels of a GPU ahead of the first run
-    Warmup(Warmup),
     /// Generate shell completions
     Completions(Completions),
     /// Print the man page, or write one for every command
@@ -387,44 +385,6 @@ pub(crate) struct Info {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Choose and compile kernels of a GPU ahead of the first run.
-///
-/// Runs a model over images and prompts of several sizes. What was measured and compiled is kept in $XDG_CACHE_HOME/glm4v or
-/// ~/.cache/glm4v, and used by all later runs with this device, driver and version.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Warmup {
-    /// Model directory, or ORG/NAME in the Hugging Face cache
-    #[arg(long, value_name = "DIR", required_unless_present = "config", conflicts_with = "config")]
-    pub(crate) model: Option<PathBuf>,
-    /// Directory with config.json, for random weights instead of a model's
-    #[arg(long, value_name = "DIR")]
-    pub(crate) config: Option<PathBuf>,
-    /// Image size in pixels, or none; may be repeated
-    #[arg(long = "image-size", default_values = ["224x224", "448x448", "896x896"], value_name = "WxH")]
-    pub(crate) image_sizes: Vec<ImageSize>,
-    /// Prompt length in tokens; may be repeated
-    #[arg(long = "prompt-length", default_values_t = [16, 128, 1024], value_name = "N", value_parser = at_least_one)]
-    pub(crate) prompt_lengths: Vec<usize>,
-    /// Also take a training step with each
-    #[arg(long, value_name = "PART")]
-    pub(crate) train: Option<TrainedPart>,
-    /// Begin with an empty cache
-    #[arg(long)]
-    pub(crate) fresh: bool,
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// What a training step changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TrainedPart {
-    /// All weights.
-    Full,
-    /// A LoRA adapter on the text decoder.
-    Lora,
 }
 
 /// Width and height in pixels.

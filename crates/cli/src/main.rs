@@ -14,7 +14,6 @@ mod device;
 mod eval_generator;
 mod failure;
 mod interrupt;
-mod kernels;
 mod progress;
 mod remedy;
 mod threads;
@@ -69,7 +68,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Merge(merge) => commands::merge(merge, &args.global),
         Command::Trace(trace) => commands::trace(trace, &args.global),
         Command::Info(info) => commands::info(info, &args.global),
-        Command::Warmup(warmup) => commands::warmup(warmup, &args.global),
         Command::Completions(completions) => commands::completions(completions),
         Command::Man(man) => commands::man(man),
     }

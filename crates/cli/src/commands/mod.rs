@@ -11,7 +11,6 @@ mod inputs;
 mod merge;
 mod trace;
 mod train;
-mod warmup;
 
 pub(crate) use convert::convert;
 pub(crate) use embed::embed;
@@ -23,7 +22,6 @@ pub(crate) use init::init;
 pub(crate) use merge::merge;
 pub(crate) use trace::trace;
 pub(crate) use train::train;
-pub(crate) use warmup::warmup;
 
 use std::io::{Write, stdout};
 use std::path::Path;
