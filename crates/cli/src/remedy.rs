@@ -9,6 +9,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use glm4v_data::{BadRecordsError, DataLoaderError, DatasetError};
 use glm4v_infer::GenerateError;
+use glm4v_measure::MeasureError;
 use glm4v_model::{DeviceError, DeviceFault};
 use glm4v_processor::{ImageError, ProcessorError, ResizeError, TemplateError, VideoError};
 use glm4v_train::{RunConfigError, RunDirError, TrainError};
@@ -70,11 +71,12 @@ trait Remedy {
 type Cause<'a> = &'a (dyn Error + 'static);
 type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
 
-const TABLE: [Row; 14] = [
+const TABLE: [Row; 15] = [
     row::<ThreadsError>,
     row::<DeviceError>,
     row::<DeviceFault>,
     row::<GenerateError>,
+    row::<MeasureError>,
     row::<TemplateError>,
     row::<ImageError>,
     row::<VideoError>,
@@ -105,6 +107,14 @@ fn transparent_inner(error: Cause<'_>) -> Option<Cause<'_>> {
             TrainError::Load(inner) => Some(inner),
             TrainError::RunDir(inner) => Some(inner),
             TrainError::Dataset(inner) => Some(inner),
+            _ => None,
+        };
+    }
+    if let Some(error) = downcast::<MeasureError>(error) {
+        return match error {
+            MeasureError::Weights(inner) => Some(inner),
+            MeasureError::Image(inner) => Some(inner),
+            MeasureError::Device(inner) => Some(inner),
             _ => None,
         };
     }
@@ -195,6 +205,20 @@ impl Remedy for GenerateError {
             Self::NanLogits { .. } => Some("or try --dtype f32".to_owned()),
             _ => None,
         }
+    }
+}
+
+impl Remedy for MeasureError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        let remedy = match self {
+            Self::DoesNotFit { .. } => {
+                "use --dtype bf16, a smaller --batch-size, --image-size, --text-tokens or --decode-depth, or a smaller model"
+            }
+            Self::TooLong { .. } => "use a smaller --image-size, --text-tokens or --decode-depth",
+            Self::NothingToTrain => "leave a part out of --freeze",
+            _ => return None,
+        };
+        Some(remedy.to_owned())
     }
 }
 

@@ -3,8 +3,10 @@
 //! A product saves its factors, each only if the other one is trainable or depends on something that is; sums save nothing.
 //! Norms, softmax, router and loss compute in f32 whatever the dtype of the weights.
 
+use glm4v_model::ModelPart;
+
 use crate::cost_model::F32_BYTES;
-use crate::tuning::TuningMode;
+use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Bytes saved per token or patch, or per attention score, by the operations that blocks consist of.
 #[derive(Clone, Copy)]
@@ -13,13 +15,13 @@ pub(crate) struct SavedTensors {
     pub(crate) dtype_bytes: u64,
     /// Whether the weights are trainable, so that their factors are saved too. With LoRA only the adapters' are.
     pub(crate) trainable: bool,
-    /// LoRA rank, 0 without.
-    rank: u64,
+    /// What is trained.
+    tuning: TuningMode,
 }
 
 impl SavedTensors {
-    pub(crate) fn new(dtype_bytes: u64, tuning: TuningMode) -> Self {
-        Self { dtype_bytes, trainable: tuning == TuningMode::Full, rank: tuning.rank() }
+    pub(crate) fn new(dtype_bytes: u64, tuning: TuningMode, part: ModelPart) -> Self {
+        Self { dtype_bytes, trainable: tuning.trains(part), tuning }
     }
 
     /// A tensor of `width` in the dtype of the model.
@@ -53,8 +55,8 @@ impl SavedTensors {
     }
 
     /// Outputs of `lora_A`, which `lora_B` is multiplied with, of `layers` linear layers.
-    pub(crate) fn lora(self, layers: u64) -> u64 {
-        self.tensor(layers * self.rank)
+    pub(crate) fn lora(self, place: AdapterPlace, layers: u64) -> u64 {
+        self.tensor(layers * self.tuning.rank_at(place))
     }
 
     /// Softmax over `scores` attention scores: before and after the exponential in f32, and the probabilities.
