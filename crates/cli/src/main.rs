@@ -68,6 +68,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Merge(merge) => commands::merge(merge, &args.global),
         Command::Trace(trace) => commands::trace(trace, &args.global),
         Command::Info(info) => commands::info(info, &args.global),
+        Command::Selftest(selftest) => commands::selftest(selftest, &args.global),
         Command::Bench(bench) => commands::bench(bench, &args.global),
         Command::Completions(completions) => commands::completions(completions),
         Command::Man(man) => commands::man(man),

@@ -16,6 +16,7 @@ use glm4v_train::{RunConfigError, RunDirError, TrainError};
 use glm4v_weights::WeightsError;
 
 use crate::args::Args;
+use crate::commands::SelftestFailed;
 use crate::eval_generator::EvalGenerateError;
 use crate::failure;
 use crate::threads::{FEWER_THREADS, ThreadsError};
@@ -71,7 +72,8 @@ trait Remedy {
 type Cause<'a> = &'a (dyn Error + 'static);
 type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
 
-const TABLE: [Row; 15] = [
+const TABLE: [Row; 16] = [
+    row::<SelftestFailed>,
     row::<ThreadsError>,
     row::<DeviceError>,
     row::<DeviceFault>,
@@ -188,6 +190,21 @@ fn less_memory(flags: &Flags) -> String {
         "use --dtype bf16 or f16 where the device has it, or --backend cpu"
     };
     remedy.to_owned()
+}
+
+impl Remedy for SelftestFailed {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        let part = self.failed.first()?;
+        let elsewhere = if self.on_cpu {
+            "then report the table".to_owned()
+        } else {
+            format!(
+                "see whether it fails with --backend cpu{} too: if not, update the driver; then report the table",
+                if self.narrow { " or --dtype f32" } else { "" }
+            )
+        };
+        Some(format!("run the first one alone with --part {part}, and {elsewhere}"))
+    }
 }
 
 impl Remedy for ThreadsError {

@@ -126,6 +126,12 @@ pub enum TrainError {
         "model.freeze leaves no trainable parameters; needed: at least one of vision, merger, text not in it"
     )]
     NoTrainableParameters,
+    /// No adapter is left to train.
+    #[error(
+        "the adapters have no trainable parameters; needed: a linear layer that lora.target_modules selects and \
+         lora.exclude_modules does not"
+    )]
+    NoTrainableAdapters,
     /// `data.batch_order` cannot be drawn.
     #[error("{}: {source}", path.display())]
     BatchOrder {

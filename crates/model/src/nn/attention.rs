@@ -11,7 +11,7 @@ use glm4v_kernels::attention;
 /// # Shapes
 ///
 /// - q, k, v, output: `[B, H, S, Dh]`
-pub(crate) fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+pub fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     if q.is_autodiff() { eager_attention(q, k, v, None).0 } else { attention(q, k, v, false, None) }
 }
 
@@ -81,7 +81,7 @@ fn is_packed(segments: &[u32]) -> bool {
 ///
 /// - q, output: `[B, H, S, Dh]`
 /// - k, v: `[B, Hk, Sk, Dh]`, the last `S` of them at the positions of the queries
-pub(crate) fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalMask) -> Tensor<4> {
+pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalMask) -> Tensor<4> {
     if let Some(bias) = &mask.attn_bias {
         return eager_causal_attention(q, k, v, bias).0;
     }
