@@ -78,8 +78,7 @@ fn the_small_profile_succeeds_on_the_cpu() {
     // Limits are for a machine that does nothing else.
     let patient = ["--patience", "20", "--budget", "5400"];
     let only = names.iter().flat_map(|name| ["--part", name]);
-    let run: Vec<&str> =
-        ["hardware/run.py"].into_iter().chain(fixed).chain(patient).chain(only).collect();
+    let run: Vec<&str> = ["hardware/run.py"].into_iter().chain(fixed).chain(patient).chain(only).collect();
 
     let done = python(&run).expect("python3 has just run");
 
