@@ -6,6 +6,7 @@
 pub(crate) mod device_spec;
 
 pub use device_spec::DeviceSpec;
+pub use glm4v_kernels::is_cpu;
 
 use std::fmt;
 use std::str::FromStr;
@@ -205,18 +206,6 @@ fn open_cpu() -> Result<Device, DeviceError> {
 #[cfg(not(feature = "cpu"))]
 fn open_cpu() -> Result<Device, DeviceError> {
     Err(DeviceError::NotCompiled { backend: "cpu" })
-}
-
-/// Whether the processor computes what is on a device.
-#[cfg(feature = "cpu")]
-pub fn is_cpu(device: &Device) -> bool {
-    matches!(device.clone().inner().as_dispatch(), burn::backend::DispatchDevice::Flex(_))
-}
-
-/// Whether the processor computes what is on a device.
-#[cfg(not(feature = "cpu"))]
-pub fn is_cpu(_device: &Device) -> bool {
-    false
 }
 
 #[cfg(feature = "wgpu")]

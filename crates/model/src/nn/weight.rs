@@ -10,6 +10,7 @@ use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::module;
 use burn::tensor::{DType, TensorData};
+use glm4v_kernels as kernels;
 
 use super::param::normal;
 use crate::device::device_spec::DeviceSpec;
@@ -130,7 +131,7 @@ pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Opti
     let d_input = shape[D - 1];
     let rows = shape[..D - 1].iter().product::<usize>();
     shape[D - 1] = weight.dims()[0];
-    module::linear(x.reshape([rows, d_input]), weight.transpose(), bias).reshape(shape)
+    kernels::linear(x.reshape([rows, d_input]), weight, bias).reshape(shape)
 }
 
 fn embedding(table: Tensor<2>, ids: Vec<i32>) -> Tensor<2> {

@@ -1,0 +1,24 @@
+#![cfg_attr(feature = "cpu", doc = include_str!("../README.md"))]
+
+mod adamw;
+mod attention;
+#[cfg(test)]
+#[cfg(feature = "cpu")]
+mod check;
+#[cfg(feature = "cpu")]
+mod cpu;
+mod device;
+mod linear;
+mod norm;
+mod rotary;
+mod swiglu;
+#[cfg(feature = "cpu")]
+mod tracked_linear;
+
+pub use adamw::{AdamWState, AdamWUpdate, adamw};
+pub use attention::{AttentionMask, attention, attention_with_weights, packed_attention};
+pub use device::{has_own_kernel, is_cpu};
+pub use linear::linear;
+pub use norm::rms_norm;
+pub use rotary::{RotaryPairs, rotary};
+pub use swiglu::{swiglu, swiglu_fused};
