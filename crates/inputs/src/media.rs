@@ -107,9 +107,4 @@ impl MultimodalInputs {
     pub fn is_empty(&self) -> bool {
         self.by_modality.is_empty()
     }
-
-    /// Drops the values and keeps the grids, as for features that were computed earlier.
-    pub fn clear_values(&mut self) {
-        self.by_modality.values_mut().for_each(|patches| patches.values.clear());
-    }
 }

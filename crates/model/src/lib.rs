@@ -31,6 +31,6 @@ pub use nn::{
 };
 pub use params::{
     ExpertParamName, ModelPart, NamedMapper, NamedVisitor, ParamCounts, ParamInfo, ParamInit, ParamName,
-    initialize, initialize_lora, initialize_with, map_named, param_infos, visit_named,
+    initialize, initialize_lora, map_named, param_infos, visit_named,
 };
 pub use text::{DecoderInput, DecoderOptions, DecoderOutput, KvCache};

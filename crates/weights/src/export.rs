@@ -41,16 +41,14 @@ pub(crate) fn is_used(name: &str, layout: &Layout, config: &Glm4vConfig) -> bool
 
 /// The type that a tensor of the network is written in.
 pub(crate) fn target_dtype(name: &str, stored: Dtype, precision: Option<Precision>) -> DType {
-    if ParamName(name).is_e_score_correction_bias() {
-        return DType::F32;
-    }
-    match (precision, stored) {
+    let dtype = match (precision, stored) {
         (Some(precision), _) => precision.dtype(),
         // FP8 weights are written dequantized.
         (None, Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2) => DType::BF16,
         (None, Dtype::F16) => DType::F16,
         (None, _) => DType::F32,
-    }
+    };
+    ParamName(name).dtype(dtype)
 }
 
 /// A tensor with its stored bytes, under its canonical name; FP8 weights are dequantized, since their scales are not copied.

@@ -115,8 +115,7 @@ impl NamedMapper for Loader<'_> {
         let Some((full, shard)) = self.layout.find(name).filter(|_| self.failed.is_none()) else {
             return param;
         };
-        let dtype =
-            if ParamName(name).is_e_score_correction_bias() { DType::F32 } else { self.precision.dtype() };
+        let dtype = ParamName(name).dtype(self.precision.dtype());
         let slices = self.slices.get(&full.name).map_or(&[][..], Vec::as_slice);
         let reader = SliceReader { checkpoint: self.checkpoint, slices };
         let (done, total, progress) = (&mut self.done, self.total, &mut self.progress);

@@ -42,11 +42,11 @@ impl ModelFolder {
         copy_auxiliary_files(self.path(), out)?;
         write_config(self.path(), out, Some(precision))?;
         let layout = Layout::from_config(self.config());
-        let fresh = ParamInit::new(self.config(), seed);
+        let init = ParamInit::new(self.config(), seed);
         let mut tensors = Vec::new();
         for full in layout.tensors() {
             let parts = full.checkpoint_tensors().into_iter();
-            tensors.extend(parts.map(|part| random_tensor(full, part, &fresh, precision)));
+            tensors.extend(parts.map(|part| random_tensor(full, part, &init, precision)));
         }
         write_shards(out, tensors, size, progress)?;
         Ok(layout.tensors().iter().map(|full| full.shape.iter().product::<usize>()).sum())
@@ -56,18 +56,17 @@ impl ModelFolder {
 fn random_tensor<'a>(
     full: &'a FullTensor,
     part: CheckpointTensor,
-    fresh: &'a ParamInit,
+    init: &'a ParamInit,
     precision: Precision,
 ) -> LazyTensor<'a> {
-    let dtype =
-        if ParamName(&full.name).is_e_score_correction_bias() { DType::F32 } else { precision.dtype() };
+    let dtype = ParamName(&full.name).dtype(precision.dtype());
     let row_len = full.row_len();
     let (first, count) = (part.rows.start * row_len, part.rows.len() * row_len);
     let bytes = move |sink: &mut ByteSink<'_>| {
         let mut out = vec![0; RUN.min(count) * dtype.size()];
         for run in (0..count).step_by(RUN) {
             let out = &mut out[..RUN.min(count - run) * dtype.size()];
-            fill_run(full, fresh, first + run, dtype, out);
+            fill_run(full, init, first + run, dtype, out);
             sink(out)?;
         }
         Ok(())
@@ -76,12 +75,12 @@ fn random_tensor<'a>(
 }
 
 /// Fills `out` with random values of a full tensor from element `first` on, in parallel.
-fn fill_run(full: &FullTensor, fresh: &ParamInit, first: usize, dtype: DType, out: &mut [u8]) {
+fn fill_run(full: &FullTensor, init: &ParamInit, first: usize, dtype: DType, out: &mut [u8]) {
     out.par_chunks_mut(CHUNK * dtype.size()).enumerate().for_each_init(
         || (Vec::new(), Vec::new()),
         |(values, bytes): &mut (Vec<f32>, Vec<u8>), (number, out)| {
             values.resize(out.len() / dtype.size(), 0.0);
-            fresh.fill(&full.name, full.row_len(), first + number * CHUNK, values);
+            init.fill(&full.name, full.row_len(), first + number * CHUNK, values);
             bytes.clear();
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             dtype::convert(bytes, Dtype::F32, dtype, out);

@@ -92,8 +92,7 @@ fn device_tensor<'a>(
     parameters: &'a Parameters,
     precision: Precision,
 ) -> LazyTensor<'a> {
-    let dtype =
-        if ParamName(&full.name).is_e_score_correction_bias() { DType::F32 } else { precision.dtype() };
+    let dtype = ParamName(&full.name).dtype(precision.dtype());
     let CheckpointTensor { name, shape, rows } = part;
     let run = (RUN / full.row_len().max(1)).max(1);
     let bytes = move |sink: &mut ByteSink<'_>| {

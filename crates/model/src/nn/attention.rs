@@ -52,13 +52,14 @@ impl CausalMask {
             return Self { key_padding_mask: left_padded.then(padding), attn_bias: None };
         }
         // One mask for all rows where they do not differ: right padding hides nothing that causality does not.
-        let rows = if packed || left_padded { rows } else { 1 };
+        let causal_only = !packed && !left_padded;
+        let rows = if causal_only { 1 } else { rows };
         let mut bias = Vec::with_capacity(rows * queries * keys);
         for segments in segment_ids.chunks(keys.max(1)).take(rows) {
             for query in keys - queries..keys {
                 let attends = |key: usize| {
                     let own = segments[query] == 0 || segments[key] == segments[query];
-                    key <= query && (rows == 1 || segments[key] != 0 && own)
+                    key <= query && (causal_only || segments[key] != 0 && own)
                 };
                 // Not -inf: a padded query attends to nothing, and its softmax must stay finite.
                 bias.extend((0..keys).map(|key| if attends(key) { 0.0 } else { f32::MIN }));
@@ -229,6 +230,18 @@ mod tests {
             x.clone().narrow(0, row, 1).narrow(2, at.start, at.len())
         };
 
+        // A batch of one row has its own segments too, and its padding.
+        for segments in [[1, 1, 2, 2, 2], [0, 0, 1, 1, 1]] {
+            let [q, k, v] = [&q, &k, &v].map(|x| part(x, 0, 0..5));
+            let mask = CausalMask::new(&segments, [1, 5], 5, true, &device);
+            let last = part(&causal_attention(q.clone(), k.clone(), v.clone(), &mask), 0, 2..5).into_data();
+            let [q, k, v] = [&q, &k, &v].map(|x| part(x, 0, 2..5));
+            let alone = CausalMask::new(&[1; 3], [1, 3], 3, false, &device);
+            last.assert_approx_eq::<f32>(
+                &causal_attention(q, k, v, &alone).into_data(),
+                Tolerance::absolute(1e-6),
+            );
+        }
         for (row, at) in [(0, 0..2), (0, 2..5), (1, 0..4)] {
             let segment = CausalMask::new(&vec![1; at.len()], [1, at.len()], at.len(), false, &device);
             let [q, k, v] = [&q, &k, &v].map(|x| part(x, row, at.clone()));

@@ -4,7 +4,7 @@
 //! vector zero (transformers, `PreTrainedModel._init_weights`). Values depend on the seed and the parameter's name
 //! alone: the same on every backend, whatever the number of threads.
 
-use burn::module::{Module, Param};
+use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use glm4v_inputs::SplitMix64;
@@ -17,12 +17,7 @@ use crate::params::param_name::{ModelPart, ParamName};
 /// Fills every parameter with random values of `dtype`; a router's correction stays f32.
 pub fn initialize(model: Glm4v, seed: u64, dtype: DType) -> Glm4v {
     let values = ParamInit::new(&model.config, seed);
-    initialize_with(model, values, dtype)
-}
-
-/// As [`initialize`], for any module: a block alone, or a model of one's own.
-pub fn initialize_with<M: Module>(module: M, values: ParamInit, dtype: DType) -> M {
-    map_named(module, &mut Filler { values, dtype, tensor: String::new(), rows: 0 })
+    map_named(model, &mut Filler { values, dtype, tensor: String::new(), rows: 0 })
 }
 
 /// The initial values of parameters, any part of one at a time.
@@ -43,11 +38,6 @@ impl ParamInit {
             vision_range: config.vision.initializer_range,
             pad: config.text.pad_token_id,
         }
-    }
-
-    /// Values of one standard deviation for all matrices, as `initializer_range`.
-    pub fn with_std(std: f64, seed: u64) -> Self {
-        Self { seed, text_range: std, vision_range: std, pad: None }
     }
 
     /// Fills `values` with those of the parameter `name` from value `first` on; its rows have `row_len` values.
@@ -123,7 +113,7 @@ impl NamedMapper for Filler {
         let mut values = vec![0.0f32; shape.num_elements()];
         self.values.fill(tensor, row_len, self.rows * row_len, &mut values);
         self.rows += shape.first().copied().unwrap_or(1);
-        let dtype = if ParamName(name).is_e_score_correction_bias() { DType::F32 } else { self.dtype };
+        let dtype = ParamName(name).dtype(self.dtype);
         // Rounded on the host, and so alike on every backend and in files.
         let data = TensorData::new(values, shape).convert_dtype(dtype);
         let id = param.id;

@@ -7,6 +7,6 @@ pub(crate) mod named;
 pub(crate) mod param_name;
 
 pub use counts::ParamCounts;
-pub use init::{ParamInit, initialize, initialize_lora, initialize_with};
+pub use init::{ParamInit, initialize, initialize_lora};
 pub use named::{NamedMapper, NamedVisitor, ParamInfo, map_named, param_infos, visit_named};
 pub use param_name::{ExpertParamName, ModelPart, ParamName};

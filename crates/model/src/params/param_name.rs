@@ -1,5 +1,7 @@
 //! Where in the network a parameter lies, read off its name.
 
+use burn::tensor::DType;
+
 /// A part of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ModelPart {
@@ -77,6 +79,11 @@ impl<'a> ParamName<'a> {
     /// gradient.
     pub fn is_e_score_correction_bias(self) -> bool {
         self.0.ends_with("e_score_correction_bias")
+    }
+
+    /// The type it is held and written in where those of the model have `dtype`: the router's correction stays f32.
+    pub fn dtype(self, dtype: DType) -> DType {
+        if self.is_e_score_correction_bias() { DType::F32 } else { dtype }
     }
 
     /// The name of the tensor in a checkpoint, and the index of the shard if the parameter is one of its row shards.

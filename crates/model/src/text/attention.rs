@@ -108,7 +108,7 @@ impl TextAttention {
             Some(norm) => norm.forward(x),
             None => x,
         };
-        // Rotated as [B, S, heads, Dh], the layout in which the halves of a head are adjacent; swapped once, afterwards.
+        // Rotated before the swap: the projection is contiguous as [B, S, heads, Dh], so that pairs are taken by reshape, without a copy.
         apply_text_rotary(x, &pass.shared.rotary, &self.rope).swap_dims(1, 2)
     }
 }

@@ -102,7 +102,6 @@ impl Experts {
         let k = self.gate.config.num_experts_per_tok;
         // Gathered by expert, computed, and gathered back: no two experts write to one place, so that sums have one
         // order on every backend. A token's experts come in ascending order, as the reference adds them.
-        // Positions of the permuted rows, filled while the rows are gathered.
         let mut inverse_permutation = vec![0i32; count * k];
         let mut filled = 0;
         let mut outputs = Vec::new();
