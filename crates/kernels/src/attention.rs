@@ -8,7 +8,13 @@
 //!
 //! Dimensions: `B` rows, `H` query heads, `Hk` key heads, `S` queries, `Sk` keys, `Dh` head dimension, `N` positions of all sequences.
 
+use burn::tensor::module;
+use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Tensor, TensorData};
+
+#[cfg(feature = "cpu")]
+use crate::rotary::rotary_of_heads;
+use crate::rotary::{RotaryPairs, plain_rotary};
 
 /// Which keys a query attends to.
 #[derive(Debug, Clone)]
@@ -35,35 +41,57 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: AttentionMask) 
     attention_with_weights(q, k, v, mask).0
 }
 
-/// Bidirectional attention within each of several sequences, whose queries, keys and values lie side by side.
+/// Bidirectional attention within each of several sequences, whose queries, keys and values lie side by side. Queries and keys are
+/// rotated first, in f32 whatever their type.
 ///
 /// # Shapes
 ///
 /// - qkv: `[N, 3H, Dh]`, queries first
+/// - cos, sin: `[N, 1, Dh]`, as [`rotary`](crate::rotary) takes them
 /// - lengths: sum to `N`
 /// - output: `[N, H · Dh]`
-pub fn packed_attention(qkv: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
+pub fn packed_attention(
+    qkv: Tensor<3>,
+    [cos, sin]: [Tensor<3>; 2],
+    pairs: RotaryPairs,
+    lengths: &[usize],
+) -> Tensor<2> {
+    let tables = [cos.unsqueeze::<4>(), sin.unsqueeze()];
     #[cfg(feature = "cpu")]
     if crate::device::is_cpu_f32(&qkv) {
-        return cpu::packed_attention(qkv, lengths);
+        let heads = qkv.dims()[1] / 3;
+        let qkv = rotary_of_heads(qkv.unsqueeze::<4>(), tables, pairs, 2 * heads);
+        return cpu::packed_attention(qkv.squeeze_dim::<3>(0), lengths);
     }
-    plain_packed_attention(qkv, lengths)
+    plain_packed_attention(qkv, tables, pairs, lengths)
 }
 
-/// As [`packed_attention`], one sequence after another; sequences of one length that follow each other are rows of one batch.
-fn plain_packed_attention(qkv: Tensor<3>, lengths: &[usize]) -> Tensor<2> {
+/// As [`packed_attention`]; sequences of one length that follow each other are rows of one batch.
+fn plain_packed_attention(
+    qkv: Tensor<3>,
+    tables: [Tensor<4>; 2],
+    pairs: RotaryPairs,
+    lengths: &[usize],
+) -> Tensor<2> {
     let [_, all_heads, head_dim] = qkv.dims();
-    let heads = all_heads / 3;
+    let (dtype, heads) = (qkv.dtype(), all_heads / 3);
+    let q_and_k = qkv.clone().narrow(1, 0, 2 * heads).cast(DType::F32).unsqueeze::<4>();
+    let rotated = plain_rotary(q_and_k, tables, pairs, 2 * heads).squeeze_dim::<3>(0).cast(dtype);
+    let values = qkv.narrow(1, 2 * heads, heads);
     let mut first = 0;
-    let outputs = lengths.chunk_by(|a, b| a == b).map(|group| {
+    let outputs = lengths.chunk_by(|a, b| a == b).filter(|group| group[0] > 0).map(|group| {
         let (rows, length) = (group.len(), group[0]);
-        let part = |first_head: usize| {
-            let part = qkv.clone().narrow(0, first, rows * length).narrow(1, first_head, heads);
+        let part = |x: &Tensor<3>, first_head: usize| {
+            let part = x.clone().narrow(0, first, rows * length).narrow(1, first_head, heads);
             part.reshape([rows, length, heads, head_dim]).swap_dims(1, 2)
         };
-        let (q, k, v) = (part(0), part(heads), part(2 * heads));
+        let [q, k, v] = [part(&rotated, 0), part(&rotated, heads), part(&values, 0)];
         first += rows * length;
-        let output = attention(q, k, v, AttentionMask::None);
+        let output = if q.is_autodiff() {
+            attention_with_weights(q, k, v, AttentionMask::None).0
+        } else {
+            module::attention(q, k, v, None, None, AttentionModuleOptions::default())
+        };
         output.swap_dims(1, 2).reshape([rows * length, heads * head_dim])
     });
     Tensor::cat(outputs.collect(), 0)
@@ -547,14 +575,31 @@ mod tests {
         );
     }
 
+    /// A table that rotates nothing, and one that does, `[N, 1, Dh]`.
+    fn tables(positions: usize, width: usize) -> [[Tensor<3>; 2]; 2] {
+        let table = |of: fn(f32) -> f32, sign: f32| {
+            let value = move |at: usize| {
+                let first = at % width < width / 2;
+                of((at / width) as f32 * 0.1) * if first { sign } else { 1.0 }
+            };
+            let values: Vec<f32> = (0..positions * width).map(value).collect();
+            let data = TensorData::new(values, [positions, 1, width]);
+            Tensor::<3>::from_data(data, &burn::tensor::Device::flex().autodiff())
+        };
+        let rotating = [table(f32::cos, 1.0), table(f32::sin, -1.0)];
+        [[rotating[0].ones_like(), rotating[1].zeros_like()], rotating]
+    }
+
     #[test]
     fn sequences_side_by_side_attend_to_themselves_alone() {
-        for (lengths, heads, width) in [(vec![4, 4, 3, 1], 2, 6), (vec![700], 1, 3), (vec![90, 0, 200], 3, 4)]
+        for (lengths, heads, width) in [(vec![4, 4, 3, 1], 2, 6), (vec![700], 1, 4), (vec![90, 0, 200], 3, 4)]
         {
             let positions: usize = lengths.iter().sum();
+            let pairs = RotaryPairs { distance: width / 2, rotary_dim: width };
+            let [still, _] = tables(positions, width);
             check::equals_plain(
                 &[&[positions, 3 * heads, width]],
-                |inputs| packed_attention(inputs.get(0), &lengths),
+                |inputs| packed_attention(inputs.get(0), still.clone(), pairs, &lengths),
                 |inputs| {
                     let qkv = inputs.get::<3>(0);
                     let mut first = 0;
@@ -573,13 +618,19 @@ mod tests {
     }
 
     #[test]
-    fn packed_attention_without_a_kernel_is_the_same() {
-        let lengths = [4, 4, 3, 1];
-        check::equals_plain(
-            &[&[12, 6, 5]],
-            |inputs| packed_attention(inputs.get(0), &lengths),
-            |inputs| plain_packed_attention(inputs.get(0), &lengths),
-        );
+    fn packed_attention_equals_the_plain_version() {
+        let lengths = [4, 4, 3, 1, 0];
+        let pairs = RotaryPairs { distance: 3, rotary_dim: 6 };
+        for tables in tables(12, 6) {
+            check::equals_plain(
+                &[&[12, 6, 6]],
+                |inputs| packed_attention(inputs.get(0), tables.clone(), pairs, &lengths),
+                |inputs| {
+                    let tables = tables.clone().map(|table| table.unsqueeze::<4>());
+                    plain_packed_attention(inputs.get(0), tables, pairs, &lengths)
+                },
+            );
+        }
     }
 
     #[test]

@@ -1,12 +1,15 @@
 #![cfg_attr(feature = "cpu", doc = include_str!("../README.md"))]
 
 mod adamw;
+#[cfg(feature = "mimalloc")]
+pub mod allocator;
 mod attention;
 #[cfg(test)]
 #[cfg(feature = "cpu")]
 mod check;
 #[cfg(feature = "cpu")]
 mod cpu;
+mod cross_entropy;
 mod device;
 mod linear;
 mod norm;
@@ -17,6 +20,7 @@ mod tracked_linear;
 
 pub use adamw::{AdamWState, AdamWUpdate, adamw};
 pub use attention::{AttentionMask, attention, attention_with_weights, packed_attention};
+pub use cross_entropy::cross_entropy;
 pub use device::{has_own_kernel, is_cpu};
 pub use linear::linear;
 pub use norm::rms_norm;

@@ -16,7 +16,7 @@ pub struct RotaryPairs {
     pub rotary_dim: usize,
 }
 
-/// Rotates the first `heads` heads of each position and leaves the others alone.
+/// Rotates all heads of each position.
 ///
 /// A rotation maps pairs `(a, b)` to `(a cos - b sin, b cos + a sin)`. With the sign of the sine in the table, that is
 /// `x · cos + partner · sin` for both.
@@ -25,7 +25,18 @@ pub struct RotaryPairs {
 ///
 /// - x, output: `[B, S, H, Dh]`
 /// - cos, sin: `[B, S, 1, Dh]`, sines negative for the first of a pair
-pub fn rotary(x: Tensor<4>, [cos, sin]: [Tensor<4>; 2], pairs: RotaryPairs, heads: usize) -> Tensor<4> {
+pub fn rotary(x: Tensor<4>, tables: [Tensor<4>; 2], pairs: RotaryPairs) -> Tensor<4> {
+    let heads = x.dims()[2];
+    rotary_of_heads(x, tables, pairs, heads)
+}
+
+/// As [`rotary`], of the first `heads` heads; the others are left alone.
+pub(crate) fn rotary_of_heads(
+    x: Tensor<4>,
+    [cos, sin]: [Tensor<4>; 2],
+    pairs: RotaryPairs,
+    heads: usize,
+) -> Tensor<4> {
     #[cfg(feature = "cpu")]
     if [&x, &cos, &sin].into_iter().all(crate::device::is_cpu_f32) {
         return cpu::rotary(x, [cos, sin], pairs, heads);
@@ -33,7 +44,13 @@ pub fn rotary(x: Tensor<4>, [cos, sin]: [Tensor<4>; 2], pairs: RotaryPairs, head
     plain_rotary(x, [cos, sin], pairs, heads)
 }
 
-fn plain_rotary(x: Tensor<4>, tables: [Tensor<4>; 2], pairs: RotaryPairs, heads: usize) -> Tensor<4> {
+/// As [`rotary_of_heads`], made of Burn's operations.
+pub(crate) fn plain_rotary(
+    x: Tensor<4>,
+    tables: [Tensor<4>; 2],
+    pairs: RotaryPairs,
+    heads: usize,
+) -> Tensor<4> {
     let all = x.dims()[2];
     if heads < all {
         let others = x.clone().narrow(2, heads, all - heads);
@@ -262,7 +279,7 @@ mod tests {
                 let tables = tables([2, 5], head_dim, pairs);
                 check::equals_plain(
                     &[&[2, 5, heads, head_dim]],
-                    |inputs| rotary(inputs.get(0), tables.clone(), pairs, rotated),
+                    |inputs| rotary_of_heads(inputs.get(0), tables.clone(), pairs, rotated),
                     |inputs| plain_rotary(inputs.get(0), tables.clone(), pairs, rotated),
                 );
             }
@@ -274,7 +291,7 @@ mod tests {
         let pairs = RotaryPairs { distance: 2, rotary_dim: 4 };
         let tables = tables([1, 3], 6, pairs);
         check::equals_finite_differences(&[&[1, 3, 2, 6]], |inputs| {
-            rotary(inputs.get(0), tables.clone(), pairs, 1)
+            rotary_of_heads(inputs.get(0), tables.clone(), pairs, 1)
         });
     }
 
@@ -285,7 +302,7 @@ mod tests {
         let swapped = |inputs: &Inputs| inputs.get::<4>(0).swap_dims(1, 2);
         check::equals_plain(
             &[&[2, 3, 5, 6]],
-            |inputs| rotary(swapped(inputs), tables.clone(), pairs, 3),
+            |inputs| rotary(swapped(inputs), tables.clone(), pairs),
             |inputs| plain_rotary(swapped(inputs), tables.clone(), pairs, 3),
         );
     }
@@ -295,7 +312,7 @@ mod tests {
         let pairs = RotaryPairs { distance: 32, rotary_dim: 64 };
         let tables = tables([2, 100], 64, pairs);
         check::has_same_bits_on_any_threads(&[&[2, 100, 5, 64]], |inputs| {
-            rotary(inputs.get(0), tables.clone(), pairs, 4)
+            rotary_of_heads(inputs.get(0), tables.clone(), pairs, 4)
         });
     }
 }

@@ -22,9 +22,10 @@ impl CostModel<'_> {
             return 0;
         }
         let vision = &self.config.vision;
-        let saved = SavedTensors::new(self.dtype_bytes, tuning);
-        let block =
-            patches * block_saved_per_patch(vision, saved) + saved.attention_scores(self.vision_scores());
+        let saved = SavedTensors::new(self, tuning);
+        let rows = patches * vision.num_heads as u64;
+        let block = patches * block_saved_per_patch(vision, saved)
+            + saved.attention(rows, self.workload.patches_per_frame());
         patches * embed_saved_per_patch(vision, saved)
             + vision.depth as u64 * block
             + merger_saved(vision, saved, patches)
@@ -57,8 +58,8 @@ fn embed_saved_per_patch(vision: &VisionConfig, saved: SavedTensors) -> u64 {
 fn block_saved_per_patch(vision: &VisionConfig, saved: SavedTensors) -> u64 {
     let [d, f] = [vision.hidden_size, vision.block_intermediate_size].map(|width| width as u64);
     let attention = saved.tensor(3 * d) + saved.tensor(d); // queries, keys and values; input of proj
-    // In f32 the normalized queries and keys need no copy for RoPE, and are then saved beside the rotated ones.
-    let unrotated = if saved.dtype_bytes == F32_BYTES { saved.tensor(d) } else { 0 };
+    // In f32 without our kernel the normalized queries and keys need no copy for RoPE, and are then saved beside the rotated ones.
+    let unrotated = if saved.dtype_bytes == F32_BYTES && !saved.own_kernels { saved.tensor(d) } else { 0 };
     let qk_norm = if vision.qk_norm { 2 * saved.rms_norm(d) + unrotated } else { 0 };
     2 * saved.pre_norm(d) + attention + qk_norm + saved.swiglu(f) + saved.lora(BLOCK_LINEARS)
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::elementwise::dot;
 use super::exp::exp;
 use super::gemm::{Matrix, MatrixMut, Output, matmul};
+use super::softmax::{exponentials, maximum};
 use super::vectors::Vectors;
 
 /// Scores that a thread holds at a time: 256 KiB stay in its cache.
@@ -246,40 +247,4 @@ fn backward_row(
         *weight = exp(*weight - largest) * scale;
         *grad = *weight * (*grad - along);
     }
-}
-
-const LANES: usize = 32;
-
-/// The largest value, which is none that is not a number.
-#[inline(always)]
-fn maximum(values: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::MIN; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] = larger(lanes[lane], chunk[lane]);
-        }
-    }
-    let largest = lanes.into_iter().fold(f32::MIN, larger);
-    rest.iter().copied().fold(largest, larger)
-}
-
-/// Replaces values by `e^(value - largest)`; returns the sum, whose order no vector width changes.
-#[inline(always)]
-fn exponentials(values: &mut [f32], largest: f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (chunks, rest) = values.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            chunk[lane] = exp(chunk[lane] - largest);
-            lanes[lane] += chunk[lane];
-        }
-    }
-    let mut sum = 0.0;
-    for value in rest {
-        *value = exp(*value - largest);
-        sum += *value;
-    }
-    lanes.into_iter().sum::<f32>() + sum
 }
