@@ -44,7 +44,7 @@ mod cpu {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::cpu::{contiguous, exp, exponential_sum, maximum, owned, tensor, values};
+    use crate::cpu::{contiguous, exp_of, exponential_sum, maximum, owned, tensor, values};
 
     /// Cross entropy, on backends with a kernel for it.
     #[backend_extension(Flex, Autodiff)]
@@ -98,7 +98,7 @@ mod cpu {
                 let rows = logits.storage_mut::<f32>().par_chunks_mut(width);
                 rows.zip(labels).zip(log_sum_exps).for_each(|((row, label), log_sum_exp)| {
                     pulp::Arch::new().dispatch(|| {
-                        row.iter_mut().for_each(|value| *value = exp(*value - log_sum_exp) * grad);
+                        row.iter_mut().for_each(|value| *value = exp_of(*value - log_sum_exp) * grad);
                     });
                     row[label as usize] -= grad;
                 });

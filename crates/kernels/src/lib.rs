@@ -15,14 +15,16 @@ mod linear;
 mod norm;
 mod rotary;
 mod swiglu;
+mod tracked_attention;
 #[cfg(feature = "cpu")]
 mod tracked_linear;
 
 pub use adamw::{AdamWState, AdamWUpdate, adamw};
-pub use attention::{AttentionMask, attention, attention_with_weights, packed_attention};
+pub use attention::attention;
 pub use cross_entropy::cross_entropy;
 pub use device::{has_own_kernel, is_cpu};
 pub use linear::linear;
 pub use norm::rms_norm;
 pub use rotary::{RotaryPairs, rotary};
 pub use swiglu::{swiglu, swiglu_fused};
+pub use tracked_attention::{AttentionMask, attention_with_weights, packed_attention, tracked_attention};

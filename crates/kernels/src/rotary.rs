@@ -45,12 +45,7 @@ pub(crate) fn rotary_of_heads(
 }
 
 /// As [`rotary_of_heads`], made of Burn's operations.
-pub(crate) fn plain_rotary(
-    x: Tensor<4>,
-    tables: [Tensor<4>; 2],
-    pairs: RotaryPairs,
-    heads: usize,
-) -> Tensor<4> {
+fn plain_rotary(x: Tensor<4>, tables: [Tensor<4>; 2], pairs: RotaryPairs, heads: usize) -> Tensor<4> {
     let all = x.dims()[2];
     if heads < all {
         let others = x.clone().narrow(2, heads, all - heads);
@@ -91,7 +86,7 @@ mod cpu {
     use rayon::prelude::*;
 
     use super::RotaryPairs;
-    use crate::cpu::{Vectors, contiguous, rows_per_task, tensor, values, with_vectors};
+    use crate::cpu::{Rows, contiguous, rows_per_task, tensor, values, with_rows};
 
     /// Rotary positions, on backends with a kernel for them.
     #[backend_extension(Flex, Autodiff)]
@@ -179,16 +174,16 @@ mod cpu {
         /// The rotation, or what it does to gradients.
         fn apply<const BACKWARD: bool>(&self, x: FlexTensor) -> FlexTensor {
             let shape = x.shape();
-            let x = with_vectors::<3>(x);
-            let x = Vectors::<3>::of(&x).expect("made so that its vectors are contiguous");
-            let [rows, length, heads] = x.shape;
+            let x = with_rows::<3>(x);
+            let x = Rows::<3>::of(&x).expect("made so that its rows are contiguous");
+            let [rows, length, heads] = [shape[0], shape[1], shape[2]];
             let width = (heads * x.width).max(1);
             let positions = rows_per_task(width);
             let mut output = vec![0.0; rows * length * heads * x.width];
             output.par_chunks_mut(positions * width).enumerate().for_each(|(task, output)| {
                 pulp::Arch::new().dispatch(|| {
                     for (at, output) in output.chunks_exact_mut(width).enumerate() {
-                        self.apply_at::<BACKWARD>(x, task * positions + at, output);
+                        self.apply_at::<BACKWARD>((x, length), task * positions + at, output);
                     }
                 });
             });
@@ -197,11 +192,15 @@ mod cpu {
 
         /// All heads of one of the `B · S` positions.
         #[inline(always)]
-        fn apply_at<const BACKWARD: bool>(&self, x: Vectors<'_, 3>, position: usize, output: &mut [f32]) {
+        fn apply_at<const BACKWARD: bool>(
+            &self,
+            (x, length): (Rows<'_, 3>, usize),
+            position: usize,
+            output: &mut [f32],
+        ) {
             let tables = self.tables.each_ref().map(|table| &values(table)[position * x.width..][..x.width]);
-            let [_, length, _] = x.shape;
             for (head, output) in output.chunks_exact_mut(x.width).enumerate() {
-                let x = x.get([position / length, position % length, head]);
+                let x = x.row([position / length, position % length, head]);
                 if head < self.heads {
                     rotate::<BACKWARD>(x, tables, self.pairs, output);
                 } else {

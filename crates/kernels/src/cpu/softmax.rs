@@ -1,6 +1,6 @@
 //! Parts of a softmax, in sums whose order no vector width changes.
 
-use super::exp::exp;
+use super::scalar_exp::exp_of;
 
 const LANES: usize = 32;
 
@@ -26,13 +26,13 @@ pub(crate) fn exponentials(values: &mut [f32], largest: f32) -> f32 {
     let (chunks, rest) = values.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
-            chunk[lane] = exp(chunk[lane] - largest);
+            chunk[lane] = exp_of(chunk[lane] - largest);
             lanes[lane] += chunk[lane];
         }
     }
     let mut sum = 0.0;
     for value in rest {
-        *value = exp(*value - largest);
+        *value = exp_of(*value - largest);
         sum += *value;
     }
     lanes.into_iter().sum::<f32>() + sum
@@ -45,9 +45,9 @@ pub(crate) fn exponential_sum(values: &[f32], largest: f32) -> f32 {
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
-            lanes[lane] += exp(chunk[lane] - largest);
+            lanes[lane] += exp_of(chunk[lane] - largest);
         }
     }
-    let rest: f32 = rest.iter().map(|value| exp(value - largest)).sum();
+    let rest: f32 = rest.iter().map(|value| exp_of(value - largest)).sum();
     lanes.into_iter().sum::<f32>() + rest
 }

@@ -3,8 +3,6 @@
 //! Dimensions: `B` rows, `H` query heads, `Hk` key heads, `G = H / Hk`, `S` queries, `Sk` keys, `Dh` head dimension.
 
 use burn::prelude::*;
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, TensorData};
 use glm4v_kernels::{self as kernels, AttentionMask};
 
@@ -92,37 +90,13 @@ fn is_packed(segments: &[u32]) -> bool {
 /// - q, output: `[B, H, S, Dh]`
 /// - k, v: `[B, Hk, Sk, Dh]`, the last `S` of them at the positions of the queries
 pub(crate) fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalMask) -> Tensor<4> {
-    let queries = q.dims()[2];
     if let Some(bias) = &mask.attn_bias {
-        return kernels::attention(q, k, v, AttentionMask::Bias(bias.clone()));
+        return kernels::tracked_attention(q, k, v, AttentionMask::Bias(bias.clone()));
     }
-    if mask.key_padding_mask.is_none() && queries > 1 && kernels::has_own_kernel(&q.device(), q.dtype()) {
-        return kernels::attention(q, k, v, AttentionMask::Causal);
+    if q.is_autodiff() {
+        return kernels::tracked_attention(q, k, v, AttentionMask::Causal);
     }
-    let [rows, heads, queries, head_dim] = q.dims();
-    let [_, key_heads, keys, _] = k.dims();
-    let groups = heads / key_heads;
-    let hidden = |heads: usize, queries: usize| {
-        mask.key_padding_mask.clone().map(|padding| {
-            padding
-                .unsqueeze_dims::<4>(&[1, 1]) // [B, 1, 1, Sk]
-                .expand([rows, heads, queries, keys])
-        })
-    };
-    if queries == 1 {
-        let hidden = hidden(key_heads, groups);
-        let options = AttentionModuleOptions::default();
-        return unfold_groups(attention(fold_groups(q, key_heads), k, v, hidden, None, options), heads);
-    }
-    // Folded queries would need a mask of the size of the scores; copied keys are smaller, and a flash kernel can
-    // take the causal flag.
-    let repeat = |x: Tensor<4>| {
-        x.unsqueeze_dim::<5>(2)
-            .expand([rows, key_heads, groups, keys, head_dim])
-            .reshape([rows, heads, keys, head_dim])
-    };
-    let causal = AttentionModuleOptions { is_causal: true, ..Default::default() };
-    attention(q, repeat(k), repeat(v), hidden(heads, queries), None, causal)
+    kernels::attention(q, k, v, true, mask.key_padding_mask.clone())
 }
 
 /// As [`causal_attention`], of an eager mask, with the attention weights.
@@ -143,18 +117,6 @@ pub(crate) fn causal_attention_with_weights(
 ) -> (Tensor<4>, Tensor<4>) {
     let bias = mask.attn_bias.clone().expect("a recorded pass has an eager mask");
     kernels::attention_with_weights(q, k, v, AttentionMask::Bias(bias))
-}
-
-/// Heads that share a key head become more queries of it, so that no key is copied: `[B, H, S, _]` to `[B, Hk, G·S, _]`.
-fn fold_groups(x: Tensor<4>, key_heads: usize) -> Tensor<4> {
-    let [rows, heads, queries, last] = x.dims();
-    x.reshape([rows, key_heads, heads / key_heads * queries, last])
-}
-
-/// The reverse of [`fold_groups`].
-fn unfold_groups(x: Tensor<4>, heads: usize) -> Tensor<4> {
-    let [rows, key_heads, folded, last] = x.dims();
-    x.reshape([rows, heads, key_heads * folded / heads, last])
 }
 
 #[cfg(test)]

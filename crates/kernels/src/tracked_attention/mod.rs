@@ -1,4 +1,4 @@
-//! Scaled dot-product attention whose scores are never held.
+//! Scaled dot-product attention with a backward pass, whose scores are never held.
 //!
 //! The plain version keeps the weights `[B, H, S, Sk]` for the backward pass and forms several temporaries of their size: of 1024
 //! patches in 8 heads, 34 MB each. Here a thread holds the scores of a few queries at a time, and the backward pass computes them
@@ -8,13 +8,13 @@
 //!
 //! Dimensions: `B` rows, `H` query heads, `Hk` key heads, `S` queries, `Sk` keys, `Dh` head dimension, `N` positions of all sequences.
 
-use burn::tensor::module;
-use burn::tensor::ops::AttentionModuleOptions;
+#[cfg(feature = "cpu")]
+mod block;
+
 use burn::tensor::{DType, Tensor, TensorData};
 
-#[cfg(feature = "cpu")]
-use crate::rotary::rotary_of_heads;
-use crate::rotary::{RotaryPairs, plain_rotary};
+use crate::attention::attention;
+use crate::rotary::{RotaryPairs, rotary_of_heads};
 
 /// Which keys a query attends to.
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ pub enum AttentionMask {
 ///
 /// - q, output: `[B, H, S, Dh]`
 /// - k, v: `[B, Hk, Sk, Dh]`
-pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: AttentionMask) -> Tensor<4> {
+pub fn tracked_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: AttentionMask) -> Tensor<4> {
     #[cfg(feature = "cpu")]
     if [&q, &k, &v].into_iter().all(crate::device::is_cpu_f32) {
         return cpu::attention(q, k, v, mask);
@@ -58,7 +58,7 @@ pub fn packed_attention(
 ) -> Tensor<2> {
     let tables = [cos.unsqueeze::<4>(), sin.unsqueeze()];
     #[cfg(feature = "cpu")]
-    if crate::device::is_cpu_f32(&qkv) {
+    if qkv.is_autodiff() && crate::device::is_cpu_f32(&qkv) {
         let heads = qkv.dims()[1] / 3;
         let qkv = rotary_of_heads(qkv.unsqueeze::<4>(), tables, pairs, 2 * heads);
         return cpu::packed_attention(qkv.squeeze_dim::<3>(0), lengths);
@@ -76,7 +76,7 @@ fn plain_packed_attention(
     let [_, all_heads, head_dim] = qkv.dims();
     let (dtype, heads) = (qkv.dtype(), all_heads / 3);
     let q_and_k = qkv.clone().narrow(1, 0, 2 * heads).cast(DType::F32).unsqueeze::<4>();
-    let rotated = plain_rotary(q_and_k, tables, pairs, 2 * heads).squeeze_dim::<3>(0).cast(dtype);
+    let rotated = rotary_of_heads(q_and_k, tables, pairs, 2 * heads).squeeze_dim::<3>(0).cast(dtype);
     let values = qkv.narrow(1, 2 * heads, heads);
     let mut first = 0;
     let outputs = lengths.chunk_by(|a, b| a == b).filter(|group| group[0] > 0).map(|group| {
@@ -90,7 +90,7 @@ fn plain_packed_attention(
         let output = if q.is_autodiff() {
             attention_with_weights(q, k, v, AttentionMask::None).0
         } else {
-            module::attention(q, k, v, None, None, AttentionModuleOptions::default())
+            attention(q, k, v, false, None)
         };
         output.swap_dims(1, 2).reshape([rows * length, heads * head_dim])
     });
@@ -172,9 +172,8 @@ mod cpu {
     use rayon::prelude::*;
 
     use super::AttentionMask;
-    use crate::cpu::{
-        Attention, Rule, Sequence, Statistics, Vectors, contiguous, tensor, values, with_vectors,
-    };
+    use super::block::{Attention, Rule, Sequence, Statistics};
+    use crate::cpu::{Rows, contiguous, tensor, values, with_rows};
 
     /// Attention, on backends with a kernel for it.
     #[backend_extension(Flex, Autodiff)]
@@ -285,7 +284,7 @@ mod cpu {
     impl Inputs {
         /// Of tensors with heads before positions.
         fn new(qkv: [FlexTensor; 3], bias: Option<FlexTensor>, is_causal: bool) -> Self {
-            let qkv = qkv.map(|tensor| with_vectors::<3>(tensor.transpose(1, 2)));
+            let qkv = qkv.map(|tensor| with_rows::<3>(tensor.transpose(1, 2)));
             Self { qkv, bias: bias.map(contiguous), is_causal }
         }
 
@@ -322,7 +321,7 @@ mod cpu {
         /// Gradients of queries, keys and values, heads before positions.
         fn backward(&self, output_and_grad: [FlexTensor; 2], statistics: &Statistics) -> [FlexTensor; 3] {
             let [rows, queries, keys, heads, key_heads, width] = self.dims();
-            let output_and_grad = output_and_grad.map(|tensor| with_vectors::<3>(tensor.transpose(1, 2)));
+            let output_and_grad = output_and_grad.map(|tensor| with_rows::<3>(tensor.transpose(1, 2)));
             let vectors = output_and_grad.each_ref().map(vectors);
             let attention = self.attention();
             let mut q_grad = vec![0.0; rows * heads * queries * width];
@@ -345,8 +344,8 @@ mod cpu {
         }
     }
 
-    fn vectors(tensor: &FlexTensor) -> Vectors<'_, 3> {
-        Vectors::of(tensor).expect("made so that its vectors are contiguous")
+    fn vectors(tensor: &FlexTensor) -> Rows<'_, 3> {
+        Rows::of(tensor).expect("made so that its rows are contiguous")
     }
 
     /// Adds up each `group` parts of `size` values, in their order.
@@ -538,7 +537,7 @@ mod tests {
                     &shapes.each_ref().map(|shape| shape.as_slice()),
                     |inputs| {
                         let [q, k, v] = qkv(inputs);
-                        attention(q, k, v, mask.clone())
+                        tracked_attention(q, k, v, mask.clone())
                     },
                     |inputs| {
                         let [q, k, v] = qkv(inputs);
@@ -554,7 +553,7 @@ mod tests {
         for mask in [AttentionMask::None, AttentionMask::Causal] {
             check::equals_finite_differences(&[&[1, 4, 3, 5], &[1, 2, 4, 5], &[1, 2, 4, 5]], |inputs| {
                 let [q, k, v] = qkv(inputs);
-                attention(q, k, v, mask.clone())
+                tracked_attention(q, k, v, mask.clone())
             });
         }
     }
@@ -566,7 +565,7 @@ mod tests {
             &[&[1, 2, 3, 5], &[1, 2, 4, 5], &[1, 2, 4, 5]],
             |inputs| {
                 let [q, k, v] = qkv(inputs);
-                attention(q, k, v, AttentionMask::Bias(hidden.clone()))
+                tracked_attention(q, k, v, AttentionMask::Bias(hidden.clone()))
             },
             |inputs| {
                 let [q, k, v] = qkv(inputs);
@@ -639,7 +638,7 @@ mod tests {
             &[&[2, 4, 150, 16], &[2, 2, 150, 16], &[2, 2, 150, 16]],
             |inputs| {
                 let [q, k, v] = qkv(inputs);
-                attention(q, k, v, AttentionMask::Causal)
+                tracked_attention(q, k, v, AttentionMask::Causal)
             },
         );
     }

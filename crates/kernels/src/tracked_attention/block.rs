@@ -1,4 +1,4 @@
-//! Attention over blocks of queries.
+//! Attention over blocks of queries, and its gradients.
 //!
 //! Dimensions: `B` rows, `S` positions of queries in a row, `Sk` of keys, `H` query heads, `Hk` key heads, `Dh` head dimension.
 
@@ -7,18 +7,14 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::elementwise::dot;
-use super::exp::exp;
-use super::gemm::{Matrix, MatrixMut, Output, matmul};
-use super::softmax::{exponentials, maximum};
-use super::vectors::Vectors;
+use crate::cpu::{Matrix, MatrixMut, Output, Rows, dot, exp_of, exponentials, matmul, maximum};
 
 /// Scores that a thread holds at a time: 256 KiB stay in its cache.
 const SCORES: usize = 64 * 1024;
 
 /// Which keys a query attends to.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Rule<'a> {
+pub(super) enum Rule<'a> {
     /// All.
     All,
     /// Those up to its own position, counted from the end of both.
@@ -29,35 +25,39 @@ pub(crate) enum Rule<'a> {
 
 /// Positions that attend to each other, next to each other in a row.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sequence {
+pub(super) struct Sequence {
     /// Index in `B`.
-    pub(crate) row: usize,
+    pub(super) row: usize,
     /// Its first position in the row.
-    pub(crate) first: usize,
+    pub(super) first: usize,
     /// Number of queries.
-    pub(crate) queries: usize,
+    pub(super) queries: usize,
     /// Number of keys.
-    pub(crate) keys: usize,
+    pub(super) keys: usize,
     /// Where its bias begins.
-    pub(crate) bias: usize,
+    pub(super) bias: usize,
 }
 
 /// Queries, keys and values, and what attends to what.
 #[derive(Debug)]
-pub(crate) struct Attention<'a> {
+pub(super) struct Attention<'a> {
     /// `[B, S, H, Dh]`
-    q: Vectors<'a, 3>,
+    q: Rows<'a, 3>,
     /// `[B, Sk, Hk, Dh]`
-    k: Vectors<'a, 3>,
+    k: Rows<'a, 3>,
     /// `[B, Sk, Hk, Dh]`
-    v: Vectors<'a, 3>,
+    v: Rows<'a, 3>,
     /// All positions, in their order.
+    /// `[B, S, H]`
+    queries: [usize; 3],
+    /// `Hk`
+    key_heads: usize,
     sequences: Vec<Sequence>,
     rule: Rule<'a>,
 }
 
 /// Largest score and reciprocal of the sum of exponentials, by position and head, `[B, S, H]`.
-pub(crate) type Statistics = Vec<[f32; 2]>;
+pub(super) type Statistics = Vec<[f32; 2]>;
 
 /// Queries of a sequence that a thread takes at a time.
 #[derive(Debug, Clone)]
@@ -68,14 +68,16 @@ struct Block {
 
 impl<'a> Attention<'a> {
     /// Of tensors whose vectors are contiguous.
-    pub(crate) fn new(qkv: [&'a FlexTensor; 3], sequences: Vec<Sequence>, rule: Rule<'a>) -> Self {
-        let [q, k, v] = qkv.map(|tensor| Vectors::of(tensor).expect("callers make vectors contiguous"));
-        Self { q, k, v, sequences, rule }
+    pub(super) fn new(qkv: [&'a FlexTensor; 3], sequences: Vec<Sequence>, rule: Rule<'a>) -> Self {
+        let [q, k, v] = qkv.map(|tensor| Rows::of(tensor).expect("callers make vectors contiguous"));
+        let [queries, keys] = [qkv[0], qkv[1]].map(|tensor| tensor.layout().shape());
+        let key_heads = keys[2];
+        Self { q, k, v, queries: [queries[0], queries[1], queries[2]], key_heads, sequences, rule }
     }
 
     /// The output `[B, S, H, Dh]` and the statistics of its rows.
-    pub(crate) fn forward(&self) -> (Vec<f32>, Statistics) {
-        let [rows, positions, heads] = self.q.shape;
+    pub(super) fn forward(&self) -> (Vec<f32>, Statistics) {
+        let [rows, positions, heads] = self.queries;
         let mut output = vec![0.0; rows * positions * heads * self.q.width];
         let mut statistics = vec![[0.0; 2]; rows * positions * heads];
         let (mut outputs, mut rest) = (output.as_mut_slice(), statistics.as_mut_slice());
@@ -94,7 +96,7 @@ impl<'a> Attention<'a> {
 
     /// All heads of a block, one after another.
     fn forward_block(&self, block: &Block, output: &mut [f32], statistics: &mut [[f32; 2]]) {
-        let (heads, width) = (self.q.shape[2], self.q.width);
+        let (heads, width) = (self.queries[2], self.q.width);
         let visible = self.visible_keys(block, block.queries.end - 1);
         let mut weights = vec![0.0; block.queries.len() * visible];
         for head in 0..heads {
@@ -116,10 +118,10 @@ impl<'a> Attention<'a> {
     /// Gradients of one head of a sequence: `[S, Dh]` of the queries, `[Sk, Dh]` of the keys and values, all zero at first.
     ///
     /// `output_and_grad` are `[B, S, H, Dh]`.
-    pub(crate) fn backward_head(
+    pub(super) fn backward_head(
         &self,
         (sequence, head): (Sequence, usize),
-        output_and_grad: [Vectors<'_, 3>; 2],
+        output_and_grad: [Rows<'_, 3>; 2],
         statistics: &Statistics,
         [q_grad, k_grad, v_grad]: [&mut [f32]; 3],
     ) {
@@ -130,7 +132,7 @@ impl<'a> Attention<'a> {
             let visible = self.visible_keys(&block, block.queries.end - 1);
             let [mut weights, mut score_grads] = [0, 1].map(|_| vec![0.0; count * visible]);
             self.scores(&block, head, &mut weights);
-            let grad = output_and_grad[1].rows([sequence.row, first, head], 1, count);
+            let grad = output_and_grad[1].run([sequence.row, first, head], 1, count);
             let values = self.keys_of(&self.v, &block, head, visible);
             let shape = [count, visible];
             matmul(
@@ -144,7 +146,7 @@ impl<'a> Attention<'a> {
                 let rows = weights.chunks_exact_mut(visible).zip(score_grads.chunks_exact_mut(visible));
                 for (query, (weights, score_grads)) in rows.enumerate() {
                     let position = [sequence.row, first + query, head];
-                    let [output, grad] = output_and_grad.map(|vectors| vectors.get(position));
+                    let [output, grad] = output_and_grad.map(|vectors| vectors.row(position));
                     self.add_bias(&block, block.queries.start + query, weights);
                     let visible = self.visible_keys(&block, block.queries.start + query);
                     let statistics = statistics[self.position(position)];
@@ -155,7 +157,7 @@ impl<'a> Attention<'a> {
             let score_grads = Matrix::new(&score_grads, shape, [visible, 1]);
             let of_keys = |grads| MatrixMut::new(grads, [visible, width], width);
             matmul(1.0, weights.transpose(), grad, of_keys(&mut *v_grad), Output::Add);
-            let queries = self.q.rows([sequence.row, first, head], 1, count);
+            let queries = self.q.run([sequence.row, first, head], 1, count);
             matmul(scale, score_grads.transpose(), queries, of_keys(&mut *k_grad), Output::Add);
             let q_grad = &mut q_grad[block.queries.start * width..block.queries.end * width];
             let keys = self.keys_of(&self.k, &block, head, visible);
@@ -167,16 +169,16 @@ impl<'a> Attention<'a> {
     fn scores(&self, block: &Block, head: usize, scores: &mut [f32]) {
         let (sequence, count) = (block.sequence, block.queries.len());
         let visible = scores.len() / count;
-        let queries = self.q.rows([sequence.row, sequence.first + block.queries.start, head], 1, count);
+        let queries = self.q.run([sequence.row, sequence.first + block.queries.start, head], 1, count);
         let keys = self.keys_of(&self.k, block, head, visible);
         let scores = MatrixMut::new(scores, [count, visible], visible);
         matmul(self.scale(), queries, keys.transpose(), scores, Output::Replace);
     }
 
     /// The first keys, or values, that a head attends to.
-    fn keys_of(&self, keys: &Vectors<'a, 3>, block: &Block, head: usize, count: usize) -> Matrix<'a> {
-        let group = self.q.shape[2] / keys.shape[2];
-        keys.rows([block.sequence.row, block.sequence.first, head / group], 1, count)
+    fn keys_of(&self, keys: &Rows<'a, 3>, block: &Block, head: usize, count: usize) -> Matrix<'a> {
+        let group = self.queries[2] / self.key_heads;
+        keys.run([block.sequence.row, block.sequence.first, head / group], 1, count)
     }
 
     fn scale(&self) -> f32 {
@@ -185,7 +187,7 @@ impl<'a> Attention<'a> {
 
     /// Index in [`Statistics`].
     fn position(&self, [row, position, head]: [usize; 3]) -> usize {
-        (row * self.q.shape[1] + position) * self.q.shape[2] + head
+        (row * self.queries[1] + position) * self.queries[2] + head
     }
 
     /// Number of keys up to the last that a query attends to.
@@ -244,7 +246,7 @@ fn backward_row(
     hidden.fill(0.0);
     hidden_grads.fill(0.0);
     for (weight, grad) in weights.iter_mut().zip(grads) {
-        *weight = exp(*weight - largest) * scale;
+        *weight = exp_of(*weight - largest) * scale;
         *grad = *weight * (*grad - along);
     }
 }
