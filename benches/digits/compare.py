@@ -10,34 +10,22 @@ Needs the packages of tests/fixtures/oracle/requirements.txt, and a machine that
 
 import argparse
 import json
-import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.numpy import load_file  # without torch: a process that is started from a large one counts as large
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def measured(command, **kwargs):
-    """Runs a command; returns its peak memory in MB."""
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **kwargs)
-    errors = process.stderr.read().decode(errors="replace")
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        sys.exit(f"{command[0]} failed:\n{errors[-2000:]}")
-    return usage.ru_maxrss / 1024
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from paired import PROGRAM, ROOT, run, spread  # noqa: E402
 
 
 def torch_run(out, threads, steps):
-    peak = measured([sys.executable, ROOT / "tests/fixtures/oracle/digits_torch.py", "--threads", threads, "--steps", steps,
-                     "--every", steps, "--out", out], cwd=ROOT / "tests/fixtures/oracle")
+    script = ROOT / "tests/fixtures/oracle/digits_torch.py"
+    done = run([sys.executable, script, "--threads", threads, "--steps", steps, "--every", steps, "--out", out], cwd=script.parent)
     report = json.loads((out / "curve.json").read_text())
-    return report["curve"][-1]["train_s"], peak, report
+    return report["curve"][-1]["train_s"], done.peak_bytes, report
 
 
 def stage(out):
@@ -53,39 +41,42 @@ def stage(out):
 
 
 def our_run(program, out, model, order, threads, steps):
-    run = out / "run"
+    directory = out / "run"
     settings = {"model.path": model, "model.init": "pretrained", "data.batch_order": order, "schedule.max_steps": steps,
-                "run.output_dir": run, "eval.steps": 0, "run.save_steps": 0}
+                "run.output_dir": directory, "eval.steps": 0, "run.save_steps": 0}
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    peak = measured([program, "train", "configs/finetune/digits-full-cpu.toml", "--backend", "cpu", "--threads", threads, "-q", *flags], cwd=ROOT)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    done = [line for line in lines if "loss" in line]
-    return sum(line["tokens"] / line["tokens_per_second"] for line in done), peak, [line["loss"] for line in done], lines[-1]
+    done = run([program, "train", "configs/finetune/digits-full-cpu.toml", "--backend", "cpu", "--threads", threads, "-q", *flags])
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    return sum(line["tokens"] / line["tokens_per_second"] for line in steps), done.peak_bytes, [line["loss"] for line in steps], lines[-1]
+
+
+def compare(args):
+    """One round; its ratio."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory)
+        theirs, their_peak, report = torch_run(out, args.threads, args.steps)
+        model, order = stage(out)
+        ours, our_peak, losses, evaluation = our_run(args.glm4v.resolve(), out, model, order, args.threads, args.steps)
+    apart = max(abs(a - b) for a, b in zip(losses[:20], report["losses"][:20]))
+    print(json.dumps({
+        "threads": args.threads, "steps": args.steps,
+        "torch_s": round(theirs, 2), "glm4v_s": round(ours, 2), "ratio": round(ours / theirs, 3),
+        "torch_peak_mb": round(their_peak / 1e6), "glm4v_peak_mb": round(our_peak / 1e6),
+        "loss_apart_first_20": apart, "torch_exact": report["final_test_exact"], "glm4v_exact": evaluation["exact_match"],
+    }), flush=True)
+    return ours / theirs
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glm4v", type=Path, default=ROOT / "target/release/glm4v")
+    parser.add_argument("--glm4v", type=Path, default=PROGRAM)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
-    ratios = []
-    for number in range(args.rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder)
-            theirs, their_peak, report = torch_run(out, args.threads, args.steps)
-            model, order = stage(out)
-            ours, our_peak, losses, evaluation = our_run(args.glm4v.resolve(), out, model, order, args.threads, args.steps)
-        apart = max(abs(a - b) for a, b in zip(losses[:20], report["losses"][:20]))
-        ratios.append(ours / theirs)
-        print(json.dumps({
-            "round": number + 1, "threads": args.threads, "steps": args.steps,
-            "torch_s": round(theirs, 2), "glm4v_s": round(ours, 2), "ratio": round(ours / theirs, 3),
-            "torch_peak_mb": round(their_peak), "glm4v_peak_mb": round(our_peak),
-            "loss_apart_first_20": apart, "torch_exact": report["final_test_exact"], "glm4v_exact": evaluation["exact_match"],
-        }), flush=True)
-    print(f"ratio glm4v / torch: median {statistics.median(ratios):.3f} of {args.rounds}")
+    ratios = [compare(args) for _ in range(args.rounds)]
+    print(f"ratio glm4v / torch: median {spread(ratios, '{:.3f}')} of {args.rounds}")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""Pictures a second against transformers with its default backend (torchvision), from the same JPEG files with the same threads.
+"""Images per second against transformers with its default backend (torchvision), from the same JPEG files with the same threads.
 
     python benches/images/compare.py --threads 1 2 --rounds 3
 
-Builds our side (`cargo bench --no-run`); `--program` takes one that is built. Needs torch, torchvision, transformers and pillow. Rounds alternate between the two; a stage's figure is the median of its rounds,
-a ratio is taken within a round. Stages:
+Builds our side (`cargo bench --no-run`); `--program` takes one that is built. Needs torch, torchvision, transformers and pillow. Rounds
+alternate between the two; a stage's figure is the median of its rounds, a ratio is taken within a round. Stages:
 
 - decode: a file to 8-bit RGB (`load_image`: orientation and all);
-- resize: that picture to the size of the model's grid (bicubic, antialiased);
+- resize: that image to the size of the model's grid (bicubic, antialiased);
 - whole: a file to `pixel_values`, from decoding to patches.
 
-transformers works on one picture after another with torch's threads inside; `pool` is the same with a thread for each picture and
-none inside, as a careful user would write it. We work on a picture with one thread, and on several pictures at once.
+transformers works on one image after another with torch's threads inside; `pool` is the same with a thread for each image and none
+inside, as a careful user would write it. We work on an image with one thread, and on several images at once.
 """
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -24,11 +23,14 @@ import time
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from paired import ROOT, alternate, run, table  # noqa: E402
+
 STAGES = ["decode", "resize", "whole"]
-PICTURES = 8
+IMAGES = 8
 
 
-def picture(width, height, file):
+def make_image(width, height, file):
     """Smooth colours, edges and noise, of about the bytes of a photograph."""
     import numpy as np
     from PIL import Image
@@ -45,7 +47,7 @@ def picture(width, height, file):
 
 
 def oracle(file, threads):
-    """Pictures a second of transformers, in this process."""
+    """Images per second of transformers, in this process."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -71,15 +73,15 @@ def oracle(file, threads):
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        return PICTURES / min(times)
+        return IMAGES / min(times)
 
     out = {}
     for stage, once in work.items():
         torch.set_num_threads(threads)
-        out[stage] = best(lambda: [once() for _ in range(PICTURES)])
+        out[stage] = best(lambda: [once() for _ in range(IMAGES)])
         torch.set_num_threads(1)
         with ThreadPoolExecutor(threads) as pool:
-            out[f"{stage} pool"] = best(lambda: list(pool.map(lambda _: once(), range(PICTURES))))
+            out[f"{stage} pool"] = best(lambda: list(pool.map(lambda _: once(), range(IMAGES))))
     out["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return out
 
@@ -87,20 +89,35 @@ def oracle(file, threads):
 def build():
     """The benchmark's executable, as cargo names it."""
     command = ["cargo", "bench", "--workspace", "--bench", "images", "--no-run", "--message-format", "json"]
-    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout.splitlines()
     built = (json.loads(line) for line in lines)
     return next(one["executable"] for one in built if one.get("executable") and one["target"]["name"] == "images")
 
 
 def ours(program, file, threads):
     """The program's figures and its peak memory."""
-    command = [program, "--threads", threads, "--images", PICTURES, file]
-    run = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
-    said = run.stdout.read()
-    _, status, used = os.wait4(run.pid, 0)
-    if status:
-        raise SystemExit(f"{program} ended with {status}")
-    return json.loads(said) | {"peak": used.ru_maxrss * 1024}
+    done = run([program, "--threads", threads, "--images", IMAGES, file])
+    return json.loads(done.stdout) | {"peak": done.peak_bytes}
+
+
+def theirs(file, threads):
+    """Those of transformers, in a process of its own."""
+    return json.loads(run([sys.executable, __file__, "--oracle", file, threads]).stdout.splitlines()[-1])
+
+
+HEADER = ["threads", "stage", "here, images/s", "transformers", "its pool", "times as fast", "as its pool"]
+
+
+def rows(program, file, threads, rounds):
+    """Rows of the table for a number of threads."""
+    pairs = alternate(rounds, lambda: ours(program, file, threads), lambda: theirs(file, threads))
+    for stage in STAGES:
+        here = median(mine[stage] for mine, _ in pairs)
+        plain, pool = (median(other[name] for _, other in pairs) for name in (stage, f"{stage} pool"))
+        ratio, strict = (median(mine[stage] / other[name] for mine, other in pairs) for name in (stage, f"{stage} pool"))
+        yield [threads, stage, f"{here:.1f}", f"{plain:.1f}", f"{pool:.1f}", f"{ratio:.2f}", f"{strict:.2f}"]
+    peaks = [max(pair[which]["peak"] for pair in pairs) / 1e6 for which in (0, 1)]
+    yield [threads, "peak memory", f"{peaks[0]:.0f} MB", f"{peaks[1]:.0f} MB", "", "", ""]
 
 
 def main():
@@ -109,35 +126,23 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--oracle", nargs=2, help=argparse.SUPPRESS)  # a file and threads: measure transformers
-    # A process started from a large one is said to have been as large: pictures are made in one of their own.
+    # A process started from a large one counts as large: images are made in one of their own.
     parser.add_argument("--make", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:
-        picture(int(args.make[0]), int(args.make[1]), args.make[2])
+        make_image(int(args.make[0]), int(args.make[1]), args.make[2])
         return
     if args.oracle:
         print(json.dumps(oracle(args.oracle[0], int(args.oracle[1]))))
         return
 
-    program = args.program or build()
-    with tempfile.TemporaryDirectory() as folder:
+    program = Path(args.program).resolve() if args.program else build()
+    with tempfile.TemporaryDirectory() as directory:
         for width, height in [(1024, 1024), (4000, 3000)]:
-            file = Path(folder) / f"{width}x{height}.jpg"
-            subprocess.run([sys.executable, __file__, "--make", str(width), str(height), file], check=True)
-            print(f"\n{file.name}, {file.stat().st_size / 1e6:.2f} MB\n")
-            print("| threads | stage | here, pictures/s | transformers | its pool | times as fast | as its pool |\n|---|---|---|---|---|---|---|")
-            for threads in args.threads:
-                rounds = []
-                for _ in range(args.rounds):
-                    command = [sys.executable, __file__, "--oracle", str(file), str(threads)]
-                    theirs = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                    rounds.append((ours(program, file, threads), json.loads(theirs.splitlines()[-1])))
-                for stage in STAGES:
-                    here, plain, pool = (median(f(a, b) for a, b in rounds) for f in (lambda a, b: a[stage], lambda a, b: b[stage], lambda a, b: b[f"{stage} pool"]))
-                    ratio, strict = (median(a[stage] / b[name] for a, b in rounds) for name in (stage, f"{stage} pool"))
-                    print(f"| {threads} | {stage} | {here:.1f} | {plain:.1f} | {pool:.1f} | {ratio:.2f} | {strict:.2f} |", flush=True)
-                peaks = [max(round[which]["peak"] for round in rounds) / 1e6 for which in (0, 1)]
-                print(f"| {threads} | peak memory | {peaks[0]:.0f} MB | {peaks[1]:.0f} MB | | | |", flush=True)
+            file = Path(directory) / f"{width}x{height}.jpg"
+            run([sys.executable, __file__, "--make", width, height, file])
+            lines = [row for threads in args.threads for row in rows(program, file, threads, args.rounds)]
+            print(f"\n{file.name}, {file.stat().st_size / 1e6:.2f} MB\n\n{table(HEADER, lines)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,26 +9,15 @@ and `generate`. Prints a table. Peak memory is the maximum resident set size of 
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from paired import PROGRAM, ROOT, run  # noqa: E402
+
 LORA = ["lora.target_modules=model.language_model.*", "lora.r=16", "lora.lora_alpha=32"]
-
-
-def run(program, *args):
-    """Runs the program; returns its standard output and its peak memory in bytes."""
-    process = subprocess.Popen([str(part) for part in (program, *args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    out = process.stdout.read().decode()
-    errors = process.stderr.read().decode(errors="replace")
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        sys.exit(f"{args[0]} failed:\n{errors[-2000:]}")
-    return out, usage.ru_maxrss * 1024
 
 
 def model_folder(args, side, folder):
@@ -38,7 +27,7 @@ def model_folder(args, side, folder):
     preprocessor = json.loads((config / "preprocessor_config.json").read_text())
     preprocessor["size"] = {"shortest_edge": 2 * side * side, "longest_edge": 2 * side * side}
     (config / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    run(args.glm4v, "init", "--config", config, "--out", folder / "model", "--dtype", args.dtype)
+    run([args.glm4v, "init", "--config", config, "--out", folder / "model", "--dtype", args.dtype])
     return folder / "model"
 
 
@@ -54,9 +43,9 @@ def data_file(words, answer, rows, folder):
 
 
 def estimate(args, model, batch, length, answer):
-    out, _ = run(args.glm4v, "info", "--json", "--model", model, "--batch-size", batch, "--seq-len", length, "--max-new-tokens", answer,
-                 "--image-size", "1000x1000", "--dtype", args.dtype)
-    return json.loads(out)["estimate"]
+    out = run([args.glm4v, "info", "--json", "--model", model, "--batch-size", batch, "--seq-len", length, "--max-new-tokens", answer,
+               "--image-size", "1000x1000", "--dtype", args.dtype])
+    return json.loads(out.stdout)["estimate"]
 
 
 def line(name, estimated, measured):
@@ -73,25 +62,25 @@ def measure(args, side, words, answer, batch):
             settings = [f"model.path={model}", "model.init=pretrained", f"data.train={data}", "eval.data=", f"data.batch_size={batch}",
                         f"run.output_dir={folder / name}", "schedule.max_steps=3", "run.save_steps=0", *extra]
             flags = [part for setting in settings for part in ("--set", setting)]
-            _, peak = run(args.glm4v, "train", "configs/finetune/digits-full-cpu.toml", "-q", "--dtype", args.dtype, *flags)
+            peak = run([args.glm4v, "train", "configs/finetune/digits-full-cpu.toml", "-q", "--dtype", args.dtype, *flags]).peak_bytes
             steps = [json.loads(step) for step in (folder / name / "metrics.jsonl").read_text().splitlines()]
             length = steps[0]["tokens"] // batch
             estimates = estimate(args, model, batch, length, answer + 1)
             key = "training" if not extra else "training_lora_rank_16"
             line(f"train, {name}, batch {batch}, {length} tokens, {side} pixels", estimates[key]["peak_bytes"], peak)
-        _, peak = run(args.glm4v, "generate", "--model", model, "--image", ROOT / "datasets/digits/images/0005.png", "--prompt",
-                      "What digit is this? " * words, "--greedy", "--max-new-tokens", answer, "-q", "--dtype", args.dtype)
+        peak = run([args.glm4v, "generate", "--model", model, "--image", ROOT / "datasets/digits/images/0005.png", "--prompt",
+                    "What digit is this? " * words, "--greedy", "--max-new-tokens", answer, "-q", "--dtype", args.dtype]).peak_bytes
         estimates = estimate(args, model, 1, length, answer)
         line(f"generate, {length} tokens, {side} pixels", estimates["generation"]["peak_bytes"], peak)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glm4v", type=lambda path: Path(path).resolve(), default=ROOT / "target/release/glm4v")
+    parser.add_argument("--glm4v", type=lambda path: Path(path).resolve(), default=PROGRAM)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/models/digits")
     parser.add_argument("--dtype", default="f32")
     args = parser.parse_args()
-    _, idle = run(args.glm4v, "info")
+    idle = run([args.glm4v, "info"]).peak_bytes
     print(f"at rest: {idle / 1e6:.0f} MB\n\n| run | estimated MB | measured MB | off |\n|---|---|---|---|")
     for side, words, answer, batch in ((56, 1, 1, 32), (448, 12, 8, 2), (224, 60, 60, 4)):
         measure(args, side, words, answer, batch)

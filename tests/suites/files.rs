@@ -431,7 +431,7 @@ fn variables(text: &str) -> BTreeSet<String> {
 fn every_suite_and_every_variable_of_the_environment_is_in_the_readme_of_tests() {
     let readme = fs::read_to_string(repository().join("tests/README.md")).unwrap();
     let mut read = BTreeSet::new();
-    for folder in ["crates", "tests", "benches", "examples", ".ci"] {
+    for folder in ["crates", "tests", "benches", "examples", "hardware", ".ci"] {
         for path in walk(&repository().join(folder)) {
             let script = path.components().any(|part| part.as_os_str() == ".ci");
             if path.is_file()

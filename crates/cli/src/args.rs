@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use glm4v_model::{Backend, DeviceError, Precision};
+use glm4v_selftest::Part;
+use glm4v_train::FreezeTarget;
 use glm4v_weights::ShardSize;
 
 use crate::threads::MAX_THREADS;
@@ -81,10 +84,31 @@ pub(crate) enum Command {
     Trace(Trace),
     /// Show devices, or the size and memory requirements of a model
     Info(Info),
+    /// Check that this device computes what transformers computes
+    Selftest(Selftest),
+    /// Measure speed and memory on this machine
+    Bench(Bench),
     /// Generate shell completions
     Completions(Completions),
     /// Print the man page, or write one for every command
     Man(Man),
+}
+
+/// Check that this device computes what transformers computes.
+///
+/// Tiny networks whose results are part of this program: no model, no file, no network. Exit code 1 if a number is wrong.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Selftest {
+    /// Run this part alone; may be repeated [default: all]
+    #[arg(long = "part", value_name = "NAME", value_parser = part_names())]
+    pub(crate) parts: Vec<Part>,
+    /// Print one JSON object per line: device, comparisons, result
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn part_names() -> impl TypedValueParser<Value = Part> {
+    PossibleValuesParser::new(Part::ALL.map(Part::name)).try_map(|name| name.parse::<Part>())
 }
 
 /// Generate shell completions.
@@ -387,8 +411,108 @@ pub(crate) struct Info {
     pub(crate) json: bool,
 }
 
+/// Measure speed and memory on this machine.
+///
+/// The copy bandwidth and the matrix product rate of the device are measured first. Each workload then shows its median time with
+/// minimum and maximum, and the share that the least possible work (weights read once, matrix products) has of that time at these
+/// rates. Lists, such as --batch-size 1,8, measure every combination. Without a model, the device alone is measured.
+#[derive(Debug, ClapArgs)]
+#[command(group(ArgGroup::new("network").args(["model", "config"])))]
+pub(crate) struct Bench {
+    /// Model directory, or ORG/NAME in the Hugging Face cache
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Config without weights: config.json or its directory; random weights are made on the device
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// What to measure
+    #[arg(long, value_delimiter = ',', default_value = "all", requires = "network")]
+    pub(crate) workload: Vec<BenchWorkload>,
+    /// Image size in pixels, rounded to whole tokens, or none
+    #[arg(long, value_delimiter = ',', default_value = "448x448", value_name = "WxH", requires = "network")]
+    pub(crate) image_size: Vec<ImageSize>,
+    /// Tokens of text in a prompt, beside those of the image
+    #[arg(long, value_delimiter = ',', default_value = "64", value_name = "N", value_parser = at_least_one, requires = "network")]
+    pub(crate) text_tokens: Vec<usize>,
+    /// Positions in the cache before the first decoded token
+    #[arg(long, value_delimiter = ',', default_value = "256", value_name = "N", value_parser = at_least_one, requires = "network")]
+    pub(crate) decode_depth: Vec<usize>,
+    /// Measured tokens of decode
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one, requires = "network")]
+    pub(crate) decode_tokens: usize,
+    /// Batch size
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N", value_parser = at_least_one, requires = "network")]
+    pub(crate) batch_size: Vec<usize>,
+    /// What train updates
+    #[arg(long, value_delimiter = ',', default_value = "full,lora", requires = "network")]
+    pub(crate) method: Vec<BenchMethod>,
+    /// Parts that --method full does not train, by their names in model.freeze of a run's config
+    #[arg(long, value_delimiter = ',', value_name = "PART", value_parser = freeze_target, requires = "network")]
+    pub(crate) freeze: Vec<FreezeTarget>,
+    /// LoRA rank
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = at_least_one, requires = "network")]
+    pub(crate) lora_rank: usize,
+    /// Tokens at the end of a row that carry loss in training
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one, requires = "network")]
+    pub(crate) labels: usize,
+    /// Image file for preprocess, which then includes decoding [default: a generated image, without decoding]
+    #[arg(long, value_name = "FILE", requires = "network")]
+    pub(crate) image: Option<PathBuf>,
+    /// Measured rounds
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = at_least_one)]
+    pub(crate) rounds: usize,
+    /// Rounds before the first measured one
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub(crate) warmup: usize,
+    /// Do not measure the device first; shares are then not shown
+    #[arg(long, requires = "network")]
+    pub(crate) no_ceilings: bool,
+    /// Also list this many kernels with the largest time, on GPU backends
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "network")]
+    pub(crate) kernels: usize,
+    /// Random seed of weights and inputs
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A part of a model's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum BenchWorkload {
+    /// Reading the weights of a model directory
+    Load,
+    /// Images to patches, on the processor
+    Preprocess,
+    /// Patches to image embeddings
+    Vision,
+    /// Prompt to the logits of the next token, after the vision tower
+    Prefill,
+    /// One more token
+    Decode,
+    /// A training step
+    Train,
+    /// All of these
+    All,
+}
+
+/// What a training step updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchMethod {
+    /// All weights, without those of --freeze
+    Full,
+    /// LoRA adapters
+    Lora,
+}
+
+fn freeze_target(text: &str) -> Result<FreezeTarget, String> {
+    FreezeTarget::from_name(text)
+        .ok_or_else(|| format!("needed: one of {}", FreezeTarget::ALL.map(FreezeTarget::name).join(", ")))
+}
+
 /// Width and height in pixels.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ImageSize(pub(crate) Option<(usize, usize)>);
 
 impl FromStr for ImageSize {

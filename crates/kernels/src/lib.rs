@@ -4,6 +4,7 @@ mod adamw;
 #[cfg(feature = "mimalloc")]
 pub mod allocator;
 mod attention;
+mod capture;
 #[cfg(test)]
 #[cfg(feature = "cpu")]
 mod check;
@@ -21,6 +22,7 @@ mod tracked_linear;
 
 pub use adamw::{AdamWState, AdamWUpdate, adamw};
 pub use attention::attention;
+pub use capture::{Replayed, replay};
 pub use cross_entropy::cross_entropy;
 pub use device::{has_own_kernel, is_cpu};
 pub use linear::linear;

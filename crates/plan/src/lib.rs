@@ -2,7 +2,7 @@
 //!
 //! # Where to start
 //!
-//! [`CostModel`] is the input, [`MemoryEstimate`] the output; [`CostModel::training_memory`] lists the moments of a training
+//! [`CostModel`] is the input, [`MemoryEstimate`] and [`Work`] are the outputs; [`CostModel::training_memory`] lists the moments of a training
 //! step at which memory can peak. The bytes that autodiff saves are in `vision.rs` and `text.rs`, operation by operation in
 //! the order of the forward pass, and change with the blocks in `glm4v-model`.
 //!
@@ -16,9 +16,11 @@ mod saved;
 mod text;
 mod tuning;
 mod vision;
+mod work;
 mod workload;
 
 pub use cost_model::CostModel;
 pub use memory::MemoryEstimate;
-pub use tuning::TuningMode;
+pub use tuning::{FrozenParts, TuningMode};
+pub use work::Work;
 pub use workload::Workload;

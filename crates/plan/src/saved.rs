@@ -3,8 +3,10 @@
 //! A product saves its factors, each only if the other one is trainable or depends on something that is; sums save nothing.
 //! Norms, softmax, router and loss compute in f32 whatever the dtype of the weights.
 
+use glm4v_model::ModelPart;
+
 use crate::cost_model::{CostModel, F32_BYTES};
-use crate::tuning::TuningMode;
+use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Bytes saved per token or patch, or per attention score, by the operations that blocks consist of.
 #[derive(Clone, Copy)]
@@ -13,19 +15,19 @@ pub(crate) struct SavedTensors {
     pub(crate) dtype_bytes: u64,
     /// Whether the weights are trainable, so that their factors are saved too. With LoRA only the adapters' are.
     pub(crate) trainable: bool,
-    /// LoRA rank, 0 without.
-    rank: u64,
     /// Whether operations save their inputs alone.
     pub(crate) own_kernels: bool,
+    /// What is trained.
+    tuning: TuningMode,
 }
 
 impl SavedTensors {
-    pub(crate) fn new(cost: &CostModel<'_>, tuning: TuningMode) -> Self {
+    pub(crate) fn new(cost: &CostModel<'_>, tuning: TuningMode, part: ModelPart) -> Self {
         Self {
             dtype_bytes: cost.dtype_bytes,
-            trainable: tuning == TuningMode::Full,
-            rank: tuning.rank(),
+            trainable: tuning.trains(part),
             own_kernels: cost.has_own_kernels(),
+            tuning,
         }
     }
 
@@ -61,8 +63,8 @@ impl SavedTensors {
     }
 
     /// Outputs of `lora_A`, which `lora_B` is multiplied with, of `layers` linear layers.
-    pub(crate) fn lora(self, layers: u64) -> u64 {
-        self.tensor(layers * self.rank)
+    pub(crate) fn lora(self, place: AdapterPlace, layers: u64) -> u64 {
+        self.tensor(layers * self.tuning.rank_at(place))
     }
 
     /// Attention of `rows` queries in all heads with `keys` keys each: of every score the values before and after the exponential in

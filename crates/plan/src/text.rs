@@ -4,11 +4,11 @@
 //!
 //! Dimensions: `D` hidden size, `Q` width of all query heads, `F` intermediate size, `k` experts per token.
 
-use glm4v_model::{MoeConfig, TextConfig};
+use glm4v_model::{ModelPart, MoeConfig, TextConfig};
 
 use crate::cost_model::{CostModel, F32_BYTES};
 use crate::saved::SavedTensors;
-use crate::tuning::TuningMode;
+use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Linear layers of the attention: `q_proj`, `k_proj`, `v_proj`, `o_proj`.
 const ATTENTION_LINEARS: u64 = 4;
@@ -21,7 +21,7 @@ impl CostModel<'_> {
     /// Bytes that decoder, LM head and loss save for the backward pass.
     pub(crate) fn text_saved_activations(&self, tuning: TuningMode) -> u64 {
         let text = &self.config.text;
-        let saved = SavedTensors::new(self, tuning);
+        let saved = SavedTensors::new(self, tuning, ModelPart::FinalNorm);
         let (tokens, completions) = (self.workload.tokens(), self.workload.completions());
         let rows = tokens * text.num_attention_heads as u64;
         let attention = tokens * attention_saved_per_token(text, saved)
@@ -75,15 +75,18 @@ fn attention_saved_per_token(text: &TextConfig, saved: SavedTensors) -> u64 {
     ]
     .map(|width| width as u64);
     let heads = saved.tensor(q) + saved.tensor(kv) + saved.tensor(q); // queries; keys and values; input of o_proj
-    saved.pre_norm(d) + heads + post_norm_saved(text, saved) + saved.lora(ATTENTION_LINEARS)
+    saved.pre_norm(d)
+        + heads
+        + post_norm_saved(text, saved)
+        + saved.lora(AdapterPlace::TextAttention, ATTENTION_LINEARS)
 }
 
 fn mlp_saved_per_token(text: &TextConfig, layer: usize, saved: SavedTensors) -> u64 {
     let dense = saved.swiglu(text.intermediate_size as u64);
     let branch = match &text.moe {
         Some(moe) if text.has_experts(layer) => experts_saved_per_token(text, moe, saved),
-        _ if text.fused_gate_up => dense + saved.lora(FUSED_MLP_LINEARS),
-        _ => dense + saved.lora(MLP_LINEARS),
+        _ if text.fused_gate_up => dense + saved.lora(AdapterPlace::TextFeedForward, FUSED_MLP_LINEARS),
+        _ => dense + saved.lora(AdapterPlace::TextFeedForward, MLP_LINEARS),
     };
     saved.pre_norm(text.hidden_size as u64) + branch + post_norm_saved(text, saved)
 }
@@ -102,7 +105,10 @@ fn experts_saved_per_token(text: &TextConfig, moe: &MoeConfig, saved: SavedTenso
     let copied = saved.trainable && saved.dtype_bytes < F32_BYTES;
     let router = 2 * routed * F32_BYTES + if copied { d * F32_BYTES } else { 0 };
     // Its input, and its output in f32, which the routing weight is multiplied with.
-    let expert = saved.tensor(d) + saved.swiglu(f) + d * F32_BYTES + saved.lora(FUSED_MLP_LINEARS);
-    let shared_expert = saved.swiglu(shared * f) + saved.lora(MLP_LINEARS);
+    let expert = saved.tensor(d)
+        + saved.swiglu(f)
+        + d * F32_BYTES
+        + saved.lora(AdapterPlace::TextFeedForward, FUSED_MLP_LINEARS);
+    let shared_expert = saved.swiglu(shared * f) + saved.lora(AdapterPlace::TextFeedForward, MLP_LINEARS);
     router + k * expert + shared_expert
 }

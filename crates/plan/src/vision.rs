@@ -3,11 +3,11 @@
 //! Dimensions: `P` patches of the batch, `D` hidden size of the tower, `F` intermediate size of its blocks, `O` hidden size
 //! of the decoder, `M` intermediate size of the merger.
 
-use glm4v_model::VisionConfig;
+use glm4v_model::{ModelPart, VisionConfig};
 
 use crate::cost_model::{CostModel, F32_BYTES};
 use crate::saved::SavedTensors;
-use crate::tuning::TuningMode;
+use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Linear layers of a block: `qkv`, `proj`, `gate_proj`, `up_proj`, `down_proj`.
 const BLOCK_LINEARS: u64 = 5;
@@ -18,17 +18,21 @@ impl CostModel<'_> {
     /// Bytes that vision tower and merger save for the backward pass; 0 if they are frozen.
     pub(crate) fn vision_saved_activations(&self, tuning: TuningMode) -> u64 {
         let patches = self.workload.patches();
-        if !tuning.trains_vision() || patches == 0 {
+        if !tuning.trains_merger() || patches == 0 {
             return 0;
         }
         let vision = &self.config.vision;
-        let saved = SavedTensors::new(self, tuning);
+        let merger = SavedTensors::new(self, tuning, ModelPart::Merger);
+        if !tuning.trains_vision_tower() {
+            return merger_saved(vision, merger, patches);
+        }
+        let saved = SavedTensors::new(self, tuning, ModelPart::VisionTower);
         let rows = patches * vision.num_heads as u64;
         let block = patches * block_saved_per_patch(vision, saved)
             + saved.attention(rows, self.workload.patches_per_frame());
         patches * embed_saved_per_patch(vision, saved)
             + vision.depth as u64 * block
-            + merger_saved(vision, saved, patches)
+            + merger_saved(vision, merger, patches)
     }
 
     /// Workspace of the tower's forward pass without gradients: the largest of patch embedding, attention and feed-forward.
@@ -61,7 +65,11 @@ fn block_saved_per_patch(vision: &VisionConfig, saved: SavedTensors) -> u64 {
     // In f32 without our kernel the normalized queries and keys need no copy for RoPE, and are then saved beside the rotated ones.
     let unrotated = if saved.dtype_bytes == F32_BYTES && !saved.own_kernels { saved.tensor(d) } else { 0 };
     let qk_norm = if vision.qk_norm { 2 * saved.rms_norm(d) + unrotated } else { 0 };
-    2 * saved.pre_norm(d) + attention + qk_norm + saved.swiglu(f) + saved.lora(BLOCK_LINEARS)
+    2 * saved.pre_norm(d)
+        + attention
+        + qk_norm
+        + saved.swiglu(f)
+        + saved.lora(AdapterPlace::Vision, BLOCK_LINEARS)
 }
 
 /// Final norm of the tower, downsampling convolution and merger.
@@ -74,6 +82,6 @@ fn merger_saved(vision: &VisionConfig, saved: SavedTensors, patches: u64) -> u64
     let projected = saved.tensor(o) + saved.layer_norm(o) + gelu + saved.tensor(o); // inputs of proj and of the gate
     let permuted_weight = saved.tensor(4 * d * o); // of downsample, as a matrix product needs it
     patches * downsampled
-        + tokens * (projected + saved.swiglu(m) + saved.lora(MERGER_LINEARS))
+        + tokens * (projected + saved.swiglu(m) + saved.lora(AdapterPlace::Vision, MERGER_LINEARS))
         + permuted_weight
 }

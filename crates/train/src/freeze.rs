@@ -13,6 +13,25 @@ pub fn freeze(model: Glm4v, frozen: &[FreezeTarget]) -> (Glm4v, usize) {
 }
 
 impl FreezeTarget {
+    /// Every target.
+    pub const ALL: [Self; 5] = [Self::Vision, Self::Merger, Self::Text, Self::Embeddings, Self::Head];
+
+    /// Its name in `model.freeze`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vision => "vision",
+            Self::Merger => "merger",
+            Self::Text => "text",
+            Self::Embeddings => "embeddings",
+            Self::Head => "head",
+        }
+    }
+
+    /// The target of a name in `model.freeze`; none for other names.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|target| target.name() == name)
+    }
+
     /// Whether the target covers a part. A tied head is part of the embeddings.
     fn contains(self, part: ModelPart) -> bool {
         match self {
@@ -50,5 +69,21 @@ impl<F: Fn(&str) -> bool> NamedMapper for Freezer<F> {
         }
         self.trainable += param.lazy_shape().num_elements();
         param
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_config() {
+        for target in FreezeTarget::ALL {
+            let written = serde_json::to_value(target).unwrap();
+
+            assert_eq!(written, target.name());
+            assert_eq!(FreezeTarget::from_name(target.name()), Some(target));
+        }
+        assert_eq!(FreezeTarget::from_name("visual"), None);
     }
 }

@@ -1,15 +1,13 @@
 //! `glm4v info`
 
 use anyhow::{Context, ensure};
-use burn::tensor::Device;
-use glm4v_files::{LONGEST_CONFIG, read_text};
 use glm4v_model::{Backend, Glm4vConfig, Grid, ParamCounts};
 use glm4v_plan::{CostModel, MemoryEstimate, TuningMode, Workload};
 use glm4v_processor::{ImageConfig, ImageProcessor};
 use glm4v_weights::ModelFolder;
 use serde_json::{Map, Value, json};
 
-use super::print_line;
+use super::{PREPROCESSOR_CONFIG, counting_device, image_config, print_line};
 use crate::args::{Global, Info};
 use crate::device;
 use crate::progress::grouped;
@@ -93,11 +91,6 @@ fn devices() -> Value {
     })
 }
 
-/// Device for counting parameters: they are lazy, so nothing is allocated on it.
-fn counting_device() -> Device {
-    Backend::Cpu.open().unwrap_or_else(|_| Device::default())
-}
-
 fn model(model_dir: &ModelFolder, args: &Info, global: &Global) -> anyhow::Result<Value> {
     let config = model_dir.config();
     let params = config.param_counts(&counting_device());
@@ -151,15 +144,12 @@ fn weights(model_dir: &ModelFolder) -> anyhow::Result<Value> {
 
 /// Token limits of an image, and the tokens and grid of one of `--image-size`.
 fn image(model_dir: &ModelFolder, args: &Info) -> anyhow::Result<(Value, Option<Grid>)> {
-    const FILE: &str = "preprocessor_config.json";
-    let path = model_dir.path().join(FILE);
-    let (config, from) = match read_text(&path, LONGEST_CONFIG) {
-        Ok(json) => (ImageConfig::from_json(&json).with_context(|| path.display().to_string())?, FILE),
-        Err(error) if error.is_missing() => (
+    let (config, from) = match image_config(model_dir.path())? {
+        Some(config) => (config, PREPROCESSOR_CONFIG),
+        None => (
             ImageConfig::from_json("{}")?,
             "transformers' defaults; the directory has no preprocessor_config.json",
         ),
-        Err(error) => return Err(error.into()),
     };
     let side = config.patch_size * config.merge_size;
     let token = config.temporal_patch_size * side * side; // a still image fills every frame of a temporal patch

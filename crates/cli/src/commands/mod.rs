@@ -1,5 +1,6 @@
 //! One module per command.
 
+mod bench;
 mod convert;
 mod embed;
 mod eval;
@@ -9,9 +10,11 @@ mod info;
 mod init;
 mod inputs;
 mod merge;
+mod selftest;
 mod trace;
 mod train;
 
+pub(crate) use bench::bench;
 pub(crate) use convert::convert;
 pub(crate) use embed::embed;
 pub(crate) use eval::eval;
@@ -20,6 +23,7 @@ pub(crate) use help::{completions, man};
 pub(crate) use info::info;
 pub(crate) use init::init;
 pub(crate) use merge::merge;
+pub(crate) use selftest::{SelftestFailed, selftest};
 pub(crate) use trace::trace;
 pub(crate) use train::train;
 
@@ -27,8 +31,10 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::Context;
-use glm4v_model::{DeviceSpec, Glm4v, Precision};
-use glm4v_processor::Processor;
+use burn::tensor::Device;
+use glm4v_files::{LONGEST_CONFIG, read_text};
+use glm4v_model::{Backend, DeviceSpec, Glm4v, Precision};
+use glm4v_processor::{ImageConfig, Processor};
 use glm4v_train::{RunConfig, load_processor};
 use glm4v_weights::{AdapterFolder, ModelFolder};
 
@@ -41,6 +47,24 @@ pub(crate) fn parse_only(command: &Command) -> anyhow::Result<()> {
         RunConfig::read(&train.config, &train.settings)?;
     }
     Ok(())
+}
+
+/// Device for counting parameters: they are lazy, so nothing is allocated on it.
+fn counting_device() -> Device {
+    Backend::Cpu.open().unwrap_or_else(|_| Device::default())
+}
+
+/// File of the image processor.
+const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
+
+/// Settings of a directory's image processor; none if it has no such file.
+fn image_config(dir: &Path) -> anyhow::Result<Option<ImageConfig>> {
+    let path = dir.join(PREPROCESSOR_CONFIG);
+    match read_text(&path, LONGEST_CONFIG) {
+        Ok(json) => Ok(Some(ImageConfig::from_json(&json).with_context(|| path.display().to_string())?)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Opens a model directory and loads its processor.

@@ -17,6 +17,19 @@ pub enum AttentionImplementation {
     Eager,
 }
 
+/// Bidirectional attention: every query attends to every key.
+///
+/// # Shapes
+///
+/// - q, k, v, output: `[B, H, S, Dh]`
+pub fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    if q.is_autodiff() {
+        kernels::tracked_attention(q, k, v, AttentionMask::None)
+    } else {
+        kernels::attention(q, k, v, false, None)
+    }
+}
+
 /// Which keys the queries of a sequence attend to: no later ones, no padding, none of another segment.
 ///
 /// Made once for a forward pass and shared by its layers.
@@ -89,7 +102,7 @@ fn is_packed(segments: &[u32]) -> bool {
 ///
 /// - q, output: `[B, H, S, Dh]`
 /// - k, v: `[B, Hk, Sk, Dh]`, the last `S` of them at the positions of the queries
-pub(crate) fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalMask) -> Tensor<4> {
+pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalMask) -> Tensor<4> {
     if let Some(bias) = &mask.attn_bias {
         return kernels::tracked_attention(q, k, v, AttentionMask::Bias(bias.clone()));
     }
