@@ -41,7 +41,8 @@ impl CostModel<'_> {
         let (vision, bytes, patches) = (&self.config.vision, self.dtype_bytes, self.workload.patches());
         let [d, f] = [vision.hidden_size, vision.block_intermediate_size].map(|width| width as u64);
         let embed = 2 * F32_BYTES * vision.patch_values() as u64 + d * bytes; // the batch's pixels are copied
-        let rotated = 4 * d * F32_BYTES; // queries and keys, before and after, as RoPE is applied in f32
+        // Queries and keys, before and after, as RoPE is applied in f32; our kernel rotates them in one pass.
+        let rotated = if self.has_own_kernels() { 0 } else { 4 * d * F32_BYTES };
         let scores = if tiled { 0 } else { 2 * self.vision_scores() * F32_BYTES };
         let attention = patches * (11 * d * bytes + rotated) + scores;
         let mlp = patches * ((2 * d + 3 * f) * bytes + self.activation_copy(d + f));
