@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
 
+import machine
 from parts import ROOT, UNAVAILABLE
 
 WORKER = ROOT / "benches/model/worker.py"
@@ -78,8 +79,12 @@ def main() -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if args.device not in ("cpu", "cuda"):
         missing.append(f"torch for {args.device}")
-    if missing:
-        print(json.dumps({"reason": f"not installed: {', '.join(missing)}"}))
+    reason = f"not installed: {', '.join(missing)}" if missing else ""
+    if not reason and args.device == "cuda" and not machine.driver().get("devices"):
+        # Known here at once; torch takes seconds for each workload to find out.
+        reason = "no CUDA device"
+    if reason:
+        print(json.dumps({"reason": reason}))
         return UNAVAILABLE
     failed = False
     for workload, shape in shapes(args):
