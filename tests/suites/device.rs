@@ -2,6 +2,7 @@
 //!
 //! A driver that fails is played by a small library in C; without a C compiler those tests say that they were skipped. Tests of
 //! a GPU run where `GLM4V_TEST_BACKEND` names one, and else say the same.
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests fail and print as tests do")]
 
 use std::fs;
 use std::path::Path;

@@ -3,6 +3,7 @@
 //!
 //!     GLM4V_TEST_BACKEND=wgpu cargo test --release --workspace --features gpu --test gpu -- --ignored --test-threads 1
 //!     GLM4V_TEST_BACKEND=cuda cargo test --release --workspace --features gpu --test gpu -- --ignored --test-threads 1
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests fail and print as tests do")]
 
 use std::path::Path;
 

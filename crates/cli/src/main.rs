@@ -22,16 +22,18 @@ use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
 use clap::{CommandFactory, FromArgMatches};
+use glm4v_kernels::allocator;
 
 use args::{Args, Command};
 use glm4v_model::{ComputeError, fault};
 
 /// Training frees and allocates the same large blocks thousands of times a second; the system's allocator returns them
-/// to the kernel each time, which clears them again.
+/// to the kernel each time, which clears them again. This one keeps them, see [`keep_freed_memory`](allocator::keep_freed_memory).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let matches = Args::command().get_matches();
     let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let name = matches.subcommand_name().unwrap_or_default();

@@ -366,7 +366,7 @@ fn word_after(text: &str, label: &str) -> String {
 fn missing_library(text: &str) -> String {
     match text.contains("dynamically load the \"") {
         true => format!("lib{}.so", word_after(text, "dynamically load the \"")),
-        false => word_after(text, "failed to open "),
+        false => word_after(text, "failed to open ").trim_end_matches('.').to_owned(),
     }
 }
 
@@ -397,7 +397,7 @@ mod tests {
             ),
             (
                 "nvrtc: error: failed to open libnvrtc-builtins.so.13.0.\n Make sure",
-                "the library libnvrtc-builtins.so.13.0. cannot be loaded; needed: libnvrtc-builtins.so.13.0. where the system \
+                "the library libnvrtc-builtins.so.13.0 cannot be loaded; needed: libnvrtc-builtins.so.13.0 where the system \
                  looks for libraries (LD_LIBRARY_PATH)",
             ),
             (

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use glm4v_model::Precision;
-use glm4v_model::nn::{CausalMask, bidirectional_attention, causal_attention};
+use glm4v_model::nn::{AttentionImplementation, CausalMask, bidirectional_attention, causal_attention};
 
 use super::read;
 use crate::comparison::{Comparison, Deviation, relative_l2};
@@ -77,7 +77,8 @@ fn causal(setup: &Setup, sizes: Sizes, mask: Mask, eager: bool) -> Result<Deviat
     let segments: Vec<u32> = (0..2).flat_map(row).collect();
     let attention = attention_of(sizes, true, segments);
     let device = setup.device_spec.device.clone();
-    let mask = CausalMask::new(&attention.segments, [2, keys], queries, eager, &device);
+    let implementation = if eager { AttentionImplementation::Eager } else { AttentionImplementation::Fused };
+    let mask = CausalMask::new(&attention.segments, [2, keys], queries, implementation, &device);
     compare(setup, &attention, &device, |q, k, v| causal_attention(q, k, v, &mask))
 }
 

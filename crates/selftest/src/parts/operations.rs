@@ -6,8 +6,8 @@ use burn::prelude::*;
 use burn::tensor::activation::{log_softmax, sigmoid, softmax};
 use burn::tensor::{DType, TensorData};
 use glm4v_model::nn::{
-    CausalMask, ForwardContext, GateUpMlp, GatedMlp, LayerNorm, Linear, Lora, RmsNorm, WeightMatrix,
-    bidirectional_attention, causal_attention,
+    AttentionImplementation, CausalMask, ForwardContext, GateUpMlp, GatedMlp, LayerNorm, Linear, Lora,
+    RmsNorm, WeightMatrix, bidirectional_attention, causal_attention,
 };
 use glm4v_model::{ComputeError, Precision};
 use glm4v_train::cross_entropy;
@@ -241,7 +241,8 @@ fn at_tokens(output: Tensor<4>) -> Tensor<1> {
 fn causal(inputs: &Inputs) -> Tensor<1> {
     let [q, k, v] = [0, 1, 2].map(|input| inputs.get::<4>(input));
     let [rows, _, keys, _] = k.dims();
-    let mask = CausalMask::new(&segments([rows, keys]), [rows, keys], keys, true, &q.device());
+    let implementation = AttentionImplementation::Eager;
+    let mask = CausalMask::new(&segments([rows, keys]), [rows, keys], keys, implementation, &q.device());
     at_tokens(causal_attention(q, k, v, &mask))
 }
 
