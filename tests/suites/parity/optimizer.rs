@@ -89,12 +89,12 @@ fn five_adamw_steps_equal_torch_with_and_without_clipping() {
             trainer.accumulate(&batch).unwrap();
             let output = trainer.step(number("lr").unwrap()).unwrap();
             let (loss, norm) = (output.loss, output.grad_norm);
-            assert!((loss - losses[step - 1]).abs() < 2e-3, "{name}, step {step}: {loss}");
+            // Early moves where a gradient is rounding alone (below) grow. Torch itself, from weights that differ by 6e-8, is off by up
+            // to 1.3e-4 in the losses of the first three steps and 3.4e-3 in the fifth, by 8e-5 and 3e-3 in the norms.
+            let tolerance = if step < 4 { 1e-3 } else { 1e-2 };
+            assert!((loss - losses[step - 1]).abs() < tolerance, "{name}, step {step}: {loss}");
             if number("clip_norm").is_some() {
                 let expected = totals[step - 1];
-                // Early moves where a gradient is rounding alone (below) grow: torch itself, from weights that differ by 6e-8,
-                // is off by up to 8e-5 in the first three steps and by up to 3e-3 in the fourth.
-                let tolerance = if step < 4 { 1e-3 } else { 1e-2 };
                 assert!(
                     (norm / expected - 1.0).abs() < tolerance,
                     "{name}, step {step}: {norm}, not {expected}"

@@ -178,7 +178,7 @@ const SIGNS: [(&[&str], Make); 15] = [
             "CUDA_ERROR_COMPAT_NOT_SUPPORTED",
             "CUDA_ERROR_STUB_LIBRARY",
             "CUDA_ERROR_NO_BINARY_FOR_GPU",
-            "invalid value for --gpu-architecture",
+            "gpu-architecture",
         ],
         |text| DeviceFault::Versions { reason: reason(text) },
     ),
