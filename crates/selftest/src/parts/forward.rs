@@ -20,21 +20,15 @@ pub(super) fn run(setup: &Setup) -> Result<Vec<Comparison>, CheckError> {
 
 /// The rows of one family.
 pub(super) fn compare(setup: &Setup, family: &Family, model: &Glm4v) -> Result<Vec<Comparison>, CheckError> {
-    let (images, video) = (family.batch(PaddingSide::Left), family.video());
-    Ok(vec![
-        Comparison::worst(
-            format!("{} logits", family.name),
-            [logits(setup, family, "forward", model, &images)?],
-        ),
-        Comparison::worst(
-            format!("{} activations", family.name),
-            activations(setup, family, model, &images)?,
-        ),
-        Comparison::worst(
-            format!("{} logits, video", family.name),
-            [logits(setup, family, "video", model, &video)?],
-        ),
-    ])
+    let mut rows = Vec::new();
+    for (part, batch, of) in
+        [("forward", family.batch(PaddingSide::Left), ""), ("video", family.video(), ", video")]
+    {
+        let name = |quantity: &str| format!("{} {quantity}{of}", family.name);
+        rows.push(Comparison::worst(name("logits"), [logits(setup, family, part, model, &batch)?]));
+        rows.push(Comparison::worst(name("activations"), activations(setup, family, part, model, &batch)?));
+    }
+    Ok(rows)
 }
 
 /// The logits of a batch at its tokens.
@@ -52,6 +46,7 @@ pub(super) fn logits(
 fn activations(
     setup: &Setup,
     family: &Family,
+    part: &str,
     model: &Glm4v,
     batch: &Batch,
 ) -> Result<Vec<Deviation>, CheckError> {
@@ -65,8 +60,8 @@ fn activations(
         let values = data.unwrap_or_default();
         if name.starts_with("text.") { at_tokens(&values, &mask) } else { values }
     };
-    let names = family.names("forward").filter(|name| *name != "logits");
-    Ok(names.map(|name| family.deviation("forward", name, &found(name), setup.precision)).collect())
+    let names = family.names(part).filter(|name| *name != "logits");
+    Ok(names.map(|name| family.deviation(part, name, &found(name), setup.precision)).collect())
 }
 
 #[cfg(test)]
