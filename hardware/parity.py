@@ -15,14 +15,13 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
+from parts import ROOT, UNAVAILABLE, limit_of_a_run
 from tensors import Tensor, max_difference, read, relative_l2
 
-ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/fixtures/golden"
 
 LOGITS = 5e-4
@@ -151,12 +150,21 @@ def traced(program: Program, case: Case, activations: bool) -> Dict[str, Tensor]
     args += ["--adapter", str(GOLDEN / case.adapter)] if case.adapter else []
     done = program.run(*args)
     if done.returncode != 0:
-        raise RunFailed(f"exit code {done.returncode}: {done.stderr.decode(errors='replace').strip()[-600:]}")
+        raise failure(done)
     return read(out)
 
 
 class RunFailed(Exception):
     """The program ended with an error."""
+
+
+class Unsupported(Exception):
+    """The device does not compute in this dtype."""
+
+
+def failure(done: subprocess.CompletedProcess) -> Exception:
+    text = done.stderr.decode(errors="replace").strip()[-600:]
+    return Unsupported(text) if "is not supported by" in text else RunFailed(f"exit code {done.returncode}: {text}")
 
 
 def compare(case: Case, program: Program) -> Iterator[Check]:
@@ -268,7 +276,7 @@ def compare_text(program: Program) -> Iterator[Check]:
     flags = ["--greedy", "--max-new-tokens", "32", "--json"]
     done = program.run("generate", "--model", model, "--messages", str(talk), *flags)
     if done.returncode != 0:
-        raise RunFailed(f"exit code {done.returncode}: {done.stderr.decode(errors='replace').strip()[-600:]}")
+        raise failure(done)
     text = json.loads(done.stdout)["text"]
     yield Check(case.name, "generated text", text == notes["text"][0], detail="" if text == notes["text"][0] else text)
 
@@ -295,19 +303,23 @@ def main() -> int:
     parser.add_argument("--glm4v", required=True, help="the program")
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--dtype", default="f32", choices=("f32", "bf16", "f16"))
-    parser.add_argument("--limit", type=float, default=60, help="seconds of one run")
+    parser.add_argument("--limit", type=float, default=limit_of_a_run(), help="seconds of one run")
     args = parser.parse_args()
-    good = True
+    failed: List[Check] = []
     with tempfile.TemporaryDirectory() as folder:
         program = Program(args.glm4v, args.backend, args.dtype, args.limit, Path(folder))
-        for check in all_checks(program):
-            good = good and check.ok
-            print(check.line(), flush=True)
-    return 0 if good else 1
+        try:
+            for check in all_checks(program):
+                print(check.line(), flush=True)
+                failed += [] if check.ok else [check]
+        except Unsupported as error:
+            print(json.dumps({"reason": str(error)}))
+            return UNAVAILABLE
+    if failed:
+        first = failed[0]
+        print(f"error: {len(failed)} failed, first {first.case}: {first.quantity}: {first.detail}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    start = time.monotonic()
-    code = main()
-    print(f"{time.monotonic() - start:.1f} s", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(main())

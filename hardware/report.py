@@ -6,19 +6,20 @@ import json
 import time
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence
 
+import bench_tables
 import state
 from parts import Part
 from state import Result
 
 # Characters of a cell, and rows of a table: a report is read by people, everything is in the JSON files.
-CELL = 120
+CELL = 160
 REASON = 600
 ROWS = 60
 
 
 def markdown(results: Mapping[str, Result], parts: Sequence[Part]) -> str:
     """Machine, summary, then a section for each part."""
-    sections = [heading(results), summary(results, parts)]
+    sections = [heading(results), summary(results, parts), beside_transformers(results)]
     for part in parts:
         result = results.get(part.name)
         if result is not None:
@@ -53,10 +54,23 @@ def summary(results: Mapping[str, Result], parts: Sequence[Part]) -> str:
 
 def headline(result: Result) -> str:
     """The reason of a failure, or what a success amounts to."""
+    try:
+        return headline_of(result)
+    except Exception as error:  # see `section`
+        return f"cannot be shown: {type(error).__name__}"
+
+
+def headline_of(result: Result) -> str:
     if result.status != state.OK:
         return result.reason
-    checks = [value for value in objects(result) if "ok" in value]
-    return f"{len(checks)} comparisons within tolerance" if checks else ""
+    values = objects(result)
+    checks = [value for value in values if is_check(value)]
+    return f"{len(checks)} comparisons within tolerance" if checks else bench_tables.headline(values)
+
+
+def is_check(value: Mapping[str, Any]) -> bool:
+    """Whether it is a comparison, or the reason why there is none."""
+    return "ok" in value and ("quantity" in value or "error" in value)
 
 
 def section(part: Part, result: Result) -> str:
@@ -82,8 +96,16 @@ def body(part: Part, result: Result) -> List[str]:
     values = objects(result)
     if not values:
         return []
-    render = RENDERERS.get(part.name) or (checks_table if all("ok" in value for value in values) else rows_table)
-    return render(values)
+    return renderer(part.name, values)(values)
+
+
+def renderer(name: str, values: List[Dict[str, Any]]) -> Callable[[List[Dict[str, Any]]], List[str]]:
+    """How values of this form are shown."""
+    if name in RENDERERS:
+        return RENDERERS[name]
+    if any("workload" in value or "workloads" in value for value in values):
+        return bench_section
+    return checks_table if any(map(is_check, values)) else rows_table
 
 
 def objects(result: Result) -> List[Dict[str, Any]]:
@@ -99,11 +121,13 @@ def first_object(result: Any) -> Dict[str, Any]:
 
 
 def checks_table(values: List[Dict[str, Any]]) -> List[str]:
-    """Comparisons: those that failed first, then the worst."""
-    ordered = sorted(values, key=lambda value: (bool(value["ok"]), -share_of_tolerance(value)))
-    keys = [key for key in columns(values) if key != "ok"]
+    """Comparisons: those that failed first, then the worst. What is no comparison is the frame of the others."""
+    frame = [value for value in values if not is_check(value)]
+    ordered = sorted(filter(is_check, values), key=lambda value: (bool(value["ok"]), -share_of_tolerance(value)))
+    keys = [key for key in columns(ordered) if key != "ok"]
     rows = [[*(show(value.get(key)) for key in keys), "ok" if value["ok"] else "**FAIL**"] for value in ordered]
-    return [table([*keys, ""], rows)]
+    head = [", ".join(f"{escape(key)} {escape(show(value))}" for key, value in flattened(entry).items()) for entry in frame]
+    return [*head, "", table([*keys, ""], rows)]
 
 
 def share_of_tolerance(value: Mapping[str, Any]) -> float:
@@ -171,4 +195,30 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return text + (f"\n\n{left_out} more rows in the JSON file" if left_out > 0 else "")
 
 
+def bench_section(values: List[Dict[str, Any]]) -> List[str]:
+    """Measurements with their ceilings and kernels."""
+    lines = [*map(escape_line, bench_tables.ceilings(values)), "", table(bench_tables.HEAD, bench_tables.rows(values))]
+    kernels = bench_tables.kernels(values)
+    others = [value for value in values if "workload" not in value and "workloads" not in value]
+    lines += ["", table(bench_tables.KERNELS_HEAD, kernels)] if kernels else []
+    return lines + (["", *rows_table(others)] if others else [])
+
+
+def escape_line(text: str) -> str:
+    return escape(text, REASON)
+
+
+def beside_transformers(results: Mapping[str, Result]) -> str:
+    """Ratios, once both sides are there."""
+    theirs = objects(results["transformers"]) if "transformers" in results else []
+    ours = [value for name in MEASURED if name in results for value in objects(results[name])]
+    try:
+        rows = bench_tables.beside(ours, theirs)
+    except (KeyError, TypeError, ZeroDivisionError):
+        return ""
+    return "Beside transformers:\n\n" + table(bench_tables.BESIDE_HEAD, rows) if rows else ""
+
+
+# Parts whose workloads transformers has too.
+MEASURED = ("decode", "prefill")
 RENDERERS: Dict[str, Callable[[List[Dict[str, Any]]], List[str]]] = {"machine": machine_list}

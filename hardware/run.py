@@ -29,7 +29,7 @@ import process
 import report
 import state
 from gpu_watch import GpuWatch
-from parts import PARTS, PROFILES, UNAVAILABLE, Part, Setting
+from parts import LIMIT, PARTS, PROFILES, UNAVAILABLE, Part, Setting
 from state import Result, Store, say
 
 # Seconds kept back for the report.
@@ -119,12 +119,15 @@ class Run:
     def execute(self, part: Part, result: Result) -> None:
         say(f"{part.name}: at most {result.limit:.0f} s: {' '.join(result.command)}")
         self.watch.begin()
-        environment = {**self.setting.environment(), **part.environment, "HARDWARE_PART": part.name}
+        named = {"HARDWARE_PART": part.name, LIMIT: str(result.limit)}
+        environment = {**self.setting.environment(), **part.environment, **named}
         ended = process.run(
             result.command, environment, self.setting.scratch, result.limit, self.mark, self.stop.is_set
         )
         result.gpu = self.watch.end()
         classify(ended, result)
+        if result.status == state.FAILED and part.unavailable_if in result.reason:
+            result.status = state.UNAVAILABLE
         say(f"{part.name}: {result.status} after {result.seconds:.1f} s" + (f": {result.reason}" if result.reason else ""))
         self.store.save(result, log_of(result, ended))
 

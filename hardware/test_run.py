@@ -27,7 +27,7 @@ import process
 import report
 import run
 import state
-from parts import PARTS, PROFILES, Part, Setting
+from parts import PARTS, Part
 
 # How a part ends by how the stand-in behaves.
 ENDS = {
@@ -41,7 +41,7 @@ ENDS = {
     "unavailable": state.UNAVAILABLE,
 }
 # Seconds that a hanging part gets; the others have time enough on any machine.
-HANG = 0.4
+HANG = 0.3
 
 
 def stand_in_parts(faults):
@@ -60,7 +60,7 @@ class Desk(unittest.TestCase):
         self.program.chmod(0o755)
         self.out = self.folder / "out"
         self.log = self.folder / "calls"
-        self.enterContext(mock.patch.object(process, "GRACE", 0.3))
+        self.enterContext(mock.patch.object(process, "GRACE", 0.15))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
 
@@ -162,7 +162,15 @@ class OnePart(Desk):
         self.assertIn(str(packed), errors.getvalue())
 
     def test_a_result_of_an_unexpected_form_is_shown_or_named(self):
-        for output in ([{"ok": True, "deviation": "much", "tolerance": 0}], [[1, 2]], ["text"], [{"a": {"b": [None]}}], [{"ok": None}]):
+        for output in (
+            [{"ok": True, "quantity": 1, "deviation": "much", "tolerance": 0}],
+            [[1, 2]],
+            ["text"],
+            [{"a": {"b": [None]}}],
+            [{"ok": None}],
+            [{"workloads": [{"workload": "decode", "seconds": "none", "rate": 3}]}],
+            [{"workloads": [{"workload": "decode", "shape": None, "kernels": [{}]}], "ceilings": []}],
+        ):
             result = state.Result("only", state.OK, output=output, command=["glm4v"])
             self.assertIn("## Only", report.markdown({"only": result}, self.PART))
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence
 
-from parts import ROOT
+from parts import ROOT, limit_of_a_run
 
 STEPS = 6
 # AdamW divides by the root of the second moment, which makes early steps follow the sign of small gradients; as in the suite `parity`.
@@ -140,15 +140,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--glm4v", required=True)
     parser.add_argument("--backend", default="cpu")
-    parser.add_argument("--dtypes", nargs="+", default=["f32", "bf16"])
-    parser.add_argument("--limit", type=float, default=60, help="seconds of one run")
+    parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["f32", "bf16"], help="f32,bf16")
+    parser.add_argument("--limit", type=float, default=limit_of_a_run(), help="seconds of one run")
     args = parser.parse_args()
-    good = True
+    failed: List[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         for found in all_checks(args, Path(folder)):
-            good = good and found["ok"]
             print(json.dumps(found), flush=True)
-    return 0 if good else 1
+            failed += [] if found["ok"] else [found]
+    if failed:
+        first = failed[0]
+        print(f"error: {len(failed)} failed, first {first['case']}: {first['quantity']}: {first['detail']}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Needs the packages of tests/fixtures/oracle/requirements.txt, and a machine that
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def row(name, pairs):
         "peak": [[peak(side) for side in pair] for pair in pairs],
     }
     both = lambda key, form: " / ".join(form.format(median(values)) for values in zip(*of[key]))  # noqa: E731
-    ratio = lambda key: spread([mine / other for mine, other in of[key]])  # noqa: E731
+    ratio = lambda key: spread([mine / other for mine, other in of[key]], "{:.3g}")  # noqa: E731
     mine, other = zip(*of["wall"])
     return [name, spread(mine, "{:.4g}"), spread(other, "{:.4g}"), ratio("wall"), both("cpu", "{:.4g}"), ratio("cpu"), both("peak", "{:.0f}"),
             ratio("peak")]
@@ -110,7 +111,7 @@ def cases(args):
 
 def main():
     args = arguments()
-    rows, rounds = [], {}
+    rows, rounds, busy = [], {}, os.getloadavg()[0]
     for workload, method, name in cases(args):
         pairs = compare(args, workload, method)
         rows.append(row(name, pairs))
@@ -118,9 +119,11 @@ def main():
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
     mine, other = next(iter(rounds.values()))[0]
     machine = mine["report"]["machine"]
-    print(f"{machine['cpu']}, {machine['threads']} threads, {args.dtype}, {args.device} {other['device'] or ''}; "
+    device = other["device"] or args.device
+    print(f"{machine['cpu']}, {machine['threads']} threads, {args.dtype}, {device}; "
           f"torch {other['versions']['torch']} ({args.attention}), transformers {other['versions']['transformers']}; "
-          f"{args.rounds} alternating rounds, medians of {args.repeats} (decode: {args.decode_tokens} tokens); median (least to most)\n")
+          f"{args.rounds} alternating rounds, medians of {args.repeats} (decode: {args.decode_tokens} tokens); median (least to most); "
+          f"load average before: {busy:.1f}\n")
     print(table(HEADER, rows))
     if args.out:
         args.out.write_text(json.dumps(rounds, indent=1) + "\n")

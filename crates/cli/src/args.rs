@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use glm4v_model::{Backend, DeviceError, Precision};
+use glm4v_selftest::Part;
 use glm4v_train::FreezeTarget;
 use glm4v_weights::ShardSize;
 
@@ -82,12 +84,31 @@ pub(crate) enum Command {
     Trace(Trace),
     /// Show devices, or the size and memory requirements of a model
     Info(Info),
+    /// Check that this device computes what transformers computes
+    Selftest(Selftest),
     /// Measure speed and memory on this machine
     Bench(Bench),
     /// Generate shell completions
     Completions(Completions),
     /// Print the man page, or write one for every command
     Man(Man),
+}
+
+/// Check that this device computes what transformers computes.
+///
+/// Tiny networks whose results are part of this program: no model, no file, no network. Exit code 1 if a number is wrong.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Selftest {
+    /// Run this part alone; may be repeated [default: all]
+    #[arg(long = "part", value_name = "NAME", value_parser = part_names())]
+    pub(crate) parts: Vec<Part>,
+    /// Print one JSON object per line: device, comparisons, result
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn part_names() -> impl TypedValueParser<Value = Part> {
+    PossibleValuesParser::new(Part::ALL.map(Part::name)).try_map(|name| name.parse::<Part>())
 }
 
 /// Generate shell completions.

@@ -4,6 +4,8 @@ use std::io;
 use std::panic::{self, PanicHookInfo};
 use std::sync::Mutex;
 
+use glm4v_model::{DeviceFault, fault};
+
 use crate::threads::FEWER_THREADS;
 
 /// An error with its causes. A cause that an outer error already quotes is not repeated.
@@ -47,6 +49,10 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Turns panics, including those of the tensor library, into an error line and exit code 1.
 pub(crate) fn install_panic_hook() {
     panic::set_hook(Box::new(|info| {
+        // Of a GPU, and reported as an error where its result is read.
+        if fault::is_handled(info.payload()) {
+            return;
+        }
         // Several threads can panic at once: the first reports, the others block until the process exits.
         let guard = PANICKING.lock();
         print_status!("error: {}", describe(info));
@@ -61,13 +67,11 @@ pub(crate) fn install_panic_hook() {
 static PANICKING: Mutex<()> = Mutex::new(());
 
 fn describe(info: &PanicHookInfo<'_>) -> String {
-    let payload = info.payload();
-    let text = payload
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_default();
-    if is_exhaustion(&text) {
+    let text = fault::panic_text(info.payload()).unwrap_or_default();
+    if let Some(fault) = DeviceFault::from_panic(info.payload()) {
+        return fault.to_string();
+    }
+    if is_exhaustion(text) {
         return format!("no room for another thread: {text}; {FEWER_THREADS}");
     }
     let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line()));

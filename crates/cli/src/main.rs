@@ -22,22 +22,25 @@ use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
 use clap::{CommandFactory, FromArgMatches};
+use glm4v_kernels::allocator;
 
 use args::{Args, Command};
+use glm4v_model::{ComputeError, fault};
 
 /// Training frees and allocates the same large blocks thousands of times a second; the system's allocator returns them
-/// to the kernel each time, which clears them again.
+/// to the kernel each time, which clears them again. This one keeps them, see [`keep_freed_memory`](allocator::keep_freed_memory).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let matches = Args::command().get_matches();
     let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let name = matches.subcommand_name().unwrap_or_default();
     failure::install_panic_hook();
     init_log(args.global.verbose, args.global.quiet);
-    let done =
-        interrupt::handle_signals().and_then(|()| threads::with_threads(args.global.threads, || run(&args)));
+    let done = interrupt::handle_signals()
+        .and_then(|()| threads::with_threads(args.global.threads, || guarded_run(&args)));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -46,6 +49,11 @@ fn main() -> ExitCode {
             interrupt::exit_code(&error).unwrap_or(ExitCode::FAILURE)
         }
     }
+}
+
+/// Runs the command; a panic that a GPU caused is an error.
+fn guarded_run(args: &Args) -> anyhow::Result<()> {
+    fault::guard(|| run(args)).unwrap_or_else(|fault| Err(ComputeError::from(fault).into()))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -62,6 +70,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Merge(merge) => commands::merge(merge, &args.global),
         Command::Trace(trace) => commands::trace(trace, &args.global),
         Command::Info(info) => commands::info(info, &args.global),
+        Command::Selftest(selftest) => commands::selftest(selftest, &args.global),
         Command::Bench(bench) => commands::bench(bench, &args.global),
         Command::Completions(completions) => commands::completions(completions),
         Command::Man(man) => commands::man(man),

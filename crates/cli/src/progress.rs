@@ -172,10 +172,8 @@ impl Callback for TrainProgress {
 
     fn on_drop(&mut self, records: usize) {
         self.dropped += records;
-        self.print(&format!(
-            "{records} examples longer than data.max_length dropped, {} so far",
-            self.dropped
-        ));
+        let noun = if records == 1 { "example" } else { "examples" };
+        self.print(&format!("{records} {noun} longer than data.max_length dropped, {} so far", self.dropped));
     }
 
     fn on_eval_progress(&mut self, done: usize, total: usize) {

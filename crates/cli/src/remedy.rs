@@ -10,12 +10,13 @@ use clap::CommandFactory;
 use glm4v_data::{BadRecordsError, DataLoaderError, DatasetError};
 use glm4v_infer::GenerateError;
 use glm4v_measure::MeasureError;
-use glm4v_model::DeviceError;
+use glm4v_model::{DeviceError, DeviceFault};
 use glm4v_processor::{ImageError, ProcessorError, ResizeError, TemplateError, VideoError};
 use glm4v_train::{RunConfigError, RunDirError, TrainError};
 use glm4v_weights::WeightsError;
 
 use crate::args::Args;
+use crate::commands::SelftestFailed;
 use crate::eval_generator::EvalGenerateError;
 use crate::failure;
 use crate::threads::{FEWER_THREADS, ThreadsError};
@@ -71,9 +72,11 @@ trait Remedy {
 type Cause<'a> = &'a (dyn Error + 'static);
 type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
 
-const TABLE: [Row; 14] = [
+const TABLE: [Row; 16] = [
+    row::<SelftestFailed>,
     row::<ThreadsError>,
     row::<DeviceError>,
+    row::<DeviceFault>,
     row::<GenerateError>,
     row::<MeasureError>,
     row::<TemplateError>,
@@ -146,16 +149,61 @@ fn transparent_inner(error: Cause<'_>) -> Option<Cause<'_>> {
 }
 
 impl Remedy for DeviceError {
-    fn remedy(&self, _flags: &Flags) -> Option<String> {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
         let remedy = match self {
             Self::NotCompiled { backend: "cpu" } => "build it with: cargo build --release",
             Self::NotCompiled { .. } => "build it with: cargo build --release --features gpu",
             Self::NoDevice { .. } => "or run with --backend cpu",
+            Self::Fault { fault, .. } => return fault.remedy(flags),
             Self::TooLarge { .. } => "use --backend cpu or cuda, or --dtype f16 where the device has it",
             Self::Dtype { .. } => "use --dtype f32",
             _ => return None,
         };
         Some(remedy.to_owned())
+    }
+}
+
+impl Remedy for DeviceFault {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
+        let remedy = match self {
+            Self::OutOfMemory { .. } | Self::TooLarge { .. } => return Some(less_memory(flags)),
+            Self::Busy { .. } => "wait until it is free, or choose another device, as in --backend cuda:1",
+            Self::Lost { .. } | Self::Watchdog { .. } => "start again, or use --backend cpu",
+            Self::KernelCrash { .. } | Self::Hardware { .. } | Self::Limit { .. } | Self::Other { .. } => {
+                "use another device, or --backend cpu"
+            }
+            _ => "or run with --backend cpu",
+        };
+        Some(remedy.to_owned())
+    }
+}
+
+/// What makes a command need less memory of a device.
+fn less_memory(flags: &Flags) -> String {
+    let remedy = if flags.contain("resume") {
+        "lower data.batch_size or data.max_length with --set, or train an adapter ([lora])"
+    } else if flags.contain("batch-size") {
+        "lower --batch-size, or use --dtype bf16 or f16 where the device has it"
+    } else if flags.contain("max-pixels") {
+        "shorten the prompt, lower --max-pixels, or use --dtype bf16 or f16 where the device has it"
+    } else {
+        "use --dtype bf16 or f16 where the device has it, or --backend cpu"
+    };
+    remedy.to_owned()
+}
+
+impl Remedy for SelftestFailed {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        let part = self.failed.first()?;
+        let elsewhere = if self.on_cpu {
+            "then report the table".to_owned()
+        } else {
+            format!(
+                "see whether it fails with --backend cpu{} too: if not, update the driver; then report the table",
+                if self.narrow { " or --dtype f32" } else { "" }
+            )
+        };
+        Some(format!("run the first one alone with --part {part}, and {elsewhere}"))
     }
 }
 
@@ -298,8 +346,22 @@ impl Remedy for DataLoaderError {
 }
 
 impl Remedy for TrainError {
-    fn remedy(&self, _flags: &Flags) -> Option<String> {
+    fn remedy(&self, flags: &Flags) -> Option<String> {
         let remedy = match self {
+            Self::Device { checkpoint, source, .. } => {
+                let resume = match checkpoint {
+                    Some(dir) => format!("go on from {} with --resume", dir.display()),
+                    None => {
+                        "start again with --set run.output_dir=PATH, as there is no checkpoint yet".to_owned()
+                    }
+                };
+                return Some(match source {
+                    DeviceFault::OutOfMemory { .. } | DeviceFault::TooLarge { .. } => {
+                        format!("{}; then {resume}", less_memory(flags))
+                    }
+                    _ => resume,
+                });
+            }
             Self::OutputDir { .. } => "choose another with --set run.output_dir=PATH",
             Self::NotFinite { checkpoint, .. } | Self::NotFiniteWeights { checkpoint, .. } => {
                 match checkpoint {

@@ -112,7 +112,8 @@ impl fmt::Display for UnsupportedFile {
             Self::Directory => f.write_str("a directory"),
             Self::Special => f.write_str("a pipe or device, not a regular file"),
             Self::Columnar(kind) | Self::Table(kind) | Self::Archive(kind) => {
-                write!(f, "a {kind} file, which is not read yet")
+                let article = if kind.starts_with('a') { "an" } else { "a" };
+                write!(f, "{article} {kind} file, which is not read yet")
             }
             Self::Compressed(kind, _) => write!(f, "compressed with {kind}, which is not read yet"),
             Self::Yaml => f.write_str("a yaml file, which holds no records"),
@@ -149,6 +150,12 @@ mod tests {
         assert_eq!(detected("a.jsonl", b"\x1f\x8b\x08"), Some(UnsupportedFile::Compressed("gzip", "gunzip")));
         assert_eq!(detected("a.bin", b"PAR1"), Some(UnsupportedFile::Columnar("parquet")));
         assert_eq!(detected("a.CSV", b"a,b"), Some(UnsupportedFile::Table("csv")));
+    }
+
+    #[test]
+    fn a_format_has_its_article() {
+        assert_eq!(UnsupportedFile::Columnar("arrow").to_string(), "an arrow file, which is not read yet");
+        assert_eq!(UnsupportedFile::Table("csv").to_string(), "a csv file, which is not read yet");
     }
 
     #[test]

@@ -68,6 +68,7 @@ pub struct GenerationConfig {
 }
 
 #[derive(Deserialize, Default)]
+#[serde(expecting = "an object")]
 struct RawGenerationConfig {
     do_sample: Option<bool>,
     temperature: Option<f64>,

@@ -103,7 +103,7 @@ pub fn generate(
 
     let mut rows: Vec<Row> = (0..rows).map(|row| Row::new(batch, row, config)).collect();
     for token in 0..max_new_tokens {
-        let mut values = read_logits(logits)?;
+        let mut values = read_logits(logits).map_err(|error| error.with_memory(&model.device()))?;
         let vocab_size = values.len() / rows.len();
         for (index, (row, scores)) in rows.iter_mut().zip(values.chunks_exact_mut(vocab_size)).enumerate() {
             if row.finish_reason.is_some() {
@@ -204,7 +204,6 @@ impl Row {
     }
 }
 
-fn read_logits(logits: Tensor<2>) -> Result<Vec<f32>, GenerateError> {
-    let data = logits.cast(DType::F32).try_into_data().map_err(ComputeError::from)?;
-    Ok(data.try_to_vec().map_err(ComputeError::from)?)
+fn read_logits(logits: Tensor<2>) -> Result<Vec<f32>, ComputeError> {
+    Ok(logits.cast(DType::F32).try_into_data()?.try_to_vec()?)
 }

@@ -26,6 +26,10 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
             None => output,
         };
     }
+    #[cfg(feature = "cpu")]
+    if x.is_autodiff() && [&x, &weight].into_iter().all(crate::device::is_cpu_f32) {
+        return crate::tracked_linear::tracked_linear(x, weight, bias);
+    }
     plain_linear(x, weight, bias)
 }
 

@@ -21,7 +21,7 @@ pub use config::{
     Architecture, ConfigError, Glm4vConfig, MoeConfig, OneOrMany, RotaryLayout, TextConfig, TextRopeConfig,
     VisionConfig,
 };
-pub use device::{Backend, ComputeError, DeviceError, DeviceSpec, Precision, is_cpu};
+pub use device::{Backend, ComputeError, DeviceError, DeviceFault, DeviceSpec, Precision, fault, is_cpu};
 pub use glm4v::{Glm4v, Glm4vModel};
 pub use glm4v_inputs::{Batch, Grid, Labels, Modality, MultimodalInputs, PaddingSide, Patches, Sample};
 pub use multimodal::{ModelInputError, MultimodalEmbeddings, merge_multimodal_embeddings};

@@ -40,6 +40,11 @@ impl CostModel<'_> {
         self.workload.tokens() * (self.workload.seq_len * self.config.text.num_attention_heads) as u64
     }
 
+    /// Whether operations have the kernels of `glm4v-kernels`, which save their inputs alone: those of the CPU compute in f32.
+    pub(crate) fn has_own_kernels(&self) -> bool {
+        self.cpu && self.dtype_bytes == F32_BYTES
+    }
+
     /// Logits that training needs: `completions · vocab_size`, as the LM head runs at the positions that carry loss only.
     pub(crate) fn logits(&self) -> u64 {
         self.workload.completions() * self.config.text.vocab_size as u64

@@ -58,24 +58,24 @@ impl CostModel<'_> {
         let vision = self.vision_saved_activations(tuning);
         let saved_activations = vision + self.text_saved_activations(tuning);
         let vision_backward =
-            if trainable.vision > 0 { self.softmax_gradient(self.vision_scores()) } else { 0 };
+            if trainable.vision > 0 { self.attention_gradient(self.vision_scores()) } else { 0 };
         let gradients = |params: u64| params * self.dtype_bytes;
         let peaks = [
-            // Forward pass of a frozen vision tower: attention is not tiled on a device that tracks gradients.
-            MemoryEstimate { workspace: self.vision_forward_workspace(false), ..base },
+            // Forward pass of a frozen vision tower: only our attention is tiled on a device that tracks gradients.
+            MemoryEstimate { workspace: self.vision_forward_workspace(self.has_own_kernels()), ..base },
             // Weights are loaded before the optimizer exists.
             MemoryEstimate { optimizer: 0, workspace: self.loading_workspace(), ..base },
             // Cross-entropy.
             MemoryEstimate {
                 saved_activations,
-                workspace: self.softmax_gradient(self.logits()) + self.head_copies(),
+                workspace: self.logits_gradient(self.logits()) + self.head_copies(),
                 ..base
             },
             // Backward pass, in the attention of the last decoder layer.
             MemoryEstimate {
                 saved_activations,
                 gradients: gradients(trainable.head),
-                workspace: self.softmax_gradient(self.text_scores()),
+                workspace: self.attention_gradient(self.text_scores()),
                 ..base
             },
             // Backward pass, in the attention of the last vision block: the decoder is done.
@@ -111,9 +111,14 @@ impl CostModel<'_> {
         }
     }
 
-    /// Softmax and its gradient over so many scores or logits, both in f32.
-    fn softmax_gradient(&self, elements: u64) -> u64 {
-        2 * elements * F32_BYTES
+    /// Softmax over so many logits and its gradient, both in f32; our kernel writes the gradient over the logits.
+    fn logits_gradient(&self, elements: u64) -> u64 {
+        if self.has_own_kernels() { 0 } else { 2 * elements * F32_BYTES }
+    }
+
+    /// Softmax over so many scores and its gradient, both in f32; our kernel holds a few rows of them.
+    fn attention_gradient(&self, elements: u64) -> u64 {
+        if self.has_own_kernels() { 0 } else { 2 * elements * F32_BYTES }
     }
 
     /// On the CPU the largest tensor exists twice while it is loaded: as bytes of the file and as tensor.
@@ -121,9 +126,13 @@ impl CostModel<'_> {
         if self.cpu { self.params.largest_tensor * self.dtype_bytes } else { 0 }
     }
 
-    /// AdamW updates one tensor at a time in f32; of 16-bit weights the gradient is converted too.
+    /// AdamW updates one tensor at a time in f32; of 16-bit weights the gradient is converted too. Our kernel changes f32 in place.
     fn optimizer_workspace(&self, largest_tensor: u64) -> u64 {
-        let copies = if self.dtype_bytes < F32_BYTES { 2 } else { 1 };
+        let copies = match self.dtype_bytes {
+            F32_BYTES if self.has_own_kernels() => 0,
+            F32_BYTES => 1,
+            _ => 2,
+        };
         copies * largest_tensor * F32_BYTES
     }
 }

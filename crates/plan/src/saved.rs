@@ -5,7 +5,7 @@
 
 use glm4v_model::ModelPart;
 
-use crate::cost_model::F32_BYTES;
+use crate::cost_model::{CostModel, F32_BYTES};
 use crate::tuning::{AdapterPlace, TuningMode};
 
 /// Bytes saved per token or patch, or per attention score, by the operations that blocks consist of.
@@ -15,13 +15,20 @@ pub(crate) struct SavedTensors {
     pub(crate) dtype_bytes: u64,
     /// Whether the weights are trainable, so that their factors are saved too. With LoRA only the adapters' are.
     pub(crate) trainable: bool,
+    /// Whether operations save their inputs alone.
+    pub(crate) own_kernels: bool,
     /// What is trained.
     tuning: TuningMode,
 }
 
 impl SavedTensors {
-    pub(crate) fn new(dtype_bytes: u64, tuning: TuningMode, part: ModelPart) -> Self {
-        Self { dtype_bytes, trainable: tuning.trains(part), tuning }
+    pub(crate) fn new(cost: &CostModel<'_>, tuning: TuningMode, part: ModelPart) -> Self {
+        Self {
+            dtype_bytes: cost.dtype_bytes,
+            trainable: tuning.trains(part),
+            own_kernels: cost.has_own_kernels(),
+            tuning,
+        }
     }
 
     /// A tensor of `width` in the dtype of the model.
@@ -34,9 +41,9 @@ impl SavedTensors {
         if self.trainable { self.tensor(width) } else { 0 }
     }
 
-    /// RMSNorm: its input in f32, and the normalized values that the weight is multiplied with.
+    /// RMSNorm: its input in f32, and the normalized values that the weight is multiplied with; our kernel computes these anew.
     pub(crate) fn rms_norm(self, width: u64) -> u64 {
-        F32_BYTES * width + self.weight_factor(width)
+        F32_BYTES * width + if self.own_kernels { 0 } else { self.weight_factor(width) }
     }
 
     /// LayerNorm, whose normalized values are in f32 as well.
@@ -49,9 +56,10 @@ impl SavedTensors {
         self.rms_norm(width) + self.tensor(width)
     }
 
-    /// SwiGLU between its linear layers: gate, its sigmoid, SiLU, up, and their product as input of `down_proj`.
+    /// SwiGLU between its linear layers: gate, up, and their product as input of `down_proj`; without our kernel also the gate's
+    /// sigmoid, and SiLU.
     pub(crate) fn swiglu(self, intermediate_size: u64) -> u64 {
-        self.tensor(5 * intermediate_size)
+        self.tensor(intermediate_size * if self.own_kernels { 3 } else { 5 })
     }
 
     /// Outputs of `lora_A`, which `lora_B` is multiplied with, of `layers` linear layers.
@@ -59,8 +67,9 @@ impl SavedTensors {
         self.tensor(layers * self.tuning.rank_at(place))
     }
 
-    /// Softmax over `scores` attention scores: before and after the exponential in f32, and the probabilities.
-    pub(crate) fn attention_scores(self, scores: u64) -> u64 {
-        scores * (2 * F32_BYTES + self.dtype_bytes)
+    /// Attention of `rows` queries in all heads with `keys` keys each: of every score the values before and after the exponential in
+    /// f32, and the probability; with our kernel maximum and sum of each row.
+    pub(crate) fn attention(self, rows: u64, keys: u64) -> u64 {
+        rows * if self.own_kernels { 2 * F32_BYTES } else { keys * (2 * F32_BYTES + self.dtype_bytes) }
     }
 }

@@ -21,10 +21,11 @@ impl CostModel<'_> {
     /// Bytes that decoder, LM head and loss save for the backward pass.
     pub(crate) fn text_saved_activations(&self, tuning: TuningMode) -> u64 {
         let text = &self.config.text;
-        let saved = SavedTensors::new(self.dtype_bytes, tuning, ModelPart::FinalNorm);
+        let saved = SavedTensors::new(self, tuning, ModelPart::FinalNorm);
         let (tokens, completions) = (self.workload.tokens(), self.workload.completions());
-        let attention =
-            tokens * attention_saved_per_token(text, saved) + saved.attention_scores(self.text_scores());
+        let rows = tokens * text.num_attention_heads as u64;
+        let attention = tokens * attention_saved_per_token(text, saved)
+            + saved.attention(rows, self.workload.seq_len as u64);
         let last = text.num_hidden_layers - 1;
         let mlps: u64 = (0..last).map(|layer| tokens * mlp_saved_per_token(text, layer, saved)).sum();
         let d = text.hidden_size as u64;

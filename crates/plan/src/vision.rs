@@ -22,13 +22,14 @@ impl CostModel<'_> {
             return 0;
         }
         let vision = &self.config.vision;
-        let merger = SavedTensors::new(self.dtype_bytes, tuning, ModelPart::Merger);
+        let merger = SavedTensors::new(self, tuning, ModelPart::Merger);
         if !tuning.trains_vision_tower() {
             return merger_saved(vision, merger, patches);
         }
-        let saved = SavedTensors::new(self.dtype_bytes, tuning, ModelPart::VisionTower);
-        let block =
-            patches * block_saved_per_patch(vision, saved) + saved.attention_scores(self.vision_scores());
+        let saved = SavedTensors::new(self, tuning, ModelPart::VisionTower);
+        let rows = patches * vision.num_heads as u64;
+        let block = patches * block_saved_per_patch(vision, saved)
+            + saved.attention(rows, self.workload.patches_per_frame());
         patches * embed_saved_per_patch(vision, saved)
             + vision.depth as u64 * block
             + merger_saved(vision, merger, patches)
@@ -40,7 +41,8 @@ impl CostModel<'_> {
         let (vision, bytes, patches) = (&self.config.vision, self.dtype_bytes, self.workload.patches());
         let [d, f] = [vision.hidden_size, vision.block_intermediate_size].map(|width| width as u64);
         let embed = 2 * F32_BYTES * vision.patch_values() as u64 + d * bytes; // the batch's pixels are copied
-        let rotated = 4 * d * F32_BYTES; // queries and keys, before and after, as RoPE is applied in f32
+        // Queries and keys, before and after, as RoPE is applied in f32; our kernel rotates them in one pass.
+        let rotated = if self.has_own_kernels() { 0 } else { 4 * d * F32_BYTES };
         let scores = if tiled { 0 } else { 2 * self.vision_scores() * F32_BYTES };
         let attention = patches * (11 * d * bytes + rotated) + scores;
         let mlp = patches * ((2 * d + 3 * f) * bytes + self.activation_copy(d + f));
@@ -61,8 +63,8 @@ fn embed_saved_per_patch(vision: &VisionConfig, saved: SavedTensors) -> u64 {
 fn block_saved_per_patch(vision: &VisionConfig, saved: SavedTensors) -> u64 {
     let [d, f] = [vision.hidden_size, vision.block_intermediate_size].map(|width| width as u64);
     let attention = saved.tensor(3 * d) + saved.tensor(d); // queries, keys and values; input of proj
-    // In f32 the normalized queries and keys need no copy for RoPE, and are then saved beside the rotated ones.
-    let unrotated = if saved.dtype_bytes == F32_BYTES { saved.tensor(d) } else { 0 };
+    // In f32 without our kernel the normalized queries and keys need no copy for RoPE, and are then saved beside the rotated ones.
+    let unrotated = if saved.dtype_bytes == F32_BYTES && !saved.own_kernels { saved.tensor(d) } else { 0 };
     let qk_norm = if vision.qk_norm { 2 * saved.rms_norm(d) + unrotated } else { 0 };
     2 * saved.pre_norm(d)
         + attention

@@ -12,6 +12,7 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
+use glm4v_kernels::{AdamWState, AdamWUpdate, adamw};
 use glm4v_model::{NamedMapper, ParamName, map_named, param_infos};
 use glm4v_weights::{TensorFile, WeightsError, write_tensors};
 
@@ -162,6 +163,14 @@ struct Update<'a> {
     scale: f64,
 }
 
+impl Update<'_> {
+    /// Update number `step` of a parameter.
+    fn update(&self, step: usize) -> AdamWUpdate {
+        let AdamWConfig { betas, eps, weight_decay } = self.optimizer.config;
+        AdamWUpdate { lr: self.lr, betas, eps, weight_decay, step, grad_scale: self.scale }
+    }
+}
+
 impl NamedMapper for Update<'_> {
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let gradient = self.gradients.remove(name);
@@ -174,34 +183,30 @@ impl NamedMapper for Update<'_> {
         let (shape, dtype) = (value.dims(), value.dtype());
         let size = value.shape().num_elements();
         let value = value.inner().reshape([size]);
-        let AdamWConfig { betas: [beta1, beta2], eps, weight_decay } = self.optimizer.config;
-
-        let mut state = self.optimizer.moments.remove(name).unwrap_or_else(|| Moments {
+        let mut moments = self.optimizer.moments.remove(name).unwrap_or_else(|| Moments {
             steps: 0,
             exp_avg: Tensor::zeros([size], (&value.device(), DType::F32)),
             exp_avg_sq: Tensor::zeros([size], (&value.device(), DType::F32)),
             // bf16 has 8 bits of mantissa: an update below 1/256 of the weight would be lost without a master.
             master: (dtype != DType::F32).then(|| value.clone().cast(DType::F32)),
         });
-        state.steps += 1;
-        state.exp_avg = state.exp_avg * beta1;
-        state.exp_avg_sq = state.exp_avg_sq * beta2;
-        if let Some(gradient) = gradient {
-            let gradient = gradient.cast(DType::F32);
-            // Clipped here, where the f32 copy exists anyway.
-            let gradient = if self.scale == 1.0 { gradient } else { gradient * self.scale };
-            state.exp_avg = state.exp_avg + gradient.clone() * (1.0 - beta1);
-            state.exp_avg_sq = state.exp_avg_sq + gradient.clone() * gradient * (1.0 - beta2);
-        }
-        let [bias_correction1, bias_correction2] =
-            [beta1, beta2].map(|beta| 1.0 - beta.powf(state.steps as f64));
-        let denominator = state.exp_avg_sq.clone().sqrt() * (1.0 / bias_correction2.sqrt()) + eps;
-        let update = state.exp_avg.clone() / denominator * (self.lr / bias_correction1);
-        let weight = state.master.unwrap_or_else(|| value.cast(DType::F32)) * (1.0 - self.lr * weight_decay);
-        let weight = weight - update;
-        state.master = (dtype != DType::F32).then(|| weight.clone());
-        self.optimizer.moments.insert(name.to_owned(), state);
-        let weight = weight.cast(dtype).reshape(shape);
+        moments.steps += 1;
+        let state = AdamWState {
+            // Taken out of the moments and of the model, so that the update can change it where it lies.
+            param: moments.master.take().unwrap_or(value),
+            exp_avg: moments.exp_avg,
+            exp_avg_sq: moments.exp_avg_sq,
+        };
+        let state =
+            adamw(state, gradient.map(|gradient| gradient.cast(DType::F32)), &self.update(moments.steps));
+        let moments = Moments {
+            steps: moments.steps,
+            exp_avg: state.exp_avg,
+            exp_avg_sq: state.exp_avg_sq,
+            master: (dtype != DType::F32).then(|| state.param.clone()),
+        };
+        self.optimizer.moments.insert(name.to_owned(), moments);
+        let weight = state.param.cast(dtype).reshape(shape);
         Param::from_mapped_value(id, Tensor::from_inner(weight).require_grad(), mapper)
     }
 }

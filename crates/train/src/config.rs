@@ -18,6 +18,7 @@ use crate::schedule::ScheduleKind;
 /// Config of a run; every key has a default except `model.path` and `data.train`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "a section")]
 pub struct RunConfig {
     /// Model.
     pub model: ModelSection,
@@ -39,6 +40,7 @@ pub struct RunConfig {
 /// Model and trainable parts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "a section")]
 pub struct ModelSection {
     /// A model directory, or `ORG/NAME` in the Hugging Face cache: a checkpoint, or for `init = "random"` config and tokenizer
     /// without weights.
@@ -79,6 +81,7 @@ pub enum FreezeTarget {
 /// LoRA adapters: besides them, only the modules of `modules_to_save` are trained. Keys are PEFT's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "a section")]
 pub struct LoraSection {
     /// An adapter directory to continue from; its config replaces all keys below. New adapters if empty.
     pub adapter_path: PathBuf,
@@ -156,6 +159,7 @@ impl LoraSection {
 /// Training data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "a section")]
 pub struct DataSection {
     /// Directory with `dataset_info.json`.
     pub dir: PathBuf,
@@ -197,6 +201,7 @@ impl Default for DataSection {
 /// Optimizer: AdamW, and clipping of gradients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "a section")]
 pub struct OptimSection {
     /// Peak learning rate.
     pub lr: f64,
@@ -229,6 +234,7 @@ impl Default for OptimSection {
 /// Length of the run, and learning rate schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "a section")]
 pub struct ScheduleSection {
     /// Decay after the warm-up.
     pub r#type: ScheduleKind,
@@ -249,6 +255,7 @@ impl Default for ScheduleSection {
 /// Evaluation between steps and at the end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "a section")]
 pub struct EvalSection {
     /// Evaluation dataset; none if empty.
     pub data: String,
@@ -272,6 +279,7 @@ impl Default for EvalSection {
 /// Output directory, seed, checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "a section")]
 pub struct RunSection {
     /// Run directory; created if it does not exist.
     pub output_dir: PathBuf,

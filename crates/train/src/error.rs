@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use glm4v_data::{BatchSamplerError, DataLoaderError, DatasetError, DatasetRegistryError, SampleError};
-use glm4v_model::{ComputeError, ModelInputError};
+use glm4v_model::{ComputeError, DeviceFault, ModelInputError};
 use glm4v_processor::ProcessorError;
 use glm4v_weights::WeightsError;
 
@@ -126,6 +126,12 @@ pub enum TrainError {
         "model.freeze leaves no trainable parameters; needed: at least one of vision, merger, text not in it"
     )]
     NoTrainableParameters,
+    /// No adapter is left to train.
+    #[error(
+        "the adapters have no trainable parameters; needed: a linear layer that lora.target_modules selects and \
+         lora.exclude_modules does not"
+    )]
+    NoTrainableAdapters,
     /// `data.batch_order` cannot be drawn.
     #[error("{}: {source}", path.display())]
     BatchOrder {
@@ -205,9 +211,38 @@ pub enum TrainError {
     /// A step could not be taken.
     #[error(transparent)]
     Step(#[from] StepError),
-    /// The device failed.
+    /// The device failed while something was read of it.
     #[error(transparent)]
     Compute(#[from] ComputeError),
+    /// The device failed in the middle of the run.
+    #[error("the device failed after step {step}; nothing was saved of what followed the newest checkpoint")]
+    Device {
+        /// Steps done.
+        step: usize,
+        /// Directory of the newest checkpoint.
+        checkpoint: Option<PathBuf>,
+        /// What failed.
+        source: DeviceFault,
+    },
+}
+
+impl TrainError {
+    /// What failed on the device, if that is why the run ended.
+    pub(crate) fn device_fault(&self) -> Option<&DeviceFault> {
+        match self {
+            Self::Compute(error) | Self::Step(StepError::Compute(error)) => Some(&error.fault),
+            Self::Evaluation { source, .. } => source.device_fault(),
+            Self::Generate(source) => fault_of(source.as_ref()),
+            _ => None,
+        }
+    }
+}
+
+/// The fault among the causes of an error.
+fn fault_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a DeviceFault> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
+        error.downcast_ref().or_else(|| error.downcast_ref::<ComputeError>().map(|error| &error.fault))
+    })
 }
 
 /// Why a run cannot begin in its directory.

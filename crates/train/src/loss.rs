@@ -3,7 +3,8 @@
 //! Dimensions: `N` label tokens, `V` vocabulary size.
 
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
+use glm4v_kernels as kernels;
 use glm4v_model::text::load_balancing_loss;
 use glm4v_model::{Batch, CausalLm, DecoderOptions, ModelInputError};
 
@@ -71,12 +72,5 @@ pub fn causal_lm_loss_with_router(
 
 /// Cross entropy of `[N, V]` logits, in f32 whatever their type.
 pub fn cross_entropy(logits: Tensor<2>, labels: &[u32]) -> LossSum {
-    let count = labels.len();
-    let labels: Vec<i32> = labels.iter().map(|id| *id as i32).collect();
-    let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [count, 1]), &logits.device());
-    let logits = logits.cast(DType::F32);
-    // Detached: it cancels in the sum, and its gradient would be a scatter over the vocabulary.
-    let row_max = logits.clone().detach().max_dim(1); // [N, 1]
-    let log_sum_exp = (logits.clone() - row_max.clone()).exp().sum_dim(1).log() + row_max;
-    LossSum { sum: (log_sum_exp - logits.gather(1, labels)).sum(), count, aux_loss: None }
+    LossSum { sum: kernels::cross_entropy(logits, labels), count: labels.len(), aux_loss: None }
 }

@@ -9,7 +9,8 @@ use burn::module::Module;
 use glm4v_data::{
     BatchSampler, BatchSamplerState, DataLoader, DataLoaderBatch, DataLoaderError, Dataset, fingerprint,
 };
-use glm4v_model::{CausalLm, DeviceSpec, Precision};
+use glm4v_model::fault::guard;
+use glm4v_model::{CausalLm, ComputeError, DeviceFault, DeviceSpec, Precision};
 use glm4v_weights::{AdapterFolder, AtomicDir, ModelFolder, ProgressFn, write_file};
 
 use crate::callback::Callback;
@@ -152,7 +153,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// When a record cannot be used, a loss or weight is not finite, or a file cannot be written.
+    /// When a record cannot be used, a loss or weight is not finite, a file cannot be written, or the device fails. Checkpoints
+    /// are complete then, and the run can be resumed from the newest.
     pub fn train<G: EvalGenerator>(
         mut self,
         generator: &mut G,
@@ -164,17 +166,36 @@ impl Run {
         let evaluated = LoggedProgress::read(&path).evaluated;
         let metrics = MetricsWriter::open(&path, self.step)?;
         let mut context = RunContext { generator, callback, metrics, stop };
+        let device = self.trainer.model().device();
+        // The device can fail at any read, and where burn has no error for it, by a panic.
+        let error = match guard(|| self.train_to_end(evaluated, &mut context)) {
+            Ok(Ok(output)) => return Ok(output),
+            Ok(Err(error)) => error,
+            Err(fault) => ComputeError::from(fault).into(),
+        };
+        match error.device_fault().cloned() {
+            Some(fault) => Err(self.device_failed(fault.with_memory(&device))?),
+            None => Err(error),
+        }
+    }
+
+    /// Trains, saves and evaluates. `evaluated` is the last step that an earlier process evaluated.
+    fn train_to_end<G: EvalGenerator, C: Callback>(
+        &mut self,
+        evaluated: Option<usize>,
+        context: &mut RunContext<'_, G, C>,
+    ) -> Result<TrainOutput, TrainError> {
         // A run that was interrupted during an evaluation repeats it.
         if self.step > 0 && evaluated < Some(self.step) && self.is_evaluation_due() {
-            self.evaluate(&mut context)?;
+            self.evaluate(context)?;
         }
-        self.train_steps(&mut context)?;
+        self.train_steps(context)?;
         if self.config.run.save_steps > 0 {
             self.checkpoint(context.callback)?;
         }
         let dir = self.save_final()?;
         context.callback.on_save(&dir);
-        let report = self.evaluate(&mut context)?;
+        let report = self.evaluate(context)?;
         let is_adapter = matches!(self.format, CheckpointFormat::Adapter(_));
         Ok(TrainOutput { report, dir, is_adapter })
     }
@@ -327,6 +348,11 @@ impl Run {
         let checkpoint = self.checkpoint(callback)?;
         let weights = if last { self.config.run.output_dir.join(FINAL) } else { checkpoint };
         Ok(TrainError::Evaluation { step: self.step, weights, source: Box::new(source) })
+    }
+
+    /// The error of a run whose device failed, with the checkpoint that is left.
+    fn device_failed(&self, source: DeviceFault) -> Result<TrainError, TrainError> {
+        Ok(TrainError::Device { step: self.step, checkpoint: self.newest_checkpoint()?, source })
     }
 
     /// The directory of the newest checkpoint, if there is one.

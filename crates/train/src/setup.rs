@@ -153,7 +153,10 @@ impl ModelSetup<'_> {
             None => self.load_full(checkpoint, progress)?,
         };
         if model.trainable_params == 0 {
-            return Err(TrainError::NoTrainableParameters);
+            return Err(match self.config.lora {
+                Some(_) => TrainError::NoTrainableAdapters,
+                None => TrainError::NoTrainableParameters,
+            });
         }
         Ok(model)
     }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use burn::module::Param;
 use burn::prelude::*;
-use burn::tensor::DType;
 use glm4v_model::{DeviceSpec, Glm4v, Glm4vConfig, ModelPart, NamedMapper, ParamName, Precision, map_named};
 
 use crate::checkpoint::Checkpoint;

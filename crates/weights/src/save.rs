@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use glm4v_model::{Glm4v, NamedVisitor, ParamName, Precision, visit_named};
 
 use crate::auxiliary_files::{copy_auxiliary_files, write_config};

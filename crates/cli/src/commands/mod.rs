@@ -10,6 +10,7 @@ mod info;
 mod init;
 mod inputs;
 mod merge;
+mod selftest;
 mod trace;
 mod train;
 
@@ -22,6 +23,7 @@ pub(crate) use help::{completions, man};
 pub(crate) use info::info;
 pub(crate) use init::init;
 pub(crate) use merge::merge;
+pub(crate) use selftest::{SelftestFailed, selftest};
 pub(crate) use trace::trace;
 pub(crate) use train::train;
 

@@ -3,6 +3,8 @@
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
+use super::gemm::Matrix;
+
 /// Rows of f32, each contiguous, under `D` indices. A view of a larger tensor has gaps between them, an expanded one repeats them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rows<'a, const D: usize> {
@@ -36,6 +38,14 @@ impl<'a, const D: usize> Rows<'a, D> {
         &self.values[self.offset(index)..][..self.width]
     }
 
+    /// The rows from `index` on along one dimension, as a matrix of `count` rows.
+    pub(crate) fn run(&self, index: [usize; D], dimension: usize, count: usize) -> Matrix<'a> {
+        // An empty run begins nowhere.
+        let start = if count == 0 { 0 } else { self.offset(index) };
+        Matrix::new(&self.values[start..], [count, self.width], [self.strides[dimension], 1])
+    }
+
+    #[inline(always)]
     fn offset(&self, index: [usize; D]) -> usize {
         index.iter().zip(self.strides).map(|(index, stride)| index * stride).sum()
     }

@@ -7,8 +7,8 @@ use super::Backend;
 
 /// A device with the type of its tensors and the size of the largest.
 ///
-/// CPU and CUDA are limited by memory alone. wgpu limits what a kernel may bind of one buffer, whatever the memory: software
-/// Vulkan to 128 MiB, most GPUs to 2 to 4 GiB.
+/// The CPU is limited by memory alone. wgpu limits what a kernel may bind of one buffer, whatever the memory: software Vulkan to
+/// 128 MiB, most GPUs to 2 to 4 GiB. On CUDA the tensor library makes no buffer larger than a quarter of the memory.
 #[derive(Debug, Clone)]
 pub struct DeviceSpec {
     /// The device.
@@ -37,7 +37,7 @@ impl DeviceSpec {
     pub fn for_backend(backend: Backend, device: &Device, dtype: DType) -> Self {
         let limit = std::env::var(LIMIT).ok().and_then(|bytes| bytes.parse().ok());
         let max_tensor_bytes = limit.or_else(|| match backend.resolve() {
-            Backend::Wgpu(_) => largest_binding(device),
+            Backend::Wgpu(_) | Backend::Cuda(_) => largest_buffer(device),
             _ => None,
         });
         Self { device: device.clone(), max_tensor_bytes, dtype }
@@ -55,17 +55,17 @@ impl DeviceSpec {
     }
 }
 
-#[cfg(feature = "wgpu")]
-fn largest_binding(device: &Device) -> Option<u64> {
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn largest_buffer(device: &Device) -> Option<u64> {
     use burn::backend::DispatchDevice;
     match device.clone().inner().as_dispatch() {
         DispatchDevice::Cube(device) => Some(device.client().properties().memory.max_page_size),
-        #[allow(unreachable_patterns, reason = "the only kind where wgpu alone is compiled in")]
+        #[allow(unreachable_patterns, reason = "the only kind where no CPU is compiled in")]
         _ => None,
     }
 }
 
-#[cfg(not(feature = "wgpu"))]
-fn largest_binding(_device: &Device) -> Option<u64> {
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+fn largest_buffer(_device: &Device) -> Option<u64> {
     None
 }

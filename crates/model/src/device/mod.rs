@@ -1,11 +1,14 @@
 //! Which hardware to run on, chosen at run time.
 //!
 //! Burn opens devices lazily and panics in a worker thread when there is none; so the requested
-//! device is looked up first.
+//! device is looked up first, and one kernel is run on it: an absent compiler shows now, and not after the weights are loaded.
 
 pub(crate) mod device_spec;
+mod driver;
+pub mod fault;
 
 pub use device_spec::DeviceSpec;
+pub use fault::DeviceFault;
 pub use glm4v_kernels::is_cpu;
 
 use std::fmt;
@@ -62,6 +65,14 @@ pub enum DeviceError {
         /// Devices found.
         found: usize,
     },
+    /// There is a device, or a driver for one, that does not work.
+    #[error("backend {backend} cannot be used: {fault}")]
+    Fault {
+        /// "wgpu" or "cuda".
+        backend: &'static str,
+        /// What is wrong with it.
+        fault: DeviceFault,
+    },
     /// A tensor that the device cannot hold in one piece, nor the network in several.
     #[error("{name} takes {bytes} bytes, and this device binds tensors of at most {most}")]
     TooLarge {
@@ -89,12 +100,31 @@ pub enum DeviceError {
 }
 
 /// The device failed while it computed, which shows when results are read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the device failed while computing")]
 pub struct ComputeError {
-    /// The error of the tensor library.
-    #[from]
-    source: TensorReadError,
+    /// What failed.
+    #[source]
+    pub fault: DeviceFault,
+}
+
+impl ComputeError {
+    /// Adds what the device tells of its memory, where that is what failed.
+    pub fn with_memory(self, device: &Device) -> Self {
+        Self { fault: self.fault.with_memory(device) }
+    }
+}
+
+impl From<DeviceFault> for ComputeError {
+    fn from(fault: DeviceFault) -> Self {
+        Self { fault }
+    }
+}
+
+impl From<TensorReadError> for ComputeError {
+    fn from(error: TensorReadError) -> Self {
+        DeviceFault::from_error(&error.to_string()).into()
+    }
 }
 
 impl From<ExecutionError> for ComputeError {
@@ -153,16 +183,16 @@ impl Backend {
         }
     }
 
-    /// Opens the device.
+    /// Opens the device, and runs a first kernel on a GPU.
     ///
     /// # Errors
     ///
-    /// When the backend is not compiled in, or the machine has no device for it.
+    /// When the backend is not compiled in, the machine has no device for it, or the device does not work.
     pub fn open(self) -> Result<Device, DeviceError> {
         match self.resolve() {
             Self::Auto | Self::Cpu => open_cpu(),
-            Self::Wgpu(index) => open_wgpu(index),
-            Self::Cuda(index) => open_cuda(index),
+            Self::Wgpu(index) => begin("wgpu", open_wgpu(index)?),
+            Self::Cuda(index) => begin("cuda", open_cuda(index)?),
         }
     }
 
@@ -181,21 +211,47 @@ impl Backend {
             found.push((Self::Cpu, "processor".to_owned()));
         }
         #[cfg(feature = "cuda")]
-        for (index, device) in Device::enumerate(burn::tensor::DeviceType::Cuda).iter().enumerate() {
+        for (index, device) in devices(burn::tensor::DeviceType::Cuda).iter().enumerate() {
             found.push((Self::Cuda(Some(index)), name_of(device)));
         }
+        #[cfg(feature = "cuda")]
+        if cuda_count() == 0
+            && let Some(fault) = driver::cuda_refusal()
+        {
+            found.push((Self::Cuda(None), format!("cannot be used: {fault}")));
+        }
         #[cfg(feature = "wgpu")]
-        for (index, device) in Device::enumerate(burn::tensor::DeviceType::Wgpu).iter().enumerate() {
+        for (index, device) in devices(burn::tensor::DeviceType::Wgpu).iter().enumerate() {
             found.push((Self::Wgpu(Some(index)), name_of(device)));
         }
         found
     }
 }
 
-/// What a device calls itself; opens it.
+/// The devices of a kind that answer; none if its driver is broken.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn devices(kind: burn::tensor::DeviceType) -> Vec<Device> {
+    fault::guard(|| Device::enumerate(kind).into_vec()).unwrap_or_default()
+}
+
+/// What a device calls itself, or why it does not answer; opens it.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn name_of(device: &Device) -> String {
-    device.identity().map_or_else(|| format!("{device:?}"), |identity| identity.name)
+    match fault::guard(|| device.identity()) {
+        Ok(identity) => identity.map_or_else(|| format!("{device:?}"), |identity| identity.name),
+        Err(fault) => format!("cannot be used: {fault}"),
+    }
+}
+
+/// Starts a device, turns to its kernel cache, and sees a kernel through from its compilation to its result.
+fn begin(backend: &'static str, device: Device) -> Result<Device, DeviceError> {
+    let failed = |fault: DeviceFault| DeviceError::Fault { backend, fault: fault.with_memory(&device) };
+    let sum = fault::guard(|| (Tensor::<1>::ones([3], &device) + 1.0).sum().try_into_scalar::<f32>());
+    match sum.map_err(failed)?.map_err(ComputeError::from) {
+        Ok(6.0) => Ok(device),
+        Ok(found) => Err(failed(DeviceFault::Other { reason: format!("2 + 2 + 2 gives {found}") })),
+        Err(error) => Err(failed(error.fault)),
+    }
 }
 
 #[cfg(feature = "cpu")]
@@ -210,7 +266,8 @@ fn open_cpu() -> Result<Device, DeviceError> {
 
 #[cfg(feature = "wgpu")]
 fn open_wgpu(index: Option<usize>) -> Result<Device, DeviceError> {
-    let devices = Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec();
+    let devices = fault::guard(|| Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec());
+    let devices = devices.map_err(|fault| DeviceError::Fault { backend: "wgpu", fault })?;
     pick("wgpu", "a GPU with a Vulkan, Metal or DirectX 12 driver", devices, index)
 }
 
@@ -221,7 +278,14 @@ fn open_wgpu(_index: Option<usize>) -> Result<Device, DeviceError> {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(index: Option<usize>) -> Result<Device, DeviceError> {
-    let devices = Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec();
+    let devices = fault::guard(|| Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec());
+    let devices = devices.map_err(|fault| DeviceError::Fault { backend: "cuda", fault })?;
+    // A driver that refuses to begin looks like one without devices.
+    if devices.is_empty()
+        && let Some(fault) = driver::cuda_refusal()
+    {
+        return Err(DeviceError::Fault { backend: "cuda", fault });
+    }
     pick("cuda", "an NVIDIA GPU with driver 580 or later and the CUDA 13 toolkit (NVRTC)", devices, index)
 }
 
@@ -232,7 +296,7 @@ fn open_cuda(_index: Option<usize>) -> Result<Device, DeviceError> {
 
 #[cfg(feature = "cuda")]
 fn cuda_count() -> usize {
-    Device::enumerate(burn::tensor::DeviceType::Cuda).len()
+    devices(burn::tensor::DeviceType::Cuda).len()
 }
 
 #[cfg(not(feature = "cuda"))]

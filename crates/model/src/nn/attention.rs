@@ -1,18 +1,33 @@
-//! Scaled dot-product attention, for the vision tower and the text decoder.
+//! Causal attention, and its masks.
 //!
 //! Dimensions: `B` rows, `H` query heads, `Hk` key heads, `G = H / Hk`, `S` queries, `Sk` keys, `Dh` head dimension.
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use glm4v_kernels::attention;
+use glm4v_kernels::{self as kernels, AttentionMask};
+
+/// How attention runs, which determines what a [`CausalMask`] holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionImplementation {
+    /// Burn's fused kernels, which keep nothing for a backward pass.
+    Fused,
+    /// The kernel of `glm4v-kernels`, which has a backward pass, where there is one.
+    OwnKernel,
+    /// Operations that have gradients and attention weights everywhere.
+    Eager,
+}
 
 /// Bidirectional attention: every query attends to every key.
 ///
 /// # Shapes
 ///
 /// - q, k, v, output: `[B, H, S, Dh]`
-pub(crate) fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    if q.is_autodiff() { eager_attention(q, k, v, None).0 } else { attention(q, k, v, false, None) }
+pub fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    if q.is_autodiff() {
+        kernels::tracked_attention(q, k, v, AttentionMask::None)
+    } else {
+        kernels::attention(q, k, v, false, None)
+    }
 }
 
 /// Which keys the queries of a sequence attend to: no later ones, no padding, none of another segment.
@@ -22,32 +37,38 @@ pub(crate) fn bidirectional_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) 
 pub struct CausalMask {
     /// True where a key is padding, `[B, Sk]`; none if no query could see one. For fused kernels.
     key_padding_mask: Option<Tensor<2, Bool>>,
-    /// What eager attention adds to its scores, `[B or 1, 1, S, Sk]`.
+    /// What is added to the scores, `[B or 1, 1, S, Sk]`; none where causality is the whole mask, unless attention is eager.
     attn_bias: Option<Tensor<4>>,
 }
 
 impl CausalMask {
     /// Builds the mask for the last `queries` of `keys` positions.
     ///
-    /// `segment_ids`, `[B, Sk]` row-major, are 0 for padding. An `eager` mask is for passes that are differentiated or whose
-    /// attention weights are wanted; packed rows need one too, and get it.
+    /// `segment_ids`, `[B, Sk]` row-major, are 0 for padding. Packed rows have no fused kernel, and get an eager mask.
     pub fn new(
         segment_ids: &[u32],
         [rows, keys]: [usize; 2],
         queries: usize,
-        eager: bool,
+        implementation: AttentionImplementation,
         device: &Device,
     ) -> Self {
         let mut segments = segment_ids.chunks(keys.max(1));
         let packed = segments.clone().any(is_packed);
         let left_padded = segments.any(is_left_padded);
-        if !eager && !packed {
-            let padding: Vec<bool> = segment_ids.iter().map(|segment| *segment == 0).collect();
-            let padding = || Tensor::from_data(TensorData::new(padding, [rows, keys]), device);
-            return Self { key_padding_mask: left_padded.then(padding), attn_bias: None };
-        }
-        // One mask for all rows where they do not differ: right padding hides nothing that causality does not.
+        // Right padding hides nothing that causality does not.
         let causal_only = !packed && !left_padded;
+        match implementation {
+            AttentionImplementation::Fused if !packed => {
+                let padding: Vec<bool> = segment_ids.iter().map(|segment| *segment == 0).collect();
+                let padding = || Tensor::from_data(TensorData::new(padding, [rows, keys]), device);
+                return Self { key_padding_mask: left_padded.then(padding), attn_bias: None };
+            }
+            AttentionImplementation::OwnKernel if causal_only => {
+                return Self { key_padding_mask: None, attn_bias: None };
+            }
+            _ => {}
+        }
+        // One mask for all rows where they do not differ.
         let rows = if causal_only { 1 } else { rows };
         let mut bias = Vec::with_capacity(rows * queries * keys);
         for segments in segment_ids.chunks(keys.max(1)).take(rows) {
@@ -81,11 +102,14 @@ fn is_packed(segments: &[u32]) -> bool {
 ///
 /// - q, output: `[B, H, S, Dh]`
 /// - k, v: `[B, Hk, Sk, Dh]`, the last `S` of them at the positions of the queries
-pub(crate) fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalMask) -> Tensor<4> {
+pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &CausalMask) -> Tensor<4> {
     if let Some(bias) = &mask.attn_bias {
-        return eager_causal_attention(q, k, v, bias).0;
+        return kernels::tracked_attention(q, k, v, AttentionMask::Bias(bias.clone()));
     }
-    attention(q, k, v, true, mask.key_padding_mask.clone())
+    if q.is_autodiff() {
+        return kernels::tracked_attention(q, k, v, AttentionMask::Causal);
+    }
+    kernels::attention(q, k, v, true, mask.key_padding_mask.clone())
 }
 
 /// As [`causal_attention`], of an eager mask, with the attention weights.
@@ -104,66 +128,14 @@ pub(crate) fn causal_attention_with_weights(
     v: Tensor<4>,
     mask: &CausalMask,
 ) -> (Tensor<4>, Tensor<4>) {
-    eager_causal_attention(q, k, v, mask.attn_bias.as_ref().expect("a recorded pass has an eager mask"))
-}
-
-fn eager_causal_attention(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    bias: &Tensor<4>,
-) -> (Tensor<4>, Tensor<4>) {
-    let (heads, key_heads) = (q.dims()[1], k.dims()[1]);
-    let (output, weights) = eager_attention(fold_groups(q, key_heads), k, v, Some(bias.clone()));
-    (unfold_groups(output, heads), unfold_groups(weights, heads))
-}
-
-/// Heads that share a key head become more queries of it, so that no key is copied: `[B, H, S, _]` to `[B, Hk, G·S, _]`.
-fn fold_groups(x: Tensor<4>, key_heads: usize) -> Tensor<4> {
-    let [rows, heads, queries, last] = x.dims();
-    x.reshape([rows, key_heads, heads / key_heads * queries, last])
-}
-
-/// The reverse of [`fold_groups`].
-fn unfold_groups(x: Tensor<4>, heads: usize) -> Tensor<4> {
-    let [rows, key_heads, folded, last] = x.dims();
-    x.reshape([rows, heads, key_heads * folded / heads, last])
-}
-
-/// Attention made of operations whose gradients are cheap, with its weights.
-///
-/// Burn's own differentiable fallback sends gradients through the row maximum and two clamps, which change nothing.
-fn eager_attention(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    bias: Option<Tensor<4>>,
-) -> (Tensor<4>, Tensor<4>) {
-    let dtype = q.dtype();
-    let head_dim = q.dims()[3];
-    // Scaled before the product: fewer values than the scores, and no overflow in f16.
-    let q = q * (head_dim as f64).powf(-0.5);
-    let scores = q.matmul(k.transpose()).cast(DType::F32); // [B, Hk, S, Sk]; f32: softmax as the reference
-    let scores = match bias {
-        Some(bias) => {
-            // Queries of several heads may be folded into one: the same mask for each of them.
-            let [rows, heads, folded, keys] = scores.dims();
-            let queries = bias.dims()[2];
-            let scores = scores.reshape([rows, heads, folded / queries, queries, keys]);
-            (scores + bias.unsqueeze_dim::<5>(2)).reshape([rows, heads, folded, keys])
-        }
-        None => scores,
-    };
-    // Detached: the maximum cancels in the quotient, and has no gradient.
-    let row_max = scores.clone().detach().max_dim(3);
-    let weights = (scores - row_max).exp();
-    let weights = (weights.clone() / weights.sum_dim(3)).cast(dtype);
-    (weights.clone().matmul(v), weights)
+    let bias = mask.attn_bias.clone().expect("a recorded pass has an eager mask");
+    kernels::attention_with_weights(q, k, v, AttentionMask::Bias(bias))
 }
 
 #[cfg(test)]
 #[cfg(feature = "cpu")]
 mod tests {
+    use super::AttentionImplementation::{Eager, Fused, OwnKernel};
     use super::*;
     use burn::tensor::{Distribution, Tolerance};
 
@@ -178,10 +150,10 @@ mod tests {
     fn the_eager_path_equals_the_kernel_where_there_is_no_padding() {
         let device = Device::flex();
         let ([q, k, v], segments) = inputs();
-        let mask = |eager| CausalMask::new(&segments, [2, 5], 5, eager, &device);
+        let mask = |implementation| CausalMask::new(&segments, [2, 5], 5, implementation, &device);
 
-        let kernel = causal_attention(q.clone(), k.clone(), v.clone(), &mask(false));
-        let composed = causal_attention(q, k, v, &mask(true));
+        let kernel = causal_attention(q.clone(), k.clone(), v.clone(), &mask(Fused));
+        let composed = causal_attention(q, k, v, &mask(Eager));
 
         for (row, first) in [(0, 0), (1, 2)] {
             let valid = |t: Tensor<4>| t.slice([row..row + 1, 0..4, first..5, 0..6]).into_data();
@@ -194,8 +166,8 @@ mod tests {
     fn packed_segments_attend_as_if_they_were_alone() {
         let device = Device::flex();
         let ([q, k, v], _) = inputs();
-        let whole = |eager| {
-            let mask = CausalMask::new(&[1, 1, 2, 2, 2, 1, 1, 1, 1, 0], [2, 5], 5, eager, &device);
+        let whole = |implementation| {
+            let mask = CausalMask::new(&[1, 1, 2, 2, 2, 1, 1, 1, 1, 0], [2, 5], 5, implementation, &device);
             causal_attention(q.clone(), k.clone(), v.clone(), &mask)
         };
         let part = |x: &Tensor<4>, row: usize, at: std::ops::Range<usize>| {
@@ -205,21 +177,21 @@ mod tests {
         // A batch of one row has its own segments too, and its padding.
         for segments in [[1, 1, 2, 2, 2], [0, 0, 1, 1, 1]] {
             let [q, k, v] = [&q, &k, &v].map(|x| part(x, 0, 0..5));
-            let mask = CausalMask::new(&segments, [1, 5], 5, true, &device);
+            let mask = CausalMask::new(&segments, [1, 5], 5, Eager, &device);
             let last = part(&causal_attention(q.clone(), k.clone(), v.clone(), &mask), 0, 2..5).into_data();
             let [q, k, v] = [&q, &k, &v].map(|x| part(x, 0, 2..5));
-            let alone = CausalMask::new(&[1; 3], [1, 3], 3, false, &device);
+            let alone = CausalMask::new(&[1; 3], [1, 3], 3, Fused, &device);
             last.assert_approx_eq::<f32>(
                 &causal_attention(q, k, v, &alone).into_data(),
                 Tolerance::absolute(1e-6),
             );
         }
         for (row, at) in [(0, 0..2), (0, 2..5), (1, 0..4)] {
-            let segment = CausalMask::new(&vec![1; at.len()], [1, at.len()], at.len(), false, &device);
+            let segment = CausalMask::new(&vec![1; at.len()], [1, at.len()], at.len(), Fused, &device);
             let [q, k, v] = [&q, &k, &v].map(|x| part(x, row, at.clone()));
             let alone = causal_attention(q, k, v, &segment).into_data();
-            for eager in [false, true] {
-                let packed = part(&whole(eager), row, at.clone()).into_data();
+            for implementation in [Fused, OwnKernel, Eager] {
+                let packed = part(&whole(implementation), row, at.clone()).into_data();
                 packed.assert_approx_eq::<f32>(&alone, Tolerance::absolute(1e-6));
             }
         }
@@ -233,12 +205,12 @@ mod tests {
             q.clone(),
             k.clone(),
             v.clone(),
-            &CausalMask::new(&segments, [2, 5], 5, false, &device),
+            &CausalMask::new(&segments, [2, 5], 5, Fused, &device),
         );
 
         for at in 2..5 {
             let seen: Vec<u32> = segments.chunks(5).flat_map(|row| row[..=at].to_vec()).collect();
-            let mask = CausalMask::new(&seen, [2, at + 1], 1, false, &device);
+            let mask = CausalMask::new(&seen, [2, at + 1], 1, Fused, &device);
             let step = causal_attention(
                 q.clone().narrow(2, at, 1),
                 k.clone().narrow(2, 0, at + 1),

@@ -5,7 +5,7 @@
 //! Dimensions: `D` hidden size, `F` intermediate size.
 
 use burn::prelude::*;
-use burn::tensor::activation::silu;
+use glm4v_kernels as kernels;
 
 use super::forward_context::ForwardContext;
 use super::linear::{Linear, LinearConfig};
@@ -42,7 +42,7 @@ impl GatedMlp {
     pub fn forward<const N: usize, S>(&self, x: Tensor<N>, pass: &mut ForwardContext<'_, S>) -> Tensor<N> {
         let gate = pass.record("gate_proj", self.gate_proj.forward(x.clone())); // [.., F]
         let up = pass.record("up_proj", self.up_proj.forward(x));
-        pass.record("down_proj", self.down_proj.forward(silu(gate) * up))
+        pass.record("down_proj", self.down_proj.forward(kernels::swiglu(gate, up)))
     }
 }
 
@@ -74,12 +74,6 @@ impl GateUpMlp {
     /// - x, output: `[.., D]`
     pub fn forward<const N: usize, S>(&self, x: Tensor<N>, pass: &mut ForwardContext<'_, S>) -> Tensor<N> {
         let gate_up = pass.record("gate_up_proj", self.gate_up_proj.forward(x)); // [.., 2F]
-        pass.record("down_proj", self.down_proj.forward(swiglu(gate_up)))
+        pass.record("down_proj", self.down_proj.forward(kernels::swiglu_fused(gate_up)))
     }
-}
-
-/// `silu(gate) · up` for the two halves of the last dimension.
-fn swiglu<const N: usize>(gate_up: Tensor<N>) -> Tensor<N> {
-    let half = gate_up.dims()[N - 1] / 2;
-    silu(gate_up.clone().narrow(N - 1, 0, half)) * gate_up.narrow(N - 1, half, half)
 }

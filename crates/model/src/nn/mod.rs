@@ -12,7 +12,7 @@ pub(crate) mod recorder;
 pub(crate) mod rope;
 pub(crate) mod weight;
 
-pub use attention::CausalMask;
+pub use attention::{AttentionImplementation, CausalMask, bidirectional_attention, causal_attention};
 pub use forward_context::ForwardContext;
 pub use linear::{Linear, LinearConfig};
 pub use lora::{Lora, LoraLayerConfig};

@@ -10,6 +10,7 @@
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::DType;
+use glm4v_kernels as kernels;
 
 use super::param::{ones, zeros};
 
@@ -34,11 +35,7 @@ impl RmsNorm {
     ///
     /// - x, output: `[.., D]`
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
-        let dtype = x.dtype();
-        let x = x.cast(DType::F32); // the mean of squares overflows in f16 and loses digits in bf16
-        let mean_square = (x.clone() * x.clone()).mean_dim(N - 1); // [.., 1]
-        let scale = (mean_square + self.eps).sqrt().recip();
-        (x * scale).cast(dtype) * self.weight.val().unsqueeze()
+        kernels::rms_norm(x, self.weight.val(), self.eps)
     }
 }
 

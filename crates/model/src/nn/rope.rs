@@ -9,6 +9,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use glm4v_inputs::Grid;
+use glm4v_kernels::{self as kernels, RotaryPairs};
 
 use super::positions::PositionIds;
 use crate::config::{RotaryLayout, TextRopeConfig};
@@ -128,57 +129,25 @@ fn pair(layout: RotaryLayout, k: usize, rotary_dim: usize) -> [usize; 2] {
 /// - x, output: `[B, S, H, Dh]`
 /// - table: `[B, S, 1, Dh]`
 pub(crate) fn apply_text_rotary(x: Tensor<4>, table: &RotaryTable<4>, config: &TextRopeConfig) -> Tensor<4> {
-    let swapped = match config.layout {
-        RotaryLayout::Interleaved => swap(x.clone(), 1),
-        RotaryLayout::HalfSplit => swap_halves(x.clone(), config.rotary_dim),
+    kernels::rotary(x, [table.cos.clone(), table.sin.clone()], rotary_pairs(config))
+}
+
+fn rotary_pairs(config: &TextRopeConfig) -> RotaryPairs {
+    let distance = match config.layout {
+        RotaryLayout::Interleaved => 1,
+        RotaryLayout::HalfSplit => config.rotary_dim / 2,
     };
-    x * table.cos.clone() + swapped * table.sin.clone()
-}
-
-/// Swaps every two adjacent groups of `run` dimensions.
-fn swap(x: Tensor<4>, run: usize) -> Tensor<4> {
-    let shape = x.dims();
-    let [rows, length, heads, head_dim] = shape;
-    x.reshape([rows, length, heads * head_dim / (2 * run), 2, run]).flip([3]).reshape(shape)
-}
-
-/// Swaps the halves of the first `rotary_dim` dimensions.
-fn swap_halves(x: Tensor<4>, rotary_dim: usize) -> Tensor<4> {
-    let head_dim = x.dims()[3];
-    if head_dim.is_multiple_of(rotary_dim) {
-        // The rest of a head is swapped too, and its sines are zero: one operation less than to leave it alone.
-        return swap(x, rotary_dim / 2);
-    }
-    let rest = x.clone().narrow(3, rotary_dim, head_dim - rotary_dim);
-    Tensor::cat(vec![swap(x.narrow(3, 0, rotary_dim), rotary_dim / 2), rest], 3)
+    RotaryPairs { distance, rotary_dim: config.rotary_dim }
 }
 
 /// The sines as the reference keeps them, without the sign of the rotation, `[B, S, R]`.
 pub(crate) fn text_sines(table: &RotaryTable<4>, config: &TextRopeConfig) -> Tensor<3> {
     let [rows, length, _, _] = table.sin.dims();
     let rotated = table.sin.clone().narrow(3, 0, config.rotary_dim); // [B, S, 1, R]
-    let run = match config.layout {
-        RotaryLayout::Interleaved => 1,
-        RotaryLayout::HalfSplit => config.rotary_dim / 2,
-    };
+    let run = rotary_pairs(config).distance;
     let pairs = [rows, length, config.rotary_dim / (2 * run), 2, run];
     let positive = rotated.reshape(pairs).narrow(3, 1, 1);
     positive.expand(pairs).reshape([rows, length, config.rotary_dim])
-}
-
-/// Rotates the pairs (`k`, `k + Dh / 2`) of whole heads in f32 and returns the type of `x`.
-///
-/// # Shapes
-///
-/// - x, output: `[P, H, Dh]`
-/// - table: `[P, 1, Dh]`
-pub(crate) fn apply_vision_rotary(x: Tensor<3>, table: &RotaryTable<3>) -> Tensor<3> {
-    let dtype = x.dtype();
-    let [patches, heads, head_dim] = x.dims();
-    let x = x.cast(DType::F32);
-    let swapped =
-        x.clone().reshape([patches, heads, 2, head_dim / 2]).flip([2]).reshape([patches, heads, head_dim]);
-    (x * table.cos.clone() + swapped * table.sin.clone()).cast(dtype)
 }
 
 /// The sines of the vision tower as the reference stores them, without the sign of the rotation, `[P, Dh]`.

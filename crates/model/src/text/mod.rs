@@ -22,10 +22,11 @@ pub use layer::TextLayer;
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
+use glm4v_kernels as kernels;
 
 use crate::config::{TextConfig, TextRopeConfig};
 use crate::device::device_spec::DeviceSpec;
-use crate::nn::attention::CausalMask;
+use crate::nn::attention::{AttentionImplementation, CausalMask};
 use crate::nn::forward_context::ForwardContext;
 use crate::nn::norm::RmsNorm;
 use crate::nn::positions::PositionIds;
@@ -131,13 +132,27 @@ impl TextModel {
             Some(cache) => cache.extend_segments(&segment_ids),
             None => segment_ids,
         };
-        // Fused kernels keep no attention weights, and their gradients are dear: see `eager_attention`.
-        let eager = inputs_embeds.is_autodiff()
-            || options.recorder.as_ref().is_some_and(|recorder| recorder.output_attentions());
         let dtype = inputs_embeds.dtype();
+        let output_attentions =
+            options.recorder.as_ref().is_some_and(|recorder| recorder.output_attentions());
+        let implementation = if output_attentions {
+            AttentionImplementation::Eager
+        } else if !inputs_embeds.is_autodiff() {
+            AttentionImplementation::Fused
+        } else if kernels::has_own_kernel(&device, dtype) {
+            AttentionImplementation::OwnKernel
+        } else {
+            AttentionImplementation::Eager
+        };
         let context = TextLayerInputs {
             rotary: RotaryTable::for_text(&self.rope, self.head_dim, &positions, &device, dtype),
-            mask: CausalMask::new(&segment_ids, [rows, segment_ids.len() / rows], length, eager, &device),
+            mask: CausalMask::new(
+                &segment_ids,
+                [rows, segment_ids.len() / rows],
+                length,
+                implementation,
+                &device,
+            ),
             cache,
             layer: 0,
             router_logits: options.output_router_logits.then(Vec::new),

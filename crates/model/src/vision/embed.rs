@@ -10,6 +10,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use glm4v_inputs::Grid;
+use glm4v_kernels as kernels;
 
 use crate::config::VisionConfig;
 use crate::nn::param::{normal, zeros};
@@ -59,11 +60,7 @@ impl PatchEmbed {
         let [hidden, ..] = weight.dims();
         let values = pixels.dims()[1];
         let pixels = pixels.cast(weight.dtype());
-        burn::tensor::module::linear(
-            pixels,
-            weight.reshape([hidden, values]).transpose(),
-            Some(self.proj.bias.val()),
-        )
+        kernels::linear(pixels, weight.reshape([hidden, values]), Some(self.proj.bias.val()))
     }
 }
 

@@ -7,8 +7,8 @@
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::activation::{gelu, silu};
-use burn::tensor::module::linear;
+use burn::tensor::activation::gelu;
+use glm4v_kernels as kernels;
 
 use super::forward_context::VisionForwardContext;
 use crate::config::VisionConfig;
@@ -50,7 +50,7 @@ impl Downsample {
         let patches = x.dims()[0];
         let weight = weight.permute([0, 2, 3, 1]).reshape([out, block]); // rows of (dy, dx, channel)
         let x = x.reshape([patches / (side * side), block]);
-        linear(x, weight.transpose(), Some(self.bias.val()))
+        kernels::linear(x, weight, Some(self.bias.val()))
     }
 }
 
@@ -95,7 +95,7 @@ impl PatchMerger {
         let x = pass.record("act1", exact_gelu(x));
         let gate = pass.record("gate_proj", self.gate_proj.forward(x.clone())); // [N, F]
         let up = pass.record("up_proj", self.up_proj.forward(x));
-        pass.record("down_proj", self.down_proj.forward(silu(gate) * up)) // [N, O]
+        pass.record("down_proj", self.down_proj.forward(kernels::swiglu(gate, up))) // [N, O]
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) mod merger;
 pub use attention::VisionAttention;
 pub use block::VisionBlock;
 pub use embed::{PatchEmbed, PatchProjection, PositionEmbedding, PositionEmbeddingWeight};
-pub use forward_context::{FrameGroup, VisionForwardContext, VisionLayerInputs};
+pub use forward_context::{VisionForwardContext, VisionLayerInputs};
 pub use merger::{Downsample, PatchMerger};
 
 use burn::prelude::*;
@@ -86,7 +86,7 @@ impl VisionTower {
         let (theta, merge) = (self.rope_theta, self.spatial_merge_size);
         let context = VisionLayerInputs {
             rotary: RotaryTable::for_vision(self.head_dim, theta, merge, &patches.grids, &device),
-            frames: FrameGroup::from_grids(&patches.grids),
+            frame_lengths: VisionLayerInputs::frame_lengths(&patches.grids),
         };
         let mut pass = ForwardContext::with_recorder(context, recorder);
         pass.prefix("vision", |pass| {

@@ -115,6 +115,7 @@ pub(crate) fn check_value(
 /// The keys as written. Others are ignored, as in transformers.
 #[derive(Deserialize)]
 #[serde(default)]
+#[serde(expecting = "an object")]
 struct RawImageConfig {
     patch_size: usize,
     temporal_patch_size: usize,
@@ -130,6 +131,7 @@ struct RawImageConfig {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct RawSize {
     shortest_edge: usize,
     longest_edge: usize,

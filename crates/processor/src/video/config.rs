@@ -48,6 +48,7 @@ impl VideoConfig {
 /// The keys that are not in [`ImageConfig`].
 #[derive(Deserialize)]
 #[serde(default)]
+#[serde(expecting = "an object")]
 struct RawVideoConfig {
     fps: f64,
     max_duration: f64,

@@ -15,6 +15,7 @@ pub(crate) const CONFIG: &str = "adapter_config.json";
 
 /// PEFT's `LoraConfig`: the targets of an adapter, its rank and its scale.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct AdapterConfig {
     /// Always "LORA".
     pub peft_type: String,

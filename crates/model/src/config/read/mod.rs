@@ -216,4 +216,12 @@ mod tests {
             assert!(Glm4vConfig::from_json(&whole.to_string()).unwrap().text.tie_word_embeddings);
         }
     }
+
+    #[test]
+    fn a_type_error_names_no_struct_of_ours() {
+        let error = Glm4vConfig::from_json(r#"{"model_type": "glm4v", "text_config": "x"}"#).unwrap_err();
+
+        let text = error.to_string();
+        assert!(text.contains("text_config") && text.contains("expected an object"), "{text}");
+    }
 }

@@ -19,6 +19,7 @@ const SPELLINGS: [(&str, &str, &str); 3] = [
 ];
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct RawConfig {
     pub(super) model_type: Option<String>,
     pub(super) text_config: Option<RawText>,
@@ -29,6 +30,7 @@ pub(super) struct RawConfig {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct RawText {
     pub(super) vocab_size: Option<usize>,
     pub(super) hidden_size: Option<usize>,
@@ -62,6 +64,7 @@ pub(super) struct RawText {
 }
 
 #[derive(Deserialize, Default)]
+#[serde(expecting = "an object")]
 pub(super) struct RawRope {
     pub(super) rope_type: Option<String>,
     /// The same under the name of transformers 4; both may be present.
@@ -72,6 +75,7 @@ pub(super) struct RawRope {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct RawVision {
     pub(super) depth: Option<usize>,
     pub(super) hidden_size: Option<usize>,

@@ -1,0 +1,45 @@
+//! Questions to a device's driver that the tensor library does not ask.
+
+use burn::prelude::Device;
+
+#[cfg(feature = "cuda")]
+use super::fault::{DeviceFault, guard};
+
+/// Why CUDA has no devices, if there is a driver that says so; none where no driver is installed.
+#[cfg(feature = "cuda")]
+pub(super) fn cuda_refusal() -> Option<DeviceFault> {
+    use cudarc::driver::{DriverError, result, sys::CUresult};
+    match guard(result::init) {
+        Ok(Ok(()) | Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE))) => None,
+        Ok(Err(error)) => {
+            let text = error.to_string();
+            match DeviceFault::from_text(&text) {
+                // Of a device that was never there.
+                Some(DeviceFault::Lost { reason } | DeviceFault::Other { reason }) => {
+                    Some(DeviceFault::Driver { reason })
+                }
+                fault => fault,
+            }
+        }
+        // No driver at all: the ordinary machine without a GPU.
+        Err(DeviceFault::MissingLibrary { .. }) => None,
+        Err(fault) => Some(fault),
+    }
+}
+
+/// Bytes that no process holds; none where the driver does not tell.
+#[cfg(feature = "cuda")]
+pub(super) fn free_memory(device: &Device) -> Option<u64> {
+    use burn::backend::DispatchDevice;
+    let device = device.clone().inner();
+    let DispatchDevice::Cube(cubecl::Device::Cuda(device)) = device.as_dispatch() else { return None };
+    let index = device.index;
+    let free = guard(|| cudarc::driver::CudaContext::new(index)?.mem_get_info());
+    free.ok()?.ok().map(|(free, _)| free as u64)
+}
+
+/// Bytes that no process holds; none where the driver does not tell.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn free_memory(_device: &Device) -> Option<u64> {
+    None
+}
