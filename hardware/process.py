@@ -16,8 +16,9 @@ from typing import Callable, List, Mapping, Optional, Sequence
 MARK = "HARDWARE_RUN_MARK"
 # Bytes kept of the beginning and of the end of an output.
 KEPT = 512 << 10
-# Seconds between the request to end and the kill, and for output to arrive after the end.
+# Seconds between the request to end and the kill, for the kernel to carry out the kill, and for output to arrive after the end.
 GRACE = 3.0
+DYING = 5.0
 DRAIN = 1.0
 PR_SET_PDEATHSIG = 1
 
@@ -73,11 +74,9 @@ class Child:
 
     def kill(self) -> None:
         """Ends it and its group: first politely, as Ctrl-C would, then by force."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, DYING)):
             kill_group(self.process.pid, number)
-            end = time.monotonic() + GRACE
-            while not self.has_ended() and time.monotonic() < end:
-                time.sleep(0.02)
+            wait(self.has_ended, patience)
 
     def reap(self) -> None:
         """Ends what it left behind, and collects exit status and resources; a process stuck in a driver has none yet."""
@@ -112,11 +111,19 @@ def marked(mark: str) -> List[int]:
 
 
 def kill_marked(mark: str) -> None:
+    """Returns when they are gone, or when it is clear that they cannot be ended."""
     for pid in marked(mark):
         try:
             os.kill(pid, signal.SIGKILL)
         except OSError:
             pass
+    wait(lambda: not marked(mark), DYING)
+
+
+def wait(condition: Callable[[], bool], patience: float) -> None:
+    end = time.monotonic() + patience
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def end_with_parent() -> None:
