@@ -7,7 +7,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use glm4v_infer::{GenerationConfig, generate};
 use glm4v_model::{Batch, Grid, Modality, MultimodalInputs, PaddingSide, Patches, Precision, Sample};
-use glm4v_tests::random_model;
+use glm4v_tests::golden;
 use glm4v_weights::ModelFolder;
 use peak_alloc::PeakAlloc;
 
@@ -36,8 +36,7 @@ fn load_answer_and_drop(model_dir: &Path) -> [usize; 2] {
 // The only test of this suite: others would allocate from the same counter at the same time.
 #[test]
 fn a_model_that_is_loaded_again_takes_no_more_memory() {
-    let dir = tempfile::tempdir().unwrap();
-    let model_dir = random_model(dir.path());
+    let model_dir = golden().join("checkpoints/glm4v");
     // The first one fills what lives on: thread pools, packing buffers of matrix products.
     load_answer_and_drop(&model_dir);
 

@@ -16,7 +16,7 @@ pub(crate) fn exp_of(x: f32) -> f32 {
     let power = shifted - ROUND;
     let rest = x_in_range - power * LN_2_HIGH - power * LN_2_LOW; // at most ln 2 / 2 in size
     // Coefficients of Cephes' expf.
-    let polynomial = [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1]
+    let polynomial = [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]
         .into_iter()
         .fold(1.987_569_1e-4, |sum, coefficient| sum * rest + coefficient);
     let fraction = polynomial * rest * rest + rest + 1.0;
