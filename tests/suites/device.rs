@@ -206,7 +206,7 @@ fn train_by_library(
     batch_size: usize,
     resume: bool,
     callback: &mut FailingDevice,
-) -> Result<(), TrainError> {
+) -> Result<(), Box<TrainError>> {
     let mut config = RunConfig::default();
     config.model.path = repository().join("configs/models/digits");
     config.model.init = WeightInit::Random;
@@ -218,7 +218,8 @@ fn train_by_library(
     config.run.output_dir = run.to_owned();
     let device_spec = DeviceSpec::for_backend(Backend::Cpu, &Backend::Cpu.open().unwrap(), DType::F32);
     let run = Run::open(config, &device_spec, Precision::F32, resume, &mut |_, _| {})?;
-    run.train(&mut NoAnswers, callback, &AtomicBool::new(false)).map(drop)
+    run.train(&mut NoAnswers, callback, &AtomicBool::new(false))?;
+    Ok(())
 }
 
 #[test]
@@ -230,7 +231,7 @@ fn a_panic_of_a_device_ends_a_run_with_an_error_that_names_the_checkpoint() {
 
     let error = train_by_library(&run, 8, false, &mut failing).unwrap_err();
 
-    let TrainError::Device { step, checkpoint, source } = error else { panic!("{error}") };
+    let TrainError::Device { step, checkpoint, source } = *error else { panic!("{error}") };
     assert_eq!((step, checkpoint), (5, Some(run.join("checkpoints/step-4"))));
     assert!(matches!(source, DeviceFault::OutOfMemory { requested: Some(12_000_000), .. }), "{source}");
     train_by_library(&run, 4, true, &mut FailingDevice { step: 0, text: "" }).unwrap();

@@ -1,6 +1,7 @@
 //! The scripts for a GPU machine (`hardware/`): their own tests, and their commands on this program.
 //!
 //! They need `python3`, of which nothing but the standard library; without it these tests say so and pass.
+#![expect(clippy::print_stderr, reason = "what did not run is said")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

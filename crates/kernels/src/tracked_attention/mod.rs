@@ -18,6 +18,10 @@ use crate::rotary::{RotaryPairs, rotary_of_heads};
 
 /// Which keys a query attends to.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a tensor's size goes with the backends; a mask is moved once a layer"
+)]
 pub enum AttentionMask {
     /// All.
     None,
