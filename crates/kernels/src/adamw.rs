@@ -83,8 +83,8 @@ mod cpu {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
+    use crate::adamw::{AdamWState, AdamWUpdate};
     use crate::cpu::{TASK, contiguous, owned, values};
-    use crate::{AdamWState, AdamWUpdate};
 
     /// AdamW, on backends with a kernel for it.
     #[backend_extension(Flex)]

@@ -85,8 +85,8 @@ mod cpu {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use super::RotaryPairs;
     use crate::cpu::{Rows, contiguous, rows_per_task, tensor, values, with_rows};
+    use crate::rotary::RotaryPairs;
 
     /// Rotary positions, on backends with a kernel for them.
     #[backend_extension(Flex, Autodiff)]

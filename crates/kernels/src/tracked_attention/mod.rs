@@ -175,9 +175,9 @@ mod cpu {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use super::AttentionMask;
-    use super::block::{Attention, Rule, Sequence, Statistics};
     use crate::cpu::{Rows, contiguous, tensor, values, with_rows};
+    use crate::tracked_attention::AttentionMask;
+    use crate::tracked_attention::block::{Attention, Rule, Sequence, Statistics};
 
     /// Attention, on backends with a kernel for it.
     #[backend_extension(Flex, Autodiff)]

@@ -2,8 +2,22 @@
 
 use burn::prelude::Device;
 
-#[cfg(feature = "cuda")]
 use super::fault::{DeviceFault, guard};
+
+impl DeviceFault {
+    /// Adds what the device tells of its memory, to a fault of memory.
+    pub fn with_memory(self, device: &Device) -> Self {
+        match self {
+            Self::OutOfMemory { requested, .. } => {
+                // The device may not answer any more.
+                let held = guard(|| device.memory_pool_usage()).ok().flatten();
+                let held = held.map(|usage| usage.bytes_reserved);
+                Self::OutOfMemory { requested, held, free: free_memory(device) }
+            }
+            other => other,
+        }
+    }
+}
 
 /// Why CUDA has no devices, if there is a driver that says so; none where no driver is installed.
 #[cfg(feature = "cuda")]
@@ -29,7 +43,7 @@ pub(super) fn cuda_refusal() -> Option<DeviceFault> {
 
 /// Bytes that no process holds; none where the driver does not tell.
 #[cfg(feature = "cuda")]
-pub(super) fn free_memory(device: &Device) -> Option<u64> {
+fn free_memory(device: &Device) -> Option<u64> {
     use burn::backend::DispatchDevice;
     let device = device.clone().inner();
     let DispatchDevice::Cube(cubecl::Device::Cuda(device)) = device.as_dispatch() else { return None };
@@ -40,6 +54,6 @@ pub(super) fn free_memory(device: &Device) -> Option<u64> {
 
 /// Bytes that no process holds; none where the driver does not tell.
 #[cfg(not(feature = "cuda"))]
-pub(super) fn free_memory(_device: &Device) -> Option<u64> {
+fn free_memory(_device: &Device) -> Option<u64> {
     None
 }

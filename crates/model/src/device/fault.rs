@@ -9,8 +9,6 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use burn::prelude::Device;
-
 /// What failed on a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -270,19 +268,6 @@ impl DeviceFault {
                 reason: format!("the tensor library failed on the device: {}", reason(text)),
             })
         })
-    }
-
-    /// Adds what the device tells of its memory, to a fault of memory.
-    pub fn with_memory(self, device: &Device) -> Self {
-        match self {
-            Self::OutOfMemory { requested, .. } => {
-                // The device may not answer any more.
-                let held = guard(|| device.memory_pool_usage()).ok().flatten();
-                let held = held.map(|usage| usage.bytes_reserved);
-                Self::OutOfMemory { requested, held, free: super::driver::free_memory(device) }
-            }
-            other => other,
-        }
     }
 }
 
