@@ -37,18 +37,18 @@ impl MemoryEstimate {
 impl CostModel<'_> {
     /// Peak memory of generating the completions of a batch of prompts.
     pub fn generation_memory(&self) -> MemoryEstimate {
-        let workspaces = [
-            self.loading_workspace(),
-            self.vision_forward_workspace(self.cpu),
-            self.prefill_workspace(),
-            self.sampling_workspace(),
-        ];
-        MemoryEstimate {
-            weights: self.params.total() * self.dtype_bytes,
+        let weights =
+            MemoryEstimate { weights: self.params.total() * self.dtype_bytes, ..MemoryEstimate::default() };
+        let workspaces =
+            [self.vision_forward_workspace(self.cpu), self.prefill_workspace(), self.sampling_workspace()];
+        let generating = MemoryEstimate {
             kv_cache: self.workload.tokens() * self.kv_cache_bytes_per_token(),
             workspace: workspaces.into_iter().fold(0, u64::max),
-            ..MemoryEstimate::default()
-        }
+            ..weights
+        };
+        // Before there is a cache.
+        let loading = MemoryEstimate { workspace: self.loading_workspace(), ..weights };
+        if loading.total() > generating.total() { loading } else { generating }
     }
 
     /// Peak memory of training, from the second step on: AdamW allocates its state in the first.
@@ -60,6 +60,7 @@ impl CostModel<'_> {
         let vision_backward =
             if trainable.vision > 0 { self.attention_gradient(self.vision_scores()) } else { 0 };
         let gradients = |params: u64| params * self.dtype_bytes;
+        let layers = self.config.text.num_hidden_layers as u64;
         let peaks = [
             // Forward pass of a frozen vision tower: only our attention is tiled on a device that tracks gradients.
             MemoryEstimate { workspace: self.vision_forward_workspace(self.has_own_kernels()), ..base },
@@ -76,6 +77,13 @@ impl CostModel<'_> {
                 saved_activations,
                 gradients: gradients(trainable.head),
                 workspace: self.attention_gradient(self.text_scores()),
+                ..base
+            },
+            // Backward pass, in a feed-forward below: the last decoder layer is done. Those further below hold less.
+            MemoryEstimate {
+                saved_activations: saved_activations - self.last_layer_saved_activations(tuning),
+                gradients: gradients(trainable.head + trainable.decoder / layers),
+                workspace: if layers > 1 { self.mlp_gradients() } else { 0 },
                 ..base
             },
             // Backward pass, in the attention of the last vision block: the decoder is done.

@@ -22,19 +22,46 @@ impl CostModel<'_> {
     pub(crate) fn text_saved_activations(&self, tuning: TuningMode) -> u64 {
         let text = &self.config.text;
         let saved = SavedTensors::new(self, tuning, ModelPart::FinalNorm);
-        let (tokens, completions) = (self.workload.tokens(), self.workload.completions());
-        let rows = tokens * text.num_attention_heads as u64;
-        let attention = tokens * attention_saved_per_token(text, saved)
-            + saved.attention(rows, self.workload.seq_len as u64);
+        let tokens = self.workload.tokens();
         let last = text.num_hidden_layers - 1;
         let mlps: u64 = (0..last).map(|layer| tokens * mlp_saved_per_token(text, layer, saved)).sum();
+        last as u64 * self.text_attention_saved(saved) + mlps + self.last_layer_saved_activations(tuning)
+    }
+
+    /// Bytes that the last decoder layer, LM head and loss save: what the backward pass frees before it comes to the layer below.
+    pub(crate) fn last_layer_saved_activations(&self, tuning: TuningMode) -> u64 {
+        let text = &self.config.text;
+        let saved = SavedTensors::new(self, tuning, ModelPart::FinalNorm);
         let d = text.hidden_size as u64;
         let head = saved.rms_norm(d) + saved.weight_factor(d); // final norm; input of the head
+        let mlp = mlp_saved_per_token(text, text.num_hidden_layers - 1, saved);
         let loss = self.logits() * F32_BYTES;
-        text.num_hidden_layers as u64 * attention
-            + mlps
-            + completions * (mlp_saved_per_token(text, last, saved) + head)
-            + loss
+        self.text_attention_saved(saved) + self.workload.completions() * (mlp + head) + loss
+    }
+
+    /// Bytes that the attention of one layer saves.
+    fn text_attention_saved(&self, saved: SavedTensors) -> u64 {
+        let text = &self.config.text;
+        let rows = self.workload.tokens() * text.num_attention_heads as u64;
+        self.workload.tokens() * attention_saved_per_token(text, saved)
+            + saved.attention(rows, self.workload.seq_len as u64)
+    }
+
+    /// Gradients of activations that exist together within one feed-forward, the largest of all layers: those of the
+    /// residual stream, of the norms around the branch, and of what the linear layers take and give.
+    pub(crate) fn mlp_gradients(&self) -> u64 {
+        let text = &self.config.text;
+        let d = text.hidden_size as u64;
+        let widest = |layer| match &text.moe {
+            // Of the experts together only inputs and outputs, by the tokens that each takes.
+            Some(moe) if text.has_experts(layer) => {
+                2 * moe.num_experts_per_tok as u64 * d
+                    + 3 * (moe.n_shared_experts * moe.moe_intermediate_size) as u64
+            }
+            _ => 3 * text.intermediate_size as u64,
+        };
+        let branch = (0..text.num_hidden_layers).map(widest).fold(0, u64::max);
+        self.workload.tokens() * (branch + 4 * d) * self.dtype_bytes
     }
 
     /// Workspace of the decoder's forward pass over the prompt: the larger of attention and feed-forward.

@@ -68,6 +68,8 @@ pub(crate) struct TrainableParams {
     pub(crate) text: u64,
     /// LM head alone, a part of `text`.
     pub(crate) head: u64,
+    /// Decoder layers with their adapters, and the final norm; a part of `text`.
+    pub(crate) decoder: u64,
     /// Parameters that the model has only for training.
     pub(crate) adapters: u64,
     pub(crate) largest_tensor: u64,
@@ -153,6 +155,7 @@ impl TuningMode {
                     + of(ModelPart::FinalNorm, params.decoder)
                     + of(ModelPart::Head, params.head),
                 head: of(ModelPart::Head, params.head),
+                decoder: of(ModelPart::FinalNorm, params.decoder),
                 adapters: 0,
                 largest_tensor: params.largest_tensor,
             },
@@ -160,6 +163,7 @@ impl TuningMode {
                 vision: vision_params,
                 text: text_params,
                 head: 0,
+                decoder: text_params,
                 adapters: text_params + vision_params,
                 largest_tensor: largest_matrix,
             },
