@@ -1,11 +1,15 @@
 //! Scaled dot-product attention, without the matrix of its scores.
 //!
+//! Two kernels, as two things are wanted: where no gradient is, scores stay in registers and one pass over the keys is all; one that is
+//! differentiated ([`tracked`]) holds whole rows of scores, so that products go through `gemm` and the backward pass repeats them.
+//!
 //! Dimensions: `B` rows, `H` query heads, `Hk` key heads, `G = H / Hk`, `S` queries, `T` keys, `Dh` head dimension.
 
 #[cfg(feature = "cpu")]
 mod block;
 #[cfg(feature = "cpu")]
 mod cpu;
+pub(crate) mod tracked;
 
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Tensor, module};

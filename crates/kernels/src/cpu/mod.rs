@@ -4,12 +4,10 @@ mod elementwise;
 mod exp;
 mod gemm;
 mod rows;
-mod scalar_exp;
 mod softmax;
 
 pub(crate) use elementwise::{TASK, contiguous, dot, owned, rows_per_task, sum_of, tensor, values};
-pub(crate) use exp::exp;
+pub(crate) use exp::{exp, exp_of, sigmoid};
 pub(crate) use gemm::{Matrix, MatrixMut, Output, matmul, parallel_matmul, with_strides};
 pub(crate) use rows::{Rows, with_rows};
-pub(crate) use scalar_exp::{exp_of, sigmoid};
 pub(crate) use softmax::{exponential_sum, exponentials, maximum};

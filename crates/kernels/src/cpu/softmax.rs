@@ -1,6 +1,6 @@
 //! Parts of a softmax, in sums whose order no vector width changes.
 
-use super::scalar_exp::exp_of;
+use super::exp::exp_of;
 
 const LANES: usize = 32;
 
