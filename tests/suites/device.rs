@@ -1,4 +1,4 @@
-//! Devices that fail.
+//! Devices that fail, and the cache of kernels.
 //!
 //! A driver that fails is played by a small library in C; without a C compiler those tests say that they were skipped. Tests of
 //! a GPU run where `GLM4V_TEST_BACKEND` names one, and else say the same.
@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::DType;
 use glm4v_data::EvalExample;
 use glm4v_model::{Backend, DeviceFault, DeviceSpec, Glm4v, Precision};
-use glm4v_tests::{CommandOutput, backend, binary, losses, repository, train};
+use glm4v_tests::{CommandOutput, backend, binary, command, losses, repository, train};
 use glm4v_train::{
     Callback, EvalGenerator, EvalMetrics, GeneratedAnswer, Run, RunConfig, StepMetrics, TrainError,
     TrainSummary, WeightInit,
@@ -121,10 +121,105 @@ fn without_a_driver_for_vulkan_there_is_no_device() {
     }
 }
 
+#[test]
+fn the_cpu_has_nothing_to_warm_up() {
+    let mut command = Command::new(binary());
+    command.current_dir(repository()).args([
+        "warmup",
+        "--backend",
+        "cpu",
+        "--config",
+        "configs/models/digits",
+    ]);
+
+    let output = CommandOutput::run(&mut command).success();
+
+    assert!(output.stdout.starts_with("nothing to do on the cpu"), "{output:?}");
+}
+
+/// `glm4v warmup` of the digits with its cache in `dir`.
+fn warmup(dir: &Path) -> Command {
+    let mut command = command();
+    let config = repository().join("configs/models/digits");
+    command.args(["warmup", "--json", "--image-size", "28x28", "--text-tokens", "8", "--config"]).arg(config);
+    // Without --quiet: warnings are what is looked at.
+    command.env("XDG_CACHE_HOME", dir).env("GLM4V_LOG", "glm4v_model=warn,glm4v=warn");
+    command
+}
+
+fn is_gpu() -> bool {
+    let gpu = backend() != Backend::Cpu;
+    if !gpu {
+        skip("GLM4V_TEST_BACKEND names no GPU");
+    }
+    gpu
+}
+
 /// Whether the suites run on software Vulkan.
 fn is_software_gpu() -> bool {
     let output = CommandOutput::run(Command::new(binary()).args(["info", "--json"]));
     backend().to_string().starts_with("wgpu") && output.stdout.contains("llvmpipe")
+}
+
+/// Entries of the cache after a run; none if the binary keeps none.
+fn entries(output: &CommandOutput) -> Option<u64> {
+    let report: Value = serde_json::from_str(&output.stdout).unwrap();
+    report["cache"]["entries"].as_u64()
+}
+
+#[test]
+fn a_second_warmup_finds_all_that_the_first_chose_and_the_working_directory_stays_empty() {
+    if !is_gpu() {
+        return;
+    }
+    let [cache, place] = [tempdir().unwrap(), tempdir().unwrap()];
+    let run = || CommandOutput::run(warmup(cache.path()).current_dir(place.path())).success();
+
+    let (first, second) = (run(), run());
+
+    let Some(kept) = entries(&first) else { return skip("the binary keeps no kernels") };
+    assert!(kept > 0, "{first:?}");
+    assert_eq!(entries(&second), Some(kept), "the second run chose anew");
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "files in the working directory");
+    assert!(first.stdout.contains(cache.path().join("glm4v").to_str().unwrap()), "{first:?}");
+}
+
+#[test]
+fn a_damaged_cache_is_begun_anew_with_a_warning() {
+    if !is_gpu() {
+        return;
+    }
+    let cache = tempdir().unwrap();
+    let first = CommandOutput::run(&mut warmup(cache.path())).success();
+    let Some(kept) = entries(&first) else { return skip("the binary keeps no kernels") };
+    let dir = cache.path().join("glm4v");
+    for file in fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::write(&file, "not a database, though long enough to be taken for one ".repeat(200)).unwrap();
+    }
+
+    let second = CommandOutput::run(&mut warmup(cache.path())).success();
+
+    assert!(second.stderr.contains("the kernel cache is damaged"), "{second:?}");
+    assert_eq!(entries(&second), Some(kept));
+}
+
+#[test]
+fn without_a_place_for_the_cache_a_run_goes_on_with_a_warning() {
+    if !is_gpu() {
+        return;
+    }
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("a-file");
+    fs::write(&file, "").unwrap();
+
+    let output = CommandOutput::run(&mut warmup(&file)).success();
+
+    if !output.stdout.contains("\"cache\":null") {
+        panic!("{output:?}");
+    }
+    if entries(&CommandOutput::run(&mut warmup(dir.path())).success()).is_some() {
+        assert!(output.stderr.contains("the kernel cache cannot be written"), "{output:?}");
+    }
 }
 
 #[test]

@@ -88,6 +88,8 @@ pub(crate) enum Command {
     Selftest(Selftest),
     /// Measure speed and memory on this machine
     Bench(Bench),
+    /// Choose and compile kernels of a GPU ahead of the first run
+    Warmup(Warmup),
     /// Generate shell completions
     Completions(Completions),
     /// Print the man page, or write one for every command
@@ -474,6 +476,40 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Choose and compile kernels of a GPU ahead of the first run.
+///
+/// Runs the parts of a model over images and prompts of several sizes. With the feature kernel-cache, what was compiled, and with
+/// autotune what was chosen, is kept in $XDG_CACHE_HOME/glm4v or ~/.cache/glm4v, and used by all later runs with this device, driver
+/// and version.
+#[derive(Debug, ClapArgs)]
+#[command(group(ArgGroup::new("network").args(["model", "config"]).required(true)))]
+pub(crate) struct Warmup {
+    /// Model directory, or ORG/NAME in the Hugging Face cache
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Config without weights: config.json or its directory; random weights are made on the device
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Image size in pixels, rounded to whole tokens, or none
+    #[arg(long, value_delimiter = ',', default_value = "224x224,448x448,896x896", value_name = "WxH")]
+    pub(crate) image_size: Vec<ImageSize>,
+    /// Tokens of text in a prompt, beside those of the image
+    #[arg(long, value_delimiter = ',', default_value = "16,128,1024", value_name = "N", value_parser = at_least_one)]
+    pub(crate) text_tokens: Vec<usize>,
+    /// Batch size
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N", value_parser = at_least_one)]
+    pub(crate) batch_size: Vec<usize>,
+    /// Also take a training step that updates this [default: none]
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) method: Vec<BenchMethod>,
+    /// Begin with an empty cache
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }

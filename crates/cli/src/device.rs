@@ -4,14 +4,21 @@ use anyhow::bail;
 use glm4v_model::{DeviceSpec, Precision};
 
 use crate::args::{Dtype, Global};
+use crate::kernels::{self, Tuning};
 
 /// Device and data type of the network.
 pub(crate) fn open(global: &Global) -> anyhow::Result<(DeviceSpec, Precision)> {
+    kernels::install(Tuning::Quick); // of a command that asked for another, that one holds
     let device = global.backend.open()?;
     let precision = precision(global)?;
     precision.check(global.backend.resolve(), &device)?;
     if global.verbose > 0 {
         print_status!("backend {}, dtype {precision}", global.backend.resolve());
+    }
+    if !global.quiet && kernels::summary().is_some_and(|cache| cache.entries == 0) {
+        print_status!(
+            "first run on this device: kernels are chosen and compiled, which takes a while; glm4v warmup does it ahead"
+        );
     }
     Ok((DeviceSpec::for_backend(global.backend, &device, precision.dtype()), precision))
 }

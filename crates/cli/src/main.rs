@@ -14,6 +14,7 @@ mod device;
 mod eval_generator;
 mod failure;
 mod interrupt;
+mod kernels;
 mod progress;
 mod remedy;
 mod threads;
@@ -72,6 +73,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Info(info) => commands::info(info, &args.global),
         Command::Selftest(selftest) => commands::selftest(selftest, &args.global),
         Command::Bench(bench) => commands::bench(bench, &args.global),
+        Command::Warmup(warmup) => commands::warmup(warmup, &args.global),
         Command::Completions(completions) => commands::completions(completions),
         Command::Man(man) => commands::man(man),
     }

@@ -89,6 +89,49 @@ impl Drop for ByteProgress {
     }
 }
 
+/// Bar over named pieces of work, on a terminal; a line for each without one.
+pub(crate) struct WorkProgress {
+    bar: ProgressBar,
+    lines: bool,
+    name: String,
+    start: Instant,
+}
+
+impl WorkProgress {
+    /// Prints nothing if `quiet`.
+    pub(crate) fn new(total: usize, quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if quiet || !terminal {
+            ProgressBar::hidden()
+        } else {
+            bar(total, "{bar:24} {pos}/{len} {msg} [{elapsed}]")
+        };
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self { bar, lines: !quiet && !terminal, name: String::new(), start: Instant::now() }
+    }
+
+    /// The next piece begins.
+    pub(crate) fn begin(&mut self, name: &str) {
+        self.bar.set_message(name.to_owned());
+        name.clone_into(&mut self.name);
+        self.start = Instant::now();
+    }
+
+    /// The piece that began last is done.
+    pub(crate) fn end(&mut self) {
+        self.bar.inc(1);
+        if self.lines {
+            print_status!("{}: {:.1} s", self.name, self.start.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Drop for WorkProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// Decimal digits of a number in groups of three: `12,345`.
 pub(crate) fn grouped(number: usize) -> String {
     let digits = number.to_string();

@@ -21,6 +21,8 @@ pub use config::{
     Architecture, ConfigError, Glm4vConfig, MoeConfig, OneOrMany, RotaryLayout, TextConfig, TextRopeConfig,
     VisionConfig,
 };
+#[cfg(feature = "kernel-cache")]
+pub use device::kernel_cache;
 pub use device::{Backend, ComputeError, DeviceError, DeviceFault, DeviceSpec, Precision, fault, is_cpu};
 pub use glm4v::{Glm4v, Glm4vModel};
 pub use glm4v_inputs::{Batch, Grid, Labels, Modality, MultimodalInputs, PaddingSide, Patches, Sample};

@@ -10,9 +10,11 @@ use serde_json::{Map, Value, json};
 use super::{PREPROCESSOR_CONFIG, counting_device, image_config, print_line};
 use crate::args::{Global, Info};
 use crate::device;
+use crate::kernels::{self, Tuning};
 use crate::progress::grouped;
 
 pub(crate) fn info(args: &Info, global: &Global) -> anyhow::Result<()> {
+    kernels::install(Tuning::Quick);
     if global.backend != Backend::Auto {
         global.backend.open()?; // a backend requested by name must exist
     }

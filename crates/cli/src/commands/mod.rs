@@ -13,6 +13,7 @@ mod merge;
 mod selftest;
 mod trace;
 mod train;
+mod warmup;
 
 pub(crate) use bench::bench;
 pub(crate) use convert::convert;
@@ -26,6 +27,7 @@ pub(crate) use merge::merge;
 pub(crate) use selftest::{SelftestFailed, selftest};
 pub(crate) use trace::trace;
 pub(crate) use train::train;
+pub(crate) use warmup::warmup;
 
 use std::io::{Write, stdout};
 use std::path::Path;

@@ -57,3 +57,31 @@ fn free_memory(device: &Device) -> Option<u64> {
 fn free_memory(_device: &Device) -> Option<u64> {
     None
 }
+
+/// Name and version of the driver of a device, as far as they are known.
+#[cfg(feature = "kernel-cache")]
+pub(super) fn version(device: &Device) -> Option<String> {
+    // That of the kernel module, whichever API is used: NVIDIA's Vulkan is part of it.
+    let nvidia =
+        || std::fs::read_to_string("/sys/module/nvidia/version").ok().map(|text| text.trim().to_owned());
+    adapter_driver(device).or_else(nvidia)
+}
+
+#[cfg(all(feature = "kernel-cache", feature = "wgpu"))]
+fn adapter_driver(device: &Device) -> Option<String> {
+    use burn::backend::DispatchDevice;
+    use cubecl::wgpu::wgpu;
+    let device = device.clone().inner();
+    let DispatchDevice::Cube(device @ cubecl::Device::Wgpu(_)) = device.as_dispatch() else { return None };
+    let name = device.client().properties().identity.name.clone();
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let infos = adapters.iter().map(wgpu::Adapter::get_info);
+    let info = infos.into_iter().find(|info| info.name == name)?;
+    Some(format!("{} {}", info.driver, info.driver_info))
+}
+
+#[cfg(all(feature = "kernel-cache", not(feature = "wgpu")))]
+fn adapter_driver(_device: &Device) -> Option<String> {
+    None
+}

@@ -6,6 +6,8 @@
 pub(crate) mod device_spec;
 mod driver;
 pub mod fault;
+#[cfg(feature = "kernel-cache")]
+pub mod kernel_cache;
 
 pub use device_spec::DeviceSpec;
 pub use fault::DeviceFault;
@@ -246,6 +248,10 @@ fn name_of(device: &Device) -> String {
 /// Starts a device, turns to its kernel cache, and sees a kernel through from its compilation to its result.
 fn begin(backend: &'static str, device: Device) -> Result<Device, DeviceError> {
     let failed = |fault: DeviceFault| DeviceError::Fault { backend, fault: fault.with_memory(&device) };
+    #[cfg(feature = "kernel-cache")]
+    if let Err(error) = fault::guard(|| kernel_cache::select(&device)).map_err(failed)? {
+        tracing::warn!("{error}; kernels are chosen and compiled anew in each run");
+    }
     let sum = fault::guard(|| (Tensor::<1>::ones([3], &device) + 1.0).sum().try_into_scalar::<f32>());
     match sum.map_err(failed)?.map_err(ComputeError::from) {
         Ok(6.0) => Ok(device),

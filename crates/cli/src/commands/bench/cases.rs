@@ -14,7 +14,7 @@ use crate::commands::counting_device;
 
 /// A workload with its shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Case {
+pub(in crate::commands) struct Case {
     pub(super) kind: CaseKind,
     pub(super) shape: InputShape,
     /// Pixels of the image as asked for.
@@ -45,13 +45,13 @@ pub(super) struct Skipped {
 
 /// What is measured, in order, and what is not.
 #[derive(Debug, Default)]
-pub(super) struct Cases {
-    pub(super) cases: Vec<Case>,
+pub(in crate::commands) struct Cases {
+    pub(in crate::commands) cases: Vec<Case>,
     pub(super) skipped: Vec<Skipped>,
 }
 
 impl Cases {
-    pub(super) fn new(args: &Bench, network: &Network) -> anyhow::Result<Self> {
+    pub(in crate::commands) fn new(args: &Bench, network: &Network) -> anyhow::Result<Self> {
         let mut cases = Self::default();
         for workload in workloads(args) {
             if let Some(skipped) = impossible(workload, args, network) {

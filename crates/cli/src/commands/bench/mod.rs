@@ -16,8 +16,9 @@ use glm4v_processor::{ImageProcessor, ImageSource};
 use super::print_line;
 use crate::args::{Bench, Global};
 use crate::device;
-use cases::{Case, CaseKind, Cases};
-use network::Network;
+pub(in crate::commands) use cases::Cases;
+use cases::{Case, CaseKind};
+pub(in crate::commands) use network::Network;
 use report::{Entry, Report, Setting};
 
 pub(crate) fn bench(args: &Bench, global: &Global) -> anyhow::Result<()> {
@@ -40,8 +41,7 @@ pub(crate) fn bench(args: &Bench, global: &Global) -> anyhow::Result<()> {
         status(global, "copy bandwidth and matrix products");
         ceilings = Some(Ceilings::measure(&device_spec, precision, free, rounds)?);
     }
-    let stopwatch = Stopwatch::new(&device_spec.device, rounds).with_kernel_times(args.kernels > 0);
-    let mut session = Session { args, global, device_spec, precision, stopwatch, model: None };
+    let mut session = Session::new(args, global, device_spec, precision);
     let mut entries = Vec::new();
     if let Some(network) = &network {
         for case in cases {
@@ -61,7 +61,7 @@ fn status(global: &Global, what: &str) {
 }
 
 /// The model and everything else that measurements share.
-struct Session<'a> {
+pub(in crate::commands) struct Session<'a> {
     args: &'a Bench,
     global: &'a Global,
     device_spec: DeviceSpec,
@@ -71,8 +71,23 @@ struct Session<'a> {
     model: Option<Glm4v>,
 }
 
-impl Session<'_> {
-    fn measure(&mut self, network: &Network, case: &Case) -> anyhow::Result<Measurement> {
+impl<'a> Session<'a> {
+    pub(in crate::commands) fn new(
+        args: &'a Bench,
+        global: &'a Global,
+        device_spec: DeviceSpec,
+        precision: Precision,
+    ) -> Self {
+        let rounds = Rounds { warmup: args.warmup, rounds: args.rounds };
+        let stopwatch = Stopwatch::new(&device_spec.device, rounds).with_kernel_times(args.kernels > 0);
+        Self { args, global, device_spec, precision, stopwatch, model: None }
+    }
+
+    pub(in crate::commands) fn measure(
+        &mut self,
+        network: &Network,
+        case: &Case,
+    ) -> anyhow::Result<Measurement> {
         match &case.kind {
             CaseKind::Load => {
                 let folder = network.folder().expect("cases with load have a directory");
@@ -136,7 +151,12 @@ impl Case {
     }
 
     /// Checks that a case can be measured: lengths, memory, and that the image can be read.
-    fn check(&self, network: &Network, precision: Precision, free: FreeMemory) -> anyhow::Result<()> {
+    pub(in crate::commands) fn check(
+        &self,
+        network: &Network,
+        precision: Precision,
+        free: FreeMemory,
+    ) -> anyhow::Result<()> {
         if self.kind == CaseKind::Preprocess {
             let grid = self.preprocess_input().grid(&ImageProcessor::new(network.image_config()))?;
             ensure!(grid.iter().all(|side| *side > 0), "the image has no patches");

@@ -13,7 +13,7 @@ use crate::args::Bench;
 use crate::commands::{counting_device, image_config, load_model};
 
 /// A network with its parameter counts.
-pub(super) struct Network {
+pub(in crate::commands) struct Network {
     /// `--model`; none with `--config`.
     folder: Option<ModelFolder>,
     config: Glm4vConfig,
@@ -25,7 +25,7 @@ pub(super) struct Network {
 
 impl Network {
     /// The network of the flags; none without either.
-    pub(super) fn open(args: &Bench, device_spec: &DeviceSpec) -> anyhow::Result<Option<Self>> {
+    pub(in crate::commands) fn open(args: &Bench, device_spec: &DeviceSpec) -> anyhow::Result<Option<Self>> {
         let Some(path) = args.model.as_ref().or(args.config.as_ref()) else { return Ok(None) };
         let (folder, config, dir) = match args.model {
             None if path.is_file() => {

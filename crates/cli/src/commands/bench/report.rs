@@ -47,10 +47,16 @@ pub(super) struct Share {
 
 /// Cargo features that decide what a binary can do.
 pub(super) fn features() -> Vec<&'static str> {
-    [(cfg!(feature = "cpu"), "cpu"), (cfg!(feature = "wgpu"), "wgpu"), (cfg!(feature = "cuda"), "cuda")]
-        .into_iter()
-        .filter_map(|(enabled, name)| enabled.then_some(name))
-        .collect()
+    [
+        (cfg!(feature = "cpu"), "cpu"),
+        (cfg!(feature = "wgpu"), "wgpu"),
+        (cfg!(feature = "cuda"), "cuda"),
+        (cfg!(feature = "kernel-cache"), "kernel-cache"),
+        (cfg!(feature = "autotune"), "autotune"),
+    ]
+    .into_iter()
+    .filter_map(|(enabled, name)| enabled.then_some(name))
+    .collect()
 }
 
 impl Entry {
