@@ -25,6 +25,19 @@ pub enum ReadError {
     /// The file does not exist, or is not a regular file.
     #[error(transparent)]
     Open(#[from] FileError),
+    /// The file is another than when its records were counted.
+    #[error(
+        "{}: has changed while it was in use, from {was} to {now} bytes or in its content; start the run again with files that stay as \
+         they are", .file.display()
+    )]
+    Changed {
+        /// Path of the file.
+        file: PathBuf,
+        /// Its length before.
+        was: u64,
+        /// Its length now.
+        now: u64,
+    },
     /// The file has a format other than JSON.
     #[error("{}: is {found}, needed a file of json records; {}", .file.display(), found.remedy(file))]
     Unsupported {
