@@ -40,7 +40,9 @@ pub use labels::{LabelError, label_spans};
 pub use location::{RecordLocation, RecordPosition};
 pub use mixture::{Mixture, Share};
 pub use options::{BadRecordPolicy, DatasetOptions, LengthPolicy};
-pub use reader::ReadError;
+#[cfg(feature = "parquet")]
+pub use reader::TableError;
+pub use reader::{ReadError, ShardError};
 pub use record::{KeyLocation, MediaListMismatch, Record, RecordError};
 pub use records::Records;
 pub use registry::{DatasetRegistry, DatasetRegistryError, DatasetSource, REGISTRY_FILE};

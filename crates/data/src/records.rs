@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::location::RecordLocation;
-use crate::reader::{ReadError, RecordFile};
+use crate::reader::{ReadError, RecordFile, SharedCache};
 use crate::record::Record;
 use crate::registry::DatasetSource;
 
@@ -48,7 +48,8 @@ impl Records {
     ///
     /// When a file cannot be opened, has another format, an error hides the beginning of a record, or a file has none.
     pub fn open(source: &DatasetSource, media_dir: Option<&Path>) -> Result<Self, ReadError> {
-        let open = |file: &PathBuf| RecordFile::open(file, &source.schema, media_dir);
+        let cache = SharedCache::default();
+        let open = |file: &PathBuf| RecordFile::open(file, &source.schema, media_dir, &cache);
         let files = source.files.par_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         Ok(Self::of_parts(source.name.clone(), files.into_iter().map(Part::File).collect()))
     }

@@ -11,8 +11,9 @@ pub(super) struct HashReader<R> {
 }
 
 impl<R: Read> HashReader<R> {
-    pub(super) fn new(input: R) -> Self {
-        Self { input, hash: Sha256::new() }
+    /// Continues a hash.
+    pub(super) fn new(input: R, hash: Sha256) -> Self {
+        Self { input, hash }
     }
 
     pub(super) fn finish(self) -> [u8; 32] {

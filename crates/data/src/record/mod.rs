@@ -25,6 +25,7 @@ pub(crate) use attached_media::media_reference;
 pub use error::{MediaListMismatch, RecordError};
 pub use key_location::KeyLocation;
 pub(crate) use keys::is_empty_value;
+pub(crate) use media::{media_keys, modality_of};
 
 use crate::location::RecordLocation;
 use crate::names::join_names;
@@ -85,7 +86,7 @@ impl Record {
         if take_loss(KeyLocation::Record, &mut record)? == Some(false) {
             return Err(RecordError::NoLoss);
         }
-        let mut messages = take_messages(&mut record, schema, &mut unknown)?;
+        let mut messages = take_messages(&mut record, schema, &media.placeholder_text(), &mut unknown)?;
         take_system_prompt(&mut record, schema, &mut messages)?;
         check_audio(&record, &messages)?;
         check_remaining(KeyLocation::Record, &record, &mut unknown)?;
