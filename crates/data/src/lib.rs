@@ -31,6 +31,7 @@ mod sampler;
 mod schema;
 mod shuffle;
 mod unsupported_file;
+mod view;
 
 pub use check::{BadRecordError, BadRecordsError};
 pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError};
@@ -39,7 +40,7 @@ pub use eval::EvalExample;
 pub use labels::{LabelError, label_spans};
 pub use location::{RecordLocation, RecordPosition};
 pub use mixture::{Mixture, Share};
-pub use options::{BadRecordPolicy, DatasetOptions, LengthPolicy};
+pub use options::{BadRecordPolicy, DatasetOptions, LabelOptions, LengthPolicy, LossPolicy};
 #[cfg(feature = "parquet")]
 pub use reader::TableError;
 pub use reader::{ReadError, ShardError};
@@ -50,3 +51,4 @@ pub use sample::{SampleError, encode};
 pub use sampler::{BatchSampler, BatchSamplerError, BatchSamplerState, Order};
 pub use schema::{Columns, Formatting, RecordSchema, Tags};
 pub use unsupported_file::UnsupportedFile;
+pub use view::{MediaView, Piece, RecordView};

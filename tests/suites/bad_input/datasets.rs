@@ -255,7 +255,7 @@ fn an_unsupported_data_file_is_named_by_its_format() {
     fs::create_dir(path("folder")).unwrap();
     fs::write(path("folder/b.jsonl"), "{}").unwrap();
     let mut cases = vec![
-        ("a.parquet", &["is a parquet file, which is not read yet", "read_parquet("][..]),
+        ("a.parquet", &["is no parquet file or was cut short"][..]),
         ("a.csv", &["is a csv file, which is not read yet", "read_csv("]),
         ("a.jsonl.gz", &["is compressed with gzip", "gunzip -k"]),
         ("folder", &["is a directory", "folder/b.jsonl"]),
@@ -294,8 +294,8 @@ fn an_unknown_record_key_is_reported_once_and_a_message_weight_is_refused() {
         "{output:?}"
     );
 
-    odd["messages"][1]["weight"] = json!(0.5);
+    odd["messages"][1]["weight"] = json!(-0.5);
     let dir = tempdir().unwrap();
     let data = data_with_last_record(dir.path(), &odd.to_string());
-    train_on(dir.path(), &data, &[]).failure(&["data.jsonl: line 17: message 1: \"weight\" is 0.5"]);
+    train_on(dir.path(), &data, &[]).failure(&["data.jsonl: line 17: message 1: \"weight\" is -0.5"]);
 }
