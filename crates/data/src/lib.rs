@@ -22,6 +22,7 @@ mod labels;
 mod location;
 mod names;
 mod options;
+mod packing;
 mod reader;
 mod record;
 mod registry;
@@ -32,7 +33,7 @@ mod shuffle;
 mod unsupported_file;
 
 pub use check::{BadRecordError, BadRecordsError};
-pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError};
+pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError, DataLoaderOptions};
 pub use dataset::{CollatedBatch, Dataset, DatasetError};
 pub use eval::EvalExample;
 pub use fingerprint::fingerprint;

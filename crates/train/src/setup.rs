@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use glm4v_data::{BatchSampler, Dataset, DatasetOptions, DatasetRegistry, Order};
+use glm4v_data::{BatchSampler, DataLoaderOptions, Dataset, DatasetOptions, DatasetRegistry, Order};
 use glm4v_files::read_text;
 use glm4v_model::{DeviceSpec, Glm4v, Precision, initialize};
 use glm4v_processor::Processor;
@@ -274,6 +274,14 @@ fn dataset_options(config: &RunConfig, max_position_embeddings: usize) -> Datase
         on_long: config.data.on_long,
         on_bad: config.data.on_bad,
         ..DatasetOptions::default()
+    }
+}
+
+pub(crate) fn data_loader_options(config: &RunConfig) -> DataLoaderOptions {
+    DataLoaderOptions {
+        workers: config.data.workers,
+        prefetch_bytes: config.data.prefetch_bytes,
+        packing_length: config.data.packing.then_some(config.data.packing_length),
     }
 }
 
