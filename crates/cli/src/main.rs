@@ -13,6 +13,7 @@ mod commands;
 mod device;
 mod eval_generator;
 mod failure;
+mod features;
 mod interrupt;
 mod kernels;
 mod progress;

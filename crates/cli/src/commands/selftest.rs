@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::print_line;
 use crate::args::{Global, Selftest};
-use crate::device;
+use crate::{device, features};
 
 /// Parts of the self-test with a number out of its tolerance, or without a result.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,7 @@ fn finish(result: SelftestFailed, json: bool) -> Result<()> {
 fn header(test: &SelfTest, backend: Backend) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "features": features::enabled(),
         "backend": backend.to_string(),
         "device": SelfTest::device_name(backend),
         "dtype": test.precision().to_string(),
@@ -84,8 +85,9 @@ fn header(test: &SelfTest, backend: Backend) -> Value {
 fn title(test: &SelfTest, backend: Backend) -> String {
     let (version, device, dtype) =
         (env!("CARGO_PKG_VERSION"), SelfTest::device_name(backend), test.precision());
+    let features = features::enabled().join(", ");
     let columns = line("part", "quantity", ["deviation", "tolerance"], "seconds", "");
-    format!("glm4v {version}, backend {backend} ({device}), dtype {dtype}\n\n{columns}")
+    format!("glm4v {version} ({features}), backend {backend} ({device}), dtype {dtype}\n\n{columns}")
 }
 
 fn line(part: &str, quantity: &str, numbers: [&str; 2], seconds: &str, ok: &str) -> String {

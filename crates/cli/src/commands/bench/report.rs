@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::cases::{Case, CaseKind, Skipped};
 use super::network::Network;
+use crate::features;
 
 /// How the measurements were made.
 pub(super) struct Setting {
@@ -43,20 +44,6 @@ pub(super) struct Share {
     pub(super) value: f64,
     /// The ceiling that is closer: "matmul" or "copy".
     pub(super) bound: &'static str,
-}
-
-/// Cargo features that decide what a binary can do.
-pub(super) fn features() -> Vec<&'static str> {
-    [
-        (cfg!(feature = "cpu"), "cpu"),
-        (cfg!(feature = "wgpu"), "wgpu"),
-        (cfg!(feature = "cuda"), "cuda"),
-        (cfg!(feature = "kernel-cache"), "kernel-cache"),
-        (cfg!(feature = "autotune"), "autotune"),
-    ]
-    .into_iter()
-    .filter_map(|(enabled, name)| enabled.then_some(name))
-    .collect()
 }
 
 impl Entry {
@@ -120,7 +107,7 @@ impl Report {
         };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "features": features(),
+            "features": features::enabled(),
             "machine": machine(&self.machine),
             "backend": self.setting.backend.to_string(),
             "dtype": self.setting.precision.to_string(),

@@ -2,8 +2,9 @@
 
 use glm4v_measure::{Machine, Samples};
 
-use super::report::{Entry, Report, features};
+use super::report::{Entry, Report};
 use crate::commands::print_line;
+use crate::features;
 use crate::progress::grouped;
 
 /// Prints the machine, its ceilings, a row for each workload, and how they were measured.
@@ -21,7 +22,7 @@ fn machine(report: &Report) -> anyhow::Result<()> {
     let Machine { cpu, cores, threads, memory_bytes, os, device } = &report.machine;
     let setting = &report.setting;
     let mut rows = vec![
-        ("program", format!("glm4v {} ({})", env!("CARGO_PKG_VERSION"), features().join(", "))),
+        ("program", format!("glm4v {} ({})", env!("CARGO_PKG_VERSION"), features::enabled().join(", "))),
         (
             "processor",
             format!("{cpu}, {cores} cores, {threads} threads used, {}, {os}", bytes(*memory_bytes)),
