@@ -116,6 +116,7 @@ impl Case {
         Batch {
             shape: [shape[0], shape[1]],
             loss_mask: loss_mask.unwrap_or_else(|| vec![false; ids.len()]),
+            loss_weights: None,
             input_ids: ids.iter().map(|id| *id as u32).collect(),
             modalities: kinds.iter().map(|kind| Modality::from_token_type_id(*kind as u8)).collect(),
             segment_ids: mask.iter().map(|mask| *mask as u32).collect(),

@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Evaluate a model on a dataset: loss and exact match
     Eval(Eval),
+    /// Show or check what a dataset teaches
+    Data(Data),
     /// Initialize a model directory with random weights
     Init(Init),
     /// Save the decoder's input embeddings, position ids and image embeddings
@@ -281,6 +283,73 @@ pub(crate) struct Eval {
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = at_least_one)]
     pub(crate) max_new_tokens: usize,
     /// Print one JSON object per record, and one with the totals
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show or check what a dataset teaches.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Data {
+    #[command(subcommand)]
+    pub(crate) command: DataCommand,
+}
+
+/// Subcommands of `data`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Show records as the model sees them, with the tokens that carry loss
+    Show(DataShow),
+}
+
+/// A dataset, and the model that reads it.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DataInput {
+    /// Dataset: NAME, NAME:SPLIT, or the path of a .json or .jsonl file
+    #[arg(value_name = "NAME")]
+    pub(crate) data: String,
+    /// Model directory, or ORG/NAME in the Hugging Face cache; its weights are not read
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Directory with dataset_info.json
+    #[arg(long, default_value = "datasets", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Directory in which images and videos are looked up first [default: relative to their file]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) media_dir: Option<PathBuf>,
+    /// What carries loss, as data.loss in the config of a run
+    #[arg(long, default_value = "assistant", value_name = "WHAT")]
+    pub(crate) loss: Loss,
+    /// Enable thinking [default: the model's]
+    #[arg(long, value_name = "SWITCH")]
+    pub(crate) thinking: Option<Switch>,
+}
+
+/// Value of `--loss`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Loss {
+    /// Every turn of the assistant, and the token that ends it
+    Assistant,
+    /// The last turn of the assistant
+    Last,
+    /// The whole text
+    All,
+}
+
+/// Show records as the model sees them.
+///
+/// Label tokens are colored, or without colors between the marks ⟦ and ⟧; the placeholders of an image are one mark with its grid and
+/// its size.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DataShow {
+    #[command(flatten)]
+    pub(crate) input: DataInput,
+    /// Indices of records, from 0 in the order of the file
+    #[arg(value_name = "INDEX", default_value = "0")]
+    pub(crate) indices: Vec<usize>,
+    /// Also write a page with the images to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Print one JSON object per record
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let matches = Args::command().get_matches();
     let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let name = matches.subcommand_name().unwrap_or_default();
+    let names: Vec<&str> = command_names(&matches);
     failure::install_panic_hook();
     init_log(args.global.verbose, args.global.quiet);
     let done = interrupt::handle_signals()
@@ -47,10 +47,16 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            print_status!("error: {}", remedy::line(&error, name));
+            print_status!("error: {}", remedy::line(&error, &names));
             interrupt::exit_code(&error).unwrap_or(ExitCode::FAILURE)
         }
     }
+}
+
+/// The name of the command, and that of its own command if it has some.
+fn command_names(matches: &clap::ArgMatches) -> Vec<&str> {
+    let Some((name, inner)) = matches.subcommand() else { return Vec::new() };
+    [vec![name], command_names(inner)].concat()
 }
 
 /// Runs the command; a panic that a GPU caused is an error.
@@ -66,6 +72,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Train(train) => commands::train(train, &args.global),
         Command::Generate(generate) => commands::generate(generate, &args.global),
         Command::Eval(eval) => commands::eval(eval, &args.global),
+        Command::Data(data) => commands::data(data),
         Command::Init(init) => commands::init(init, &args.global),
         Command::Embed(embed) => commands::embed(embed, &args.global),
         Command::Convert(convert) => commands::convert(convert, &args.global),

@@ -21,10 +21,10 @@ use crate::eval_generator::EvalGenerateError;
 use crate::failure;
 use crate::threads::{FEWER_THREADS, ThreadsError};
 
-/// The line of an error of the command `name`: its causes and the remedy.
-pub(crate) fn line(error: &anyhow::Error, name: &str) -> String {
+/// The line of an error of a command, `names` from the outermost in: its causes and the remedy.
+pub(crate) fn line(error: &anyhow::Error, names: &[&str]) -> String {
     let causes = failure::chain(error);
-    match remedy(error, &Flags::for_command(name)) {
+    match remedy(error, &Flags::for_command(names)) {
         Some(remedy) => format!("{causes}; {remedy}"),
         None => causes,
     }
@@ -47,10 +47,13 @@ fn remedy(error: &anyhow::Error, flags: &Flags) -> Option<String> {
 struct Flags(clap::Command);
 
 impl Flags {
-    fn for_command(name: &str) -> Self {
-        let mut all = Args::command();
-        all.build();
-        Self(all.find_subcommand(name).cloned().unwrap_or(all))
+    fn for_command(names: &[&str]) -> Self {
+        let mut command = Args::command();
+        command.build();
+        for name in names {
+            command = command.find_subcommand(name).cloned().unwrap_or(command);
+        }
+        Self(command)
     }
 
     fn contain(&self, flag: &str) -> bool {
@@ -418,7 +421,7 @@ mod tests {
     use super::*;
 
     fn shown(name: &str, error: impl Into<anyhow::Error>) -> String {
-        line(&error.into(), name)
+        line(&error.into(), &[name])
     }
 
     fn run() -> PathBuf {
@@ -721,7 +724,7 @@ mod tests {
             || missing("m", "adapter_config.json").into(),
         ];
         for command in Args::command().get_subcommands() {
-            let flags = Flags::for_command(command.get_name());
+            let flags = Flags::for_command(&[command.get_name()]);
             for error in errors {
                 let text = shown(command.get_name(), error());
                 for word in text.split_whitespace().filter_map(|word| word.strip_prefix("--")) {

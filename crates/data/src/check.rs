@@ -120,7 +120,7 @@ fn check_unless_aborted(
 }
 
 fn check_record(record: &Record, processor: &Processor, options: &DatasetOptions) -> Result<(), SampleError> {
-    let spans = record_spans(record, processor, options.enable_thinking)?;
+    let spans = record_spans(record, processor, options.labels)?;
     let (images, videos): (Vec<_>, Vec<_>) = (record.images().collect(), record.videos().collect());
     let media_tokens =
         processor.check_spans(&spans, &images, &videos).map_err(|source| process_error(record, source))?;

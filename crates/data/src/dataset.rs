@@ -152,7 +152,7 @@ impl Dataset {
             Some(sample) => sample,
             None => {
                 let record = &self.records[index];
-                let sample = Arc::new(encode(record, &self.processor, self.options.enable_thinking)?);
+                let sample = Arc::new(encode(record, &self.processor, self.options.labels)?);
                 cache().insert_if_it_fits(index, &sample);
                 sample
             }
@@ -177,7 +177,7 @@ impl Dataset {
     ///
     /// When there is no record of that index.
     pub fn label_spans(&self, index: usize) -> Result<Vec<LabeledText>, SampleError> {
-        record_spans(&self.records[index], &self.processor, self.options.enable_thinking)
+        record_spans(&self.records[index], &self.processor, self.options.labels)
     }
 
     /// Encodes records and pads them on the right into one batch.

@@ -27,6 +27,29 @@ pub enum BadRecordPolicy {
     Skip,
 }
 
+/// What carries loss (`data.loss`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LossPolicy {
+    /// Every turn of the assistant, and the token that ends it.
+    #[default]
+    Assistant,
+    /// The last turn of the assistant, and `<|endoftext|>`.
+    Last,
+    /// The whole text and `<|endoftext|>`, without the placeholders of images and videos.
+    All,
+}
+
+/// How a record is rendered, and what of it carries loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LabelOptions {
+    /// What carries loss.
+    pub loss: LossPolicy,
+    /// `enable_thinking` of the chat template; `None` for the template's default.
+    pub enable_thinking: Option<bool>,
+}
+
 /// How records are encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatasetOptions {
@@ -38,8 +61,8 @@ pub struct DatasetOptions {
     pub on_bad: BadRecordPolicy,
     /// Memory for encoded samples, in bytes.
     pub cache_bytes: usize,
-    /// `enable_thinking` of the chat template; `None` for the template's default.
-    pub enable_thinking: Option<bool>,
+    /// Rendering and labels.
+    pub labels: LabelOptions,
 }
 
 impl Default for DatasetOptions {
@@ -49,7 +72,7 @@ impl Default for DatasetOptions {
             on_long: LengthPolicy::Error,
             on_bad: BadRecordPolicy::Stop,
             cache_bytes: 512 << 20,
-            enable_thinking: None,
+            labels: LabelOptions::default(),
         }
     }
 }

@@ -5,6 +5,7 @@ use glm4v_processor::{LabeledText, Processor, ProcessorError, TemplateError};
 
 use crate::labels::{LabelError, label_spans};
 use crate::location::RecordLocation;
+use crate::options::LabelOptions;
 use crate::record::Record;
 
 /// Error of a record that cannot be encoded.
@@ -74,10 +75,10 @@ impl SampleError {
 pub(crate) fn record_spans(
     record: &Record,
     processor: &Processor,
-    enable_thinking: Option<bool>,
+    options: LabelOptions,
 ) -> Result<Vec<LabeledText>, SampleError> {
     let location = record.location.clone();
-    label_spans(record, processor, enable_thinking).map_err(|problem| match problem {
+    label_spans(record, processor, options).map_err(|problem| match problem {
         LabelError::Template(source) => SampleError::Render { location, source },
         problem => SampleError::Label { location, problem },
     })
@@ -88,12 +89,8 @@ pub(crate) fn record_spans(
 /// # Errors
 ///
 /// When the labels cannot be determined, or an image or video cannot be used.
-pub fn encode(
-    record: &Record,
-    processor: &Processor,
-    enable_thinking: Option<bool>,
-) -> Result<Sample, SampleError> {
-    let spans = record_spans(record, processor, enable_thinking)?;
+pub fn encode(record: &Record, processor: &Processor, options: LabelOptions) -> Result<Sample, SampleError> {
+    let spans = record_spans(record, processor, options)?;
     let images: Vec<_> = record.images().cloned().collect();
     let videos: Vec<_> = record.videos().cloned().collect();
     processor.encode_spans(&spans, &images, &videos).map_err(|source| {
@@ -121,7 +118,7 @@ mod tests {
         let processor = processor();
         let records = records("digits:train");
 
-        let sample = encode(&records[0], &processor, None).unwrap();
+        let sample = encode(&records[0], &processor, LabelOptions::default()).unwrap();
 
         // digits_torch.py: rendered prompt, word, end of text.
         let tokenizer = processor.tokenizer();
@@ -143,7 +140,7 @@ mod tests {
         let processor = processor();
         let record = &records("demo-sharegpt")[2];
 
-        let sample = encode(record, &processor, None).unwrap();
+        let sample = encode(record, &processor, LabelOptions::default()).unwrap();
 
         let labels = sample.input_ids.iter().zip(&sample.loss_mask).filter(|(_, label)| **label);
         let ids: Vec<u32> = labels.map(|(id, _)| *id).collect();
@@ -164,7 +161,7 @@ mod tests {
             "images": ["../digits/images/0004.png"],
             "videos": [video("template_8x84x56.png"), [video("odd_5x84x56.png"), video("odd_5x84x56.png")]]}));
 
-        let sample = encode(&record, &processor, None).unwrap();
+        let sample = encode(&record, &processor, LabelOptions::default()).unwrap();
 
         // The prompt is what the model is asked, token for token, and the answer follows.
         let asked =
@@ -183,6 +180,31 @@ mod tests {
     }
 
     #[test]
+    fn a_template_that_forgets_the_thoughts_of_earlier_turns_leaves_the_rest_as_labels() {
+        // The rule of GLM-OCR's template.
+        let template = r"[gMASK]<sop>{%- set ns = namespace(last=-1) %}
+            {%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+            {%- for m in messages %}{{ '<|' + m.role + '|>' }}
+            {%- if m.role == 'user' %}{{ '\n' + m.content }}
+            {%- elif loop.index0 > ns.last %}{{ '\n' + m.content.replace('</think>', '</think>\n') }}
+            {%- else %}{{ '\n<think></think>\n' + m.content.split('</think>')[-1] }}{% endif %}{% endfor %}
+            {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}";
+        let processor = Processor::clone(&processor()).with_template(template.to_owned()).unwrap();
+        let record = record(json!({"messages": [
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>early</think>first"},
+            {"role": "user", "content": "r"}, {"role": "assistant", "content": "<think>late</think>second"}]}));
+
+        let sample = encode(&record, &processor, LabelOptions::default()).unwrap();
+
+        let labels = sample.input_ids.iter().zip(&sample.loss_mask).filter(|(_, label)| **label);
+        let ids: Vec<u32> = labels.map(|(id, _)| *id).collect();
+        assert_eq!(
+            processor.tokenizer().decode(&ids, false),
+            "<think></think>\nfirst<|user|><think>late</think>\nsecond<|endoftext|>"
+        );
+    }
+
+    #[test]
     fn a_record_that_cannot_be_encoded_is_named() {
         let processor = processor();
         let missing = record(json!({"messages": [{"role": "user", "content": "<image>"},
@@ -192,9 +214,9 @@ mod tests {
         let trailing = record(json!({"messages": [{"role": "user", "content": "q"},
             {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]}));
 
-        let missing = encode(&missing, &processor, None).unwrap_err();
-        let video = encode(&video, &processor, None).unwrap_err();
-        let trailing = encode(&trailing, &processor, None).unwrap_err();
+        let missing = encode(&missing, &processor, LabelOptions::default()).unwrap_err();
+        let video = encode(&video, &processor, LabelOptions::default()).unwrap_err();
+        let trailing = encode(&trailing, &processor, LabelOptions::default()).unwrap_err();
 
         assert_eq!(missing.to_string(), "x.jsonl: line 7: cannot be encoded");
         let causes = |error: &dyn Error| {

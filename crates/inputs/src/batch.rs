@@ -31,17 +31,21 @@ pub struct Batch {
     pub segment_ids: Vec<u32>,
     /// Whether a token is a label, `[B, S]`.
     pub loss_mask: Vec<bool>,
+    /// Factor of each label's loss, `[B, S]`; `None` if all are 1. Without meaning where there is no label.
+    pub loss_weights: Option<Vec<f32>>,
     /// Media of all rows, in the order of their placeholders.
     pub media: MultimodalInputs,
 }
 
 /// The labels of a batch with the positions whose logits predict them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Labels {
     /// Indices into the `[B, S]` positions: the one before each label, `[N]`.
     pub positions: Vec<usize>,
     /// Token ids, `[N]`.
     pub ids: Vec<u32>,
+    /// Factor of each label's loss, `[N]`; `None` if all are 1.
+    pub weights: Option<Vec<f32>>,
 }
 
 impl Batch {
@@ -84,6 +88,7 @@ impl Batch {
             modalities: vec![None; size],
             segment_ids: vec![0; size],
             loss_mask: vec![false; size],
+            loss_weights: None,
             media: MultimodalInputs::default(),
         }
     }
@@ -93,6 +98,10 @@ impl Batch {
         self.input_ids[range.clone()].copy_from_slice(&sample.input_ids);
         self.modalities[range.clone()].copy_from_slice(&sample.modalities);
         self.loss_mask[range.clone()].copy_from_slice(&sample.loss_mask);
+        if let Some(weights) = &sample.loss_weights {
+            let size = self.input_ids.len();
+            self.loss_weights.get_or_insert_with(|| vec![1.0; size])[range.clone()].copy_from_slice(weights);
+        }
         self.segment_ids[range].fill(segment);
         // Sample by sample, row by row: the order in which placeholders are counted.
         self.media.extend(&sample.media);
@@ -115,9 +124,15 @@ impl Batch {
         let length = self.shape[1].max(1);
         let follows =
             |at: usize| !at.is_multiple_of(length) && self.segment_ids[at - 1] == self.segment_ids[at];
-        let labels = (0..self.loss_mask.len()).filter(|at| self.loss_mask[*at] && follows(*at));
-        let (positions, ids) = labels.map(|at| (at - 1, self.input_ids[at])).unzip();
-        Labels { positions, ids }
+        let labels: Vec<usize> =
+            (0..self.loss_mask.len()).filter(|at| self.loss_mask[*at] && follows(*at)).collect();
+        let (positions, ids) = labels.iter().map(|at| (at - 1, self.input_ids[*at])).unzip();
+        let weights = self.loss_weights.as_ref();
+        Labels {
+            positions,
+            ids,
+            weights: weights.map(|weights| labels.iter().map(|at| weights[*at]).collect()),
+        }
     }
 }
 
@@ -166,13 +181,26 @@ mod tests {
     }
 
     #[test]
+    fn a_label_keeps_its_weight_beside_samples_without_weights() {
+        let mut weighted = sample(&[1, 3, 5], 1);
+        weighted.loss_weights = Some(vec![0.0, 0.5, 2.0]);
+        let samples = [sample(&[7, 9], 1), weighted];
+
+        let padded = Batch::collate(&samples, 8, PaddingSide::Right).labels();
+        let packed = Batch::pack(&[samples.to_vec()], 8).labels();
+
+        assert_eq!((padded.ids, padded.weights), (vec![9, 3, 5], Some(vec![1.0, 0.5, 2.0])));
+        assert_eq!((packed.ids, packed.weights), (vec![9, 3, 5], Some(vec![1.0, 0.5, 2.0])));
+    }
+
+    #[test]
     fn the_first_token_of_a_segment_is_no_label() {
         let batch = Batch::collate(&[sample(&[1, 2, 3], 1), sample(&[5, 7], 1)], 9, PaddingSide::Right);
 
-        assert_eq!(batch.labels(), Labels { positions: vec![1, 3], ids: vec![3, 7] }); // 1 and 5 open their rows
+        assert_eq!(batch.labels(), Labels { positions: vec![1, 3], ids: vec![3, 7], weights: None }); // 1 and 5 open their rows
         assert_eq!(batch.num_tokens(), 5);
 
         let packed = Batch::pack(&[vec![sample(&[1, 2, 3], 1), sample(&[5, 7], 1)]], 9);
-        assert_eq!(packed.labels(), Labels { positions: vec![1, 3], ids: vec![3, 7] });
+        assert_eq!(packed.labels(), Labels { positions: vec![1, 3], ids: vec![3, 7], weights: None });
     }
 }

@@ -13,6 +13,8 @@ pub struct Sample {
     pub modalities: Vec<Option<Modality>>,
     /// Whether a token is a label, `[S]`; all false for a prompt.
     pub loss_mask: Vec<bool>,
+    /// Factor of each label's loss, `[S]`; `None` if all are 1. Without meaning where there is no label.
+    pub loss_weights: Option<Vec<f32>>,
     /// Patches in the order of their placeholders.
     pub media: MultimodalInputs,
 }
@@ -25,6 +27,7 @@ impl Sample {
             input_ids,
             modalities: vec![None; length],
             loss_mask: vec![false; length],
+            loss_weights: None,
             media: MultimodalInputs::default(),
         }
     }

@@ -14,14 +14,25 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 /// - logits: `[N, V]`
 /// - labels: `[N]`, each below `V`
 pub fn cross_entropy(logits: Tensor<2>, labels: &[u32]) -> Tensor<1> {
-    #[cfg(feature = "cpu")]
-    if crate::device::is_cpu_f32(&logits) {
-        return cpu::cross_entropy(logits, labels);
-    }
-    plain_cross_entropy(logits, labels)
+    weighted_cross_entropy(logits, labels, None)
 }
 
-fn plain_cross_entropy(logits: Tensor<2>, labels: &[u32]) -> Tensor<1> {
+/// As [`cross_entropy`], each row times its weight.
+///
+/// # Shapes
+///
+/// - logits: `[N, V]`
+/// - labels: `[N]`, each below `V`
+/// - weights: `[N]`; 1 for all rows if `None`
+pub fn weighted_cross_entropy(logits: Tensor<2>, labels: &[u32], weights: Option<&[f32]>) -> Tensor<1> {
+    #[cfg(feature = "cpu")]
+    if crate::device::is_cpu_f32(&logits) {
+        return cpu::cross_entropy(logits, labels, weights);
+    }
+    plain_cross_entropy(logits, labels, weights)
+}
+
+fn plain_cross_entropy(logits: Tensor<2>, labels: &[u32], weights: Option<&[f32]>) -> Tensor<1> {
     let count = labels.len();
     let labels: Vec<i32> = labels.iter().map(|id| *id as i32).collect();
     let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [count, 1]), &logits.device());
@@ -29,7 +40,15 @@ fn plain_cross_entropy(logits: Tensor<2>, labels: &[u32]) -> Tensor<1> {
     // Detached: it cancels in the sum, and its gradient would be a scatter over the vocabulary.
     let row_max = logits.clone().detach().max_dim(1); // [N, 1]
     let log_sum_exp = (logits.clone() - row_max.clone()).exp().sum_dim(1).log() + row_max;
-    (log_sum_exp - logits.gather(1, labels)).sum()
+    let losses = log_sum_exp - logits.gather(1, labels); // [N, 1]
+    match weights {
+        Some(weights) => {
+            let weights = TensorData::new(weights.to_vec(), [count, 1]);
+            let weights = Tensor::<2>::from_data(weights, (&losses.device(), DType::F32));
+            (losses * weights).sum()
+        }
+        None => losses.sum(),
+    }
 }
 
 #[cfg(feature = "cpu")]
@@ -50,25 +69,40 @@ mod cpu {
     #[backend_extension(Flex, Autodiff)]
     pub(super) trait CrossEntropyOps: Backend {
         /// The sum over all rows, `[1]`.
-        fn cross_entropy(logits: FloatTensor<Self>, labels: Vec<u32>) -> FloatTensor<Self>;
+        fn cross_entropy(logits: FloatTensor<Self>, rows: RowLabels) -> FloatTensor<Self>;
     }
 
-    pub(super) fn cross_entropy(logits: Tensor<2>, labels: &[u32]) -> Tensor<1> {
-        Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), labels.to_vec()))
+    pub(super) fn cross_entropy(logits: Tensor<2>, labels: &[u32], weights: Option<&[f32]>) -> Tensor<1> {
+        let rows = RowLabels { ids: labels.to_vec(), weights: weights.map(<[f32]>::to_vec) };
+        Tensor::from_dispatch(Dispatch::cross_entropy(logits.into_dispatch(), rows))
+    }
+
+    /// The label of each row, and its weight; 1 if there are none.
+    #[derive(Debug, Clone)]
+    pub(super) struct RowLabels {
+        ids: Vec<u32>,
+        weights: Option<Vec<f32>>,
+    }
+
+    impl RowLabels {
+        /// A value of each row times the row's weight.
+        fn weigh(&self, row: usize, value: f32) -> f32 {
+            self.weights.as_ref().map_or(value, |weights| value * weights[row])
+        }
     }
 
     impl CrossEntropyOps for Flex {
-        fn cross_entropy(logits: FlexTensor, labels: Vec<u32>) -> FlexTensor {
-            sum(&row_losses(&contiguous(logits), &labels))
+        fn cross_entropy(logits: FlexTensor, rows: RowLabels) -> FlexTensor {
+            sum(&row_losses(&contiguous(logits), &rows.ids), &rows)
         }
     }
 
     impl<C: CheckpointStrategy> CrossEntropyOps for Autodiff<Flex, C> {
-        fn cross_entropy(logits: FloatTensor<Self>, labels: Vec<u32>) -> FloatTensor<Self> {
+        fn cross_entropy(logits: FloatTensor<Self>, labels: RowLabels) -> FloatTensor<Self> {
             let (logits, node) = logits.into_parts();
             let logits = contiguous(logits);
-            let rows = row_losses(&logits, &labels);
-            let output = sum(&rows);
+            let rows = row_losses(&logits, &labels.ids);
+            let output = sum(&rows, &labels);
             match CrossEntropyBackward.prepare::<C>([node]).compute_bound().stateful() {
                 OpsKind::Tracked(prep) => {
                     let log_sum_exps = rows.iter().map(|row| row.log_sum_exp).collect();
@@ -84,7 +118,7 @@ mod cpu {
 
     impl Backward<Flex, 1> for CrossEntropyBackward {
         /// Logits, labels, logarithm of each row's sum of exponentials.
-        type State = (FlexTensor, Vec<u32>, Vec<f32>);
+        type State = (FlexTensor, RowLabels, Vec<f32>);
 
         fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let grad = contiguous(grads.consume::<Flex>(&ops.node));
@@ -96,7 +130,8 @@ mod cpu {
                 let mut logits = owned(logits);
                 let width = logits.layout().shape()[1].max(1);
                 let rows = logits.storage_mut::<f32>().par_chunks_mut(width);
-                rows.zip(labels).zip(log_sum_exps).for_each(|((row, label), log_sum_exp)| {
+                rows.zip(log_sum_exps).enumerate().for_each(|(index, (row, log_sum_exp))| {
+                    let (label, grad) = (labels.ids[index], labels.weigh(index, grad));
                     pulp::Arch::new().dispatch(|| {
                         row.iter_mut().for_each(|value| *value = exp_of(*value - log_sum_exp) * grad);
                     });
@@ -126,8 +161,9 @@ mod cpu {
         rows.map(of_row).collect()
     }
 
-    fn sum(rows: &[RowLoss]) -> FlexTensor {
-        tensor(vec![rows.iter().map(|row| row.loss).sum()], Shape::new([1]))
+    fn sum(rows: &[RowLoss], labels: &RowLabels) -> FlexTensor {
+        let losses = rows.iter().enumerate().map(|(index, row)| labels.weigh(index, row.loss));
+        tensor(vec![losses.sum()], Shape::new([1]))
     }
 }
 
@@ -148,9 +184,29 @@ mod tests {
             check::equals_plain(
                 &[&[rows, width]],
                 |inputs| cross_entropy(inputs.get::<2>(0) * 10.0, &labels),
-                |inputs| plain_cross_entropy(inputs.get::<2>(0) * 10.0, &labels),
+                |inputs| plain_cross_entropy(inputs.get::<2>(0) * 10.0, &labels, None),
             );
         }
+    }
+
+    #[test]
+    fn weighted_rows_equal_the_plain_version_and_a_weight_of_two_counts_a_row_twice() {
+        let labels = labels(3, 7);
+        let weights = [0.5, 0.0, 2.0];
+        check::equals_plain(
+            &[&[3, 7]],
+            |inputs| weighted_cross_entropy(inputs.get::<2>(0), &labels, Some(&weights)),
+            |inputs| plain_cross_entropy(inputs.get::<2>(0), &labels, Some(&weights)),
+        );
+        let twice = [labels[0], labels[1], labels[1]];
+        check::equals_plain(
+            &[&[3, 7]],
+            |inputs| weighted_cross_entropy(inputs.get::<2>(0), &labels, Some(&[1.0, 2.0, 0.0])),
+            |inputs| {
+                let rows = inputs.get::<2>(0).narrow(0, 0, 2);
+                cross_entropy(Tensor::cat(vec![rows.clone(), rows.narrow(0, 1, 1)], 0), &twice)
+            },
+        );
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub use adamw::{AdamWState, AdamWUpdate, adamw};
 pub use attention::attention;
 pub use attention::tracked::{AttentionMask, attention_with_weights, packed_attention, tracked_attention};
 pub use capture::{Replayed, replay};
-pub use cross_entropy::cross_entropy;
+pub use cross_entropy::{cross_entropy, weighted_cross_entropy};
 pub use device::{has_own_kernel, is_cpu};
 pub use linear::linear;
 pub use norm::rms_norm;

@@ -14,12 +14,24 @@ use crate::image::PatchedImage;
 use crate::tokenizer::{SpecialIds, token};
 
 /// A span of a rendered conversation that is tokenized on its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LabeledText {
     /// The text, with one `<|image|>` for each image and one `<|video|>` for each video.
     pub text: String,
+    /// Factor of the loss of its tokens; they are no labels if it is 0.
+    pub loss_weight: f32,
+}
+
+impl LabeledText {
+    /// A text whose tokens are labels of weight 1, or no labels.
+    pub fn new(text: impl Into<String>, is_label: bool) -> Self {
+        Self { text: text.into(), loss_weight: if is_label { 1.0 } else { 0.0 } }
+    }
+
     /// Whether its tokens are labels.
-    pub is_label: bool,
+    pub fn is_label(&self) -> bool {
+        self.loss_weight > 0.0
+    }
 }
 
 /// The placeholder of a modality before it is expanded.
@@ -136,6 +148,8 @@ pub(crate) struct PlaceholderExpansion<'a> {
     /// Tokens of a temporal patch, and the timestamps after the temporal patches.
     videos: PendingMedia<(usize, Vec<Vec<u32>>)>,
     sample: Sample,
+    /// Of each token.
+    loss_weights: Vec<f32>,
 }
 
 /// Tokens of an item of which `patches` form one grid or, of a video, one temporal patch.
@@ -180,11 +194,17 @@ impl<'a> PlaceholderExpansion<'a> {
             (Modality::Video, Patches { values: joined(video_rows), grids: video_grids }),
         ]);
         let sample = Sample { media, ..Sample::default() };
-        Ok(Self { special, images: PendingMedia::new(counts), videos: PendingMedia::new(timed), sample })
+        Ok(Self {
+            special,
+            images: PendingMedia::new(counts),
+            videos: PendingMedia::new(timed),
+            sample,
+            loss_weights: Vec::new(),
+        })
     }
 
     /// Appends tokens, repeating placeholders. Placeholders are never labels.
-    pub(crate) fn push(&mut self, ids: &[u32], is_label: bool) {
+    pub(crate) fn push(&mut self, ids: &[u32], loss_weight: f32) {
         let special = self.special;
         for &id in ids {
             if id == special.image {
@@ -193,21 +213,22 @@ impl<'a> PlaceholderExpansion<'a> {
             } else if Some(id) == special.video {
                 let Some((count, timestamps)) = self.videos.next() else { continue };
                 for timestamp in timestamps {
-                    self.text(special.begin_of_image, false);
+                    self.text(special.begin_of_image, 0.0);
                     self.placeholders(Modality::Video, count);
-                    self.text(special.end_of_image, false);
-                    timestamp.into_iter().for_each(|id| self.text(id, false));
+                    self.text(special.end_of_image, 0.0);
+                    timestamp.into_iter().for_each(|id| self.text(id, 0.0));
                 }
             } else {
-                self.text(id, is_label);
+                self.text(id, loss_weight);
             }
         }
     }
 
-    fn text(&mut self, id: u32, is_label: bool) {
+    fn text(&mut self, id: u32, loss_weight: f32) {
         self.sample.input_ids.push(id);
         self.sample.modalities.push(None);
-        self.sample.loss_mask.push(is_label);
+        self.sample.loss_mask.push(loss_weight > 0.0);
+        self.loss_weights.push(loss_weight);
     }
 
     /// Images and videos share one placeholder token.
@@ -216,15 +237,19 @@ impl<'a> PlaceholderExpansion<'a> {
         self.sample.input_ids.resize(length, self.special.image);
         self.sample.modalities.resize(length, Some(modality));
         self.sample.loss_mask.resize(length, false);
+        self.loss_weights.resize(length, 0.0);
     }
 
     /// Ends the prompt.
-    pub(crate) fn finish(self) -> Result<Sample, PlaceholderError> {
+    pub(crate) fn finish(mut self) -> Result<Sample, PlaceholderError> {
         self.images.check(Modality::Image)?;
         if self.videos.given > 0 && self.special.video.is_none() {
             return Err(PlaceholderError::NoVideoToken);
         }
         self.videos.check(Modality::Video)?;
+        if self.loss_weights.iter().any(|weight| ![0.0, 1.0].contains(weight)) {
+            self.sample.loss_weights = Some(self.loss_weights);
+        }
         Ok(self.sample)
     }
 }

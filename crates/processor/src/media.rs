@@ -48,7 +48,7 @@ impl Rgb {
     }
 
     /// Encodes the image as a PNG file.
-    pub(crate) fn to_png(&self) -> Vec<u8> {
+    pub fn to_png(&self) -> Vec<u8> {
         let mut file = Vec::new();
         let (width, height) = (self.width as u32, self.height as u32);
         let written =

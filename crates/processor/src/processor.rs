@@ -249,7 +249,7 @@ impl Processor {
         let images: Vec<&ImageSource> = messages.iter().flat_map(Message::images).collect();
         let videos: Vec<&VideoInput> = messages.iter().flat_map(Message::videos).collect();
         let mut expansion = self.expansion(&images, &videos, ids.len())?;
-        expansion.push(&ids, false);
+        expansion.push(&ids, 0.0);
         expansion.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
 
@@ -277,11 +277,11 @@ impl Processor {
         let patches_per_token = [self.image.patches_per_token(), merge * merge];
         let special = self.tokenizer.special();
         let mut expansion = PlaceholderExpansion::new(special, images.collect(), videos, patches_per_token)?;
-        expansion.push(&ids, false);
+        expansion.push(&ids, 0.0);
         expansion.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
 
-    /// Tokenises a rendered conversation piece by piece, and says which tokens carry loss.
+    /// Tokenises a rendered conversation piece by piece, with the weight of each piece in the loss.
     ///
     /// Every span is tokenised on its own, so that the tokens of an answer are the ones the model
     /// must produce after the tokens of the prompt, whatever stands at the seam.
@@ -300,11 +300,11 @@ impl Processor {
         for span in spans {
             let ids = self.tokens(&span.text, tokens)?;
             tokens += ids.len();
-            pieces.push((ids, span.is_label));
+            pieces.push((ids, span.loss_weight));
         }
         let mut expansion = self.expansion(&images, &videos, tokens)?;
-        for (ids, is_label) in pieces {
-            expansion.push(&ids, is_label);
+        for (ids, loss_weight) in pieces {
+            expansion.push(&ids, loss_weight);
         }
         Ok(expansion.finish()?)
     }

@@ -283,7 +283,7 @@ fn an_image_that_the_template_drops_is_an_error() {
 #[test]
 fn segments_and_images_must_agree() {
     let processor = Processor::load(&golden().join("checkpoints/glm4v")).unwrap();
-    let segment = LabeledText { text: "<|image|><|image|>".to_owned(), is_label: false };
+    let segment = LabeledText::new("<|image|><|image|>", false);
     let error = processor.encode_spans(&[segment], &[image()], &[]).unwrap_err();
     assert_eq!(error.to_string(), "the prompt has 2 <|image|> placeholders, but 1 images were given");
 }

@@ -108,7 +108,7 @@ fn conversations_have_the_tokens_of_transformers() {
 #[test]
 fn segments_are_tokenized_separately() {
     let (processor, _) = families().next().unwrap();
-    let span = |text: &str, is_label| LabeledText { text: text.to_owned(), is_label };
+    let span = |text: &str, is_label| LabeledText::new(text, is_label);
     // As one text " cat" is one token; cut in two it is not.
     let spans =
         [span("<|begin_of_image|><|image|><|end_of_image|>a c", false), span("at<|endoftext|>", true)];
@@ -133,8 +133,7 @@ fn no_token_of_a_video_is_a_label() {
     let text = "<|begin_of_video|><|video|><|end_of_video|>".to_owned();
     let row = serde_json::json!({"frames": 8, "width": 84, "height": 56, "fps": 4});
 
-    let encoded =
-        processor.encode_spans(&[LabeledText { text, is_label: true }], &[], &[video(&row)]).unwrap();
+    let encoded = processor.encode_spans(&[LabeledText::new(text, true)], &[], &[video(&row)]).unwrap();
 
     let (first, last) = (0, encoded.loss_mask.len() - 1);
     let loss_mask: Vec<usize> = (0..=last).filter(|&token| encoded.loss_mask[token]).collect();

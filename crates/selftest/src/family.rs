@@ -155,6 +155,7 @@ impl Family {
             input_ids: row.ids.clone(),
             modalities: row.types.iter().map(|kind| Modality::from_token_type_id(*kind)).collect(),
             loss_mask: (0..row.ids.len()).map(|at| at >= row.labels_from).collect(),
+            loss_weights: None,
             media: MultimodalInputs::from_iter([(modality, patches)]),
         }
     }

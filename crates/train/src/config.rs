@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use glm4v_data::{BadRecordPolicy, LengthPolicy};
+use glm4v_data::{BadRecordPolicy, LengthPolicy, LossPolicy};
 use glm4v_files::{FileError, LONGEST_CONFIG, did_you_mean, read_text};
 use glm4v_model::Architecture;
 use glm4v_weights::{AdapterConfig, TargetModules};
@@ -167,6 +167,8 @@ pub struct DataSection {
     pub media_dir: PathBuf,
     /// Training dataset: `NAME`, `NAME:SPLIT`, or the path of a file.
     pub train: String,
+    /// What carries loss: `assistant`, every turn of the assistant; `last`, the last one; `all`, the whole text.
+    pub loss: LossPolicy,
     /// Records per training step.
     pub batch_size: usize,
     /// Maximum number of tokens per record, images included; 0 means the model's `max_position_embeddings`. No record is truncated.
@@ -196,6 +198,7 @@ impl Default for DataSection {
             dir: "datasets".into(),
             media_dir: PathBuf::new(),
             train: String::new(),
+            loss: LossPolicy::Assistant,
             batch_size: 8,
             max_length: 0,
             on_long: LengthPolicy::Error,

@@ -129,7 +129,7 @@ pub fn evaluate<G: EvalGenerator>(
     mut progress: impl FnMut(usize),
 ) -> Result<Option<EvalOutput>, TrainError> {
     let indices: Vec<usize> = (0..dataset.len()).collect();
-    let (mut loss_sum, mut labels, mut dropped) = (0.0, 0, 0);
+    let (mut loss_sum, mut weight, mut dropped) = (0.0, 0.0, 0);
     let mut predictions = Vec::with_capacity(indices.len());
     for indices in indices.chunks(options.batch_size.max(1)) {
         if options.is_cancelled() {
@@ -143,7 +143,7 @@ pub fn evaluate<G: EvalGenerator>(
                 return Ok(None);
             }
             let loss = causal_lm_loss(model, &batch)?;
-            labels += loss.count;
+            weight += loss.weight;
             loss_sum += f64::from(loss.sum.try_into_scalar::<f32>().map_err(ComputeError::from)?);
             if options.is_cancelled() {
                 return Ok(None);
@@ -156,7 +156,7 @@ pub fn evaluate<G: EvalGenerator>(
         }
         progress(predictions.len() + dropped);
     }
-    let loss = (labels > 0).then(|| loss_sum / labels as f64);
+    let loss = (weight > 0.0).then(|| loss_sum / weight);
     Ok(Some(EvalOutput { loss, predictions, dropped, skipped: dataset.num_skipped() }))
 }
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use glm4v_data::{BatchSampler, DataLoaderOptions, Dataset, DatasetOptions, DatasetRegistry, Order};
+use glm4v_data::{
+    BatchSampler, DataLoaderOptions, Dataset, DatasetOptions, DatasetRegistry, LabelOptions, Order,
+};
 use glm4v_files::read_text;
 use glm4v_model::{DeviceSpec, Glm4v, Precision, initialize};
 use glm4v_processor::Processor;
@@ -273,6 +275,7 @@ fn dataset_options(config: &RunConfig, max_position_embeddings: usize) -> Datase
         }),
         on_long: config.data.on_long,
         on_bad: config.data.on_bad,
+        labels: LabelOptions { loss: config.data.loss, ..LabelOptions::default() },
         ..DatasetOptions::default()
     }
 }

@@ -45,24 +45,24 @@ pub struct Trainer<M = Glm4v> {
 /// Gradients and loss of the batches since the last step.
 #[derive(Debug)]
 pub struct AccumulatedGradients {
-    /// Gradients of the mean loss over all label tokens.
+    /// Gradients of the weighted mean loss over all label tokens.
     pub gradients: NamedGradients,
     /// Mean loss over all label tokens, `[1]`, without gradient.
     pub loss: Tensor<1>,
-    /// Number of label tokens.
-    pub count: usize,
+    /// Sum of the weights of all label tokens; their number where all weights are 1.
+    pub weight: f64,
 }
 
 impl AccumulatedGradients {
-    /// Mean of both, weighted by their number of label tokens.
+    /// Mean of both, by the weights of their label tokens.
     fn join(self, other: Self) -> Self {
-        let count = self.count + other.count;
-        let share = |part: usize| part as f64 / count.max(1) as f64;
-        let (own, others) = (share(self.count), share(other.count));
+        let weight = self.weight + other.weight;
+        let share = |part: f64| if weight > 0.0 { part / weight } else { 0.0 };
+        let (own, others) = (share(self.weight), share(other.weight));
         Self {
             gradients: self.gradients.weighted_sum(own, other.gradients, others),
             loss: self.loss * own + other.loss * others,
-            count,
+            weight,
         }
     }
 }
@@ -127,12 +127,12 @@ impl<M: CausalLm + Module> Trainer<M> {
 
     /// Adds the gradients of a loss that was computed with [`model`](Self::model).
     pub fn accumulate_loss(&mut self, loss: LossSum) {
-        let count = loss.count;
+        let weight = loss.weight;
         // The mean, not the sum: in f16 the gradient of a sum over thousands of labels overflows.
         let mean = loss.mean();
         let gradients = NamedGradients::backward(self.model(), &mean);
         // Without its graph, which would hold every activation of the batch until the step.
-        let batch = AccumulatedGradients { gradients, loss: mean.inner(), count };
+        let batch = AccumulatedGradients { gradients, loss: mean.inner(), weight };
         self.accumulated = Some(match self.accumulated.take() {
             Some(earlier) => earlier.join(batch),
             None => batch,
@@ -221,7 +221,7 @@ mod tests {
 
         let [mut one, mut two] = [whole.accumulated.take().unwrap(), parts.accumulated.take().unwrap()];
 
-        assert_eq!((one.count, two.count), (4, 4));
+        assert_eq!((one.weight, two.weight), (4.0, 4.0));
         let loss = |part: &AccumulatedGradients| part.loss.clone().into_data();
         loss(&one).assert_approx_eq::<f32>(&loss(&two), Tolerance::absolute(1e-6));
         let names: Vec<String> = one.gradients.names().map(str::to_owned).collect();

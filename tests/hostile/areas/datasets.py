@@ -226,7 +226,7 @@ add_meaningful(
 add_meaningful("audio-in-a-text", {"messages": [{"role": "user", "content": "<audio>What?"}, ANSWER]}, "<audio>")
 add_meaningful("audios-alone", {**GOOD, "audios": ["a.wav"]}, "audio")
 add_meaningful("train-in-words", {"messages": [USER, {**ANSWER, "train": "no"}]}, "train")
-add_meaningful("weight-of-2", {"messages": [USER, {**ANSWER, "weight": 0.5}]}, "weight")
+add_meaningful("weight-below-0", {"messages": [USER, {**ANSWER, "weight": -0.5}]}, "weight")
 add_meaningful("weight-in-words", {"messages": [USER, {**ANSWER, "weight": "zero"}]}, "weight")
 add_meaningful("loss-in-words", {"messages": [USER, {**ANSWER, "loss": "no"}]}, "loss")
 add_meaningful("all-masked", {"messages": [USER, {**ANSWER, "weight": 0}]})

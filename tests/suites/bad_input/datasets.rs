@@ -294,8 +294,8 @@ fn an_unknown_record_key_is_reported_once_and_a_message_weight_is_refused() {
         "{output:?}"
     );
 
-    odd["messages"][1]["weight"] = json!(0.5);
+    odd["messages"][1]["weight"] = json!(-0.5);
     let dir = tempdir().unwrap();
     let data = data_with_last_record(dir.path(), &odd.to_string());
-    train_on(dir.path(), &data, &[]).failure(&["data.jsonl: line 17: message 1: \"weight\" is 0.5"]);
+    train_on(dir.path(), &data, &[]).failure(&["data.jsonl: line 17: message 1: \"weight\" is -0.5"]);
 }

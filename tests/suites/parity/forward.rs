@@ -125,6 +125,7 @@ fn position_ids_of_random_layouts_equal_transformers() {
             modalities: flat("mm_token_type_ids").iter().map(modality).collect(),
             segment_ids: mask.iter().map(|mask| *mask as u32).collect(),
             loss_mask: vec![false; count * width],
+            loss_weights: None,
             media: MultimodalInputs::from_iter([
                 (Modality::Image, grids("image_grid_thw")),
                 (Modality::Video, grids("video_grid_thw")),

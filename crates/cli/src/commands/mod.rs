@@ -2,6 +2,7 @@
 
 mod bench;
 mod convert;
+mod data;
 mod embed;
 mod eval;
 mod generate;
@@ -17,6 +18,7 @@ mod warmup;
 
 pub(crate) use bench::bench;
 pub(crate) use convert::convert;
+pub(crate) use data::data;
 pub(crate) use embed::embed;
 pub(crate) use eval::eval;
 pub(crate) use generate::generate;

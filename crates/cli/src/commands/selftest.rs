@@ -193,7 +193,7 @@ mod tests {
 
         let error = finish(result(&[Part::Forward, Part::Lora]), false).unwrap_err();
 
-        let line = crate::remedy::line(&error, "selftest");
+        let line = crate::remedy::line(&error, &["selftest"]);
         assert!(line.starts_with("2 of 8 parts failed: forward, lora; "), "{line}");
         assert!(line.contains("; run the first one alone with --part forward, and see whether"), "{line}");
         assert!(line.contains("--backend cpu or --dtype f32"), "{line}");

@@ -35,7 +35,7 @@ pub enum LabelError {
         /// Role of the message.
         role: String,
     },
-    /// The template renders an earlier turn in another way once later turns follow.
+    /// The template renders an earlier turn in another way once later turns follow, and its place is not clear.
     #[error(
         "message {message}: the chat template writes this turn in another way once later turns follow, so it \
          cannot carry loss in this conversation; give it \"loss\": false, or a conversation that ends with it"
@@ -80,6 +80,12 @@ pub enum LabelError {
         "the chat template of this model does not write \"tools\"; take them out, or use a model that knows them"
     )]
     IgnoredTools,
+    /// The only turn that may carry loss has `"loss": false`.
+    #[error("message {message}: has \"loss\": false, and no other turn than the last carries loss here")]
+    NoLabelsInLast {
+        /// Index of the message.
+        message: usize,
+    },
     /// Every turn has `"loss": false`.
     #[error("masks everything: every turn of the assistant has \"loss\": false")]
     NoLabels,

@@ -49,16 +49,26 @@ pub enum RecordError {
         /// The reason, with the alternative.
         reason: &'static str,
     },
-    /// A loss weight other than 0 and 1.
-    #[error(
-        "{location}\"{key}\" is {found}, needed 0 (no loss) or 1 (loss); other weights are not supported"
-    )]
+    /// A factor of the loss out of range.
+    #[error("{location}\"{key}\" is {found}, needed a number from 0 (no loss) to 1000")]
     LossWeight {
         /// Location of the key.
         location: KeyLocation,
         /// The key.
         key: &'static str,
         /// The weight.
+        found: Number,
+    },
+    /// A number where the loss is on or off.
+    #[error(
+        "{location}\"{key}\" is {found}, needed true or false; a turn of the assistant may have a \"weight\""
+    )]
+    LossSwitch {
+        /// Location of the key.
+        location: KeyLocation,
+        /// The key.
+        key: &'static str,
+        /// The number.
         found: Number,
     },
     /// Two loss keys that differ.

@@ -201,38 +201,51 @@ fn is_metadata(key: &str) -> bool {
     key.starts_with('_') || METADATA.contains(&key.to_ascii_lowercase().as_str())
 }
 
-/// Keys that switch the loss on or off: ours and swift's, OpenAI's, axolotl's, and a second one of swift.
+/// Keys of the loss: ours and swift's, OpenAI's, axolotl's, and a second one of swift.
 const LOSS_KEYS: [&str; 4] = ["loss", "weight", "train", "loss_scale"];
 
-/// Takes the loss keys out of a record or message; `None` without any.
+/// Those of them that may be a factor of the loss.
+const WEIGHT_KEYS: [&str; 2] = ["weight", "loss_scale"];
+
+/// Largest factor of the loss: one of a thousand already is a mistake.
+const MAX_LOSS_WEIGHT: f64 = 1000.0;
+
+/// Takes the loss keys out of a record or message: 0 switches the loss off, another number is its factor; `None` without any.
 pub(super) fn take_loss(
     location: KeyLocation,
     keys: &mut Map<String, Value>,
-) -> Result<Option<bool>, RecordError> {
-    let mut found: Option<(&'static str, bool)> = None;
+) -> Result<Option<f64>, RecordError> {
+    let mut found: Option<(&'static str, f64)> = None;
     for key in LOSS_KEYS {
-        let Some(loss) = loss_value(location, key, keys.shift_remove(key))? else { continue };
-        match found {
-            Some((first, other)) if other != loss => {
+        let Some(weight) = loss_value(location, key, keys.shift_remove(key))? else { continue };
+        found = match found {
+            // "loss": true with a weight is the weight.
+            Some((_, 1.0)) if weight > 0.0 => Some((key, weight)),
+            Some((first, other)) if other != weight && !(other > 0.0 && weight == 1.0) => {
                 return Err(RecordError::ConflictingLoss { location, first, second: key });
             }
-            _ => found = Some((key, loss)),
-        }
+            Some(found) => Some(found),
+            None => Some((key, weight)),
+        };
     }
-    Ok(found.map(|(_, loss)| loss))
+    Ok(found.map(|(_, weight)| weight))
 }
 
 fn loss_value(
     location: KeyLocation,
     key: &'static str,
     value: Option<Value>,
-) -> Result<Option<bool>, RecordError> {
+) -> Result<Option<f64>, RecordError> {
+    let is_weight = WEIGHT_KEYS.contains(&key) && matches!(location, KeyLocation::Message { .. });
     match value {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(loss)) => Ok(Some(loss)),
-        Some(Value::Number(number)) if number.as_f64() == Some(0.0) => Ok(Some(false)),
-        Some(Value::Number(number)) if number.as_f64() == Some(1.0) => Ok(Some(true)),
-        Some(Value::Number(found)) => Err(RecordError::LossWeight { location, key, found }),
+        Some(Value::Bool(loss)) => Ok(Some(f64::from(u8::from(loss)))),
+        Some(Value::Number(found)) => match found.as_f64() {
+            Some(weight) if weight == 0.0 || weight == 1.0 => Ok(Some(weight)),
+            Some(weight) if is_weight && (0.0..=MAX_LOSS_WEIGHT).contains(&weight) => Ok(Some(weight)),
+            _ if is_weight => Err(RecordError::LossWeight { location, key, found }),
+            _ => Err(RecordError::LossSwitch { location, key, found }),
+        },
         other => {
             Err(RecordError::wrong_type(format!("{location}\"{key}\""), other.as_ref(), "true or false"))
         }
@@ -260,13 +273,39 @@ mod tests {
         record
     }
 
+    /// A conversation with a key in its answer.
+    fn with(key: &str, value: Value) -> Value {
+        let mut record = asked(json!("q"), json!("a"));
+        record["messages"][1][key] = value;
+        record
+    }
+
+    #[test]
+    fn a_weight_scales_the_loss_of_a_turn() {
+        let weight = |record: Value| parse(record).unwrap().messages[1].extra.get("weight").cloned();
+
+        assert_eq!(weight(with("weight", json!(0.5))), Some(json!(0.5)));
+        assert_eq!(weight(with("loss_scale", json!(2))), Some(json!(2.0)));
+        let mut both = with("weight", json!(0.5));
+        both["messages"][1]["loss"] = json!(true);
+        assert_eq!(weight(both.clone()), Some(json!(0.5)));
+        both["messages"][1]["loss"] = json!(false);
+        assert_eq!(refused(both), "message 1: \"loss\" and \"weight\" contradict each other; keep one");
+        let needed = "needed a number from 0 (no loss) to 1000";
+        assert_eq!(refused(with("weight", json!(-1))), format!("message 1: \"weight\" is -1, {needed}"));
+        assert_eq!(
+            refused(with("weight", json!(1e9))),
+            format!("message 1: \"weight\" is 1000000000.0, {needed}")
+        );
+        let switch = refused(with("loss", json!(0.5)));
+        assert!(switch.starts_with("message 1: \"loss\" is 0.5, needed true or false;"), "{switch}");
+        let mut whole = asked(json!("q"), json!("a"));
+        whole["weight"] = json!(0.5);
+        assert!(refused(whole).starts_with("\"weight\" is 0.5, needed true or false;"));
+    }
+
     #[test]
     fn every_loss_key_switches_the_loss_off() {
-        let with = |key: &str, value: Value| {
-            let mut record = asked(json!("q"), json!("a"));
-            record["messages"][1][key] = value;
-            record
-        };
         let loss = |record: Value| parse(record).unwrap().messages[1].extra.get("loss").cloned();
 
         for key in ["loss", "weight", "train", "loss_scale"] {
@@ -277,11 +316,6 @@ mod tests {
                 assert_eq!(loss(with(key, on)), None, "{key}");
             }
         }
-        let half = refused(with("weight", json!(0.5)));
-        assert_eq!(
-            half,
-            "message 1: \"weight\" is 0.5, needed 0 (no loss) or 1 (loss); other weights are not supported"
-        );
         let mut both = with("weight", json!(0));
         both["messages"][1]["train"] = json!(true);
         assert_eq!(refused(both), "message 1: \"weight\" and \"train\" contradict each other; keep one");

@@ -90,7 +90,7 @@ fn convert_message(
     let content = take_content(location, &mut keys, message_keys.content, schema)?;
     check_parts(index, &content, unknown)?;
     let loss = take_loss(location, &mut keys)?;
-    if loss == Some(true) && role.name() != "assistant" {
+    if loss.is_some_and(|weight| weight > 0.0) && role.name() != "assistant" {
         return Err(RecordError::LossOutsideAssistant { message: index, role: role.name() });
     }
     check_remaining(location, &keys, unknown)?;
@@ -100,8 +100,10 @@ fn convert_message(
         message["tool_calls"] = parse_tool_calls(index, &message["content"])?;
         message["content"] = Value::String(String::new());
     }
-    if loss == Some(false) {
-        message["loss"] = Value::Bool(false);
+    match loss {
+        Some(0.0) => message["loss"] = Value::Bool(false),
+        Some(weight) if weight != 1.0 => message["weight"] = weight.into(),
+        _ => {}
     }
     for (key, value) in keys {
         message[key] = value;

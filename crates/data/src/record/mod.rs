@@ -67,7 +67,7 @@ impl Record {
         let mut media = MediaLists::take(&mut record, schema)?;
         refuse_unsupported(KeyLocation::Record, &record)?;
         let tools = take_tools(&mut record, schema)?;
-        if take_loss(KeyLocation::Record, &mut record)? == Some(false) {
+        if take_loss(KeyLocation::Record, &mut record)? == Some(0.0) {
             return Err(RecordError::NoLoss);
         }
         let mut messages = take_messages(&mut record, schema, &mut unknown)?;

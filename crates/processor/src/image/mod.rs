@@ -105,6 +105,11 @@ impl ImageProcessor {
         self.geometry.row_len()
     }
 
+    /// Height and width of a patch in pixels.
+    pub fn patch_size(&self) -> usize {
+        self.geometry.patch_size
+    }
+
     /// Patches merged into one token: `merge_size^2`.
     pub fn patches_per_token(&self) -> usize {
         self.geometry.merge_size * self.geometry.merge_size
