@@ -13,6 +13,7 @@ use crate::eval::EvalExample;
 use crate::location::RecordLocation;
 use crate::mixture::{DistinctRecords, Mixture};
 use crate::options::{BadRecordPolicy, DatasetOptions, LengthPolicy};
+use crate::packing::first_fit;
 use crate::reader::ReadError;
 use crate::record::Record;
 use crate::records::Records;
@@ -39,7 +40,7 @@ pub enum DatasetError {
 pub struct CollatedBatch {
     /// The batch, padded on the right; `None` when every record was left out.
     pub batch: Option<Batch>,
-    /// Indices of its records, in the order of rows.
+    /// Indices of its records, row by row.
     pub indices: Vec<usize>,
     /// Indices of records that were too long.
     pub dropped: Vec<usize>,
@@ -60,6 +61,15 @@ pub struct Dataset {
     skipped_on_open: usize,
     /// Indices of records left out of batches.
     skipped: Mutex<BTreeSet<usize>>,
+}
+
+/// Encoded records, and those that were left out.
+struct Selection {
+    samples: Vec<Arc<Sample>>,
+    /// Their indices.
+    indices: Vec<usize>,
+    dropped: Vec<usize>,
+    skipped: Vec<usize>,
 }
 
 /// Number of left out records with a warning of their own.
@@ -227,6 +237,38 @@ impl Dataset {
     ///
     /// When there is no record of one of the indices.
     pub fn batch(&self, indices: &[usize]) -> Result<CollatedBatch, SampleError> {
+        let Selection { samples, indices, dropped, skipped } = self.select(indices)?;
+        let pad = self.processor.tokenizer().special().end_of_text;
+        let batch = (!samples.is_empty()).then(|| Batch::collate(&samples, pad, PaddingSide::Right));
+        Ok(CollatedBatch { batch, indices, dropped, skipped })
+    }
+
+    /// As [`batch`](Self::batch), with several records in a row of at most `row_length` tokens; no row is shorter than the longest
+    /// record, which alone counts if `row_length` is 0.
+    ///
+    /// Records of a row have segment ids of their own, so each has the loss and the gradients that it has alone.
+    ///
+    /// # Errors
+    ///
+    /// The first record that cannot be encoded, or is too long and may not be dropped.
+    ///
+    /// # Panics
+    ///
+    /// When there is no record of one of the indices.
+    pub fn packed_batch(&self, indices: &[usize], row_length: usize) -> Result<CollatedBatch, SampleError> {
+        let Selection { samples, indices, dropped, skipped } = self.select(indices)?;
+        let lengths: Vec<usize> = samples.iter().map(|sample| sample.len()).collect();
+        let rows = first_fit(&lengths, row_length);
+        let indices = rows.iter().flatten().map(|place| indices[*place]).collect();
+        let packed: Vec<Vec<&Sample>> =
+            rows.iter().map(|row| row.iter().map(|place| &*samples[*place]).collect()).collect();
+        let pad = self.processor.tokenizer().special().end_of_text;
+        let batch = (!samples.is_empty()).then(|| Batch::pack(&packed, pad));
+        Ok(CollatedBatch { batch, indices, dropped, skipped })
+    }
+
+    /// Encodes records, and leaves out those that may be.
+    fn select(&self, indices: &[usize]) -> Result<Selection, SampleError> {
         let (mut samples, mut kept) = (Vec::new(), Vec::new());
         let (mut dropped, mut skipped) = (Vec::new(), Vec::new());
         for &index in indices {
@@ -245,9 +287,7 @@ impl Dataset {
                 Err(error) => return Err(error),
             }
         }
-        let pad = self.processor.tokenizer().special().end_of_text;
-        let batch = (!samples.is_empty()).then(|| Batch::collate(&samples, pad, PaddingSide::Right));
-        Ok(CollatedBatch { batch, indices: kept, dropped, skipped })
+        Ok(Selection { samples, indices: kept, dropped, skipped })
     }
 
     fn may_skip(&self, error: &SampleError) -> bool {
@@ -354,6 +394,41 @@ mod tests {
         let pad = data.processor().tokenizer().special().end_of_text;
         assert!(padding.iter().all(|id| *id == pad) && !padding.is_empty());
         assert!(!batch.loss_mask[lengths[0] + lengths[1]..].contains(&true));
+    }
+
+    #[test]
+    fn packed_records_are_those_of_the_unpacked_batch_in_fewer_rows() {
+        let data = mixed(DatasetOptions::default());
+        let length = |index: usize| data.sample(index).unwrap().len();
+        let longest = length(9).max(length(10));
+
+        let padded = data.batch(&[0, 9, 1, 10]).unwrap().batch.unwrap();
+        let packed = data.packed_batch(&[0, 9, 1, 10], 2 * longest).unwrap();
+
+        let batch = packed.batch.unwrap();
+        let mut indices = packed.indices.clone();
+        indices.sort();
+        assert_eq!(indices, [0, 1, 9, 10]);
+        assert!(batch.shape[0] < 4 && batch.shape[1] <= 2 * longest, "{:?}", batch.shape);
+        assert_eq!(batch.num_tokens(), padded.num_tokens());
+        // Each segment is its record, token for token, and images follow in the same order.
+        let mut tokens = Vec::new();
+        for (row, segments) in batch.segment_ids.chunks(batch.shape[1]).enumerate() {
+            let mut first = row * batch.shape[1];
+            for segment in segments.chunk_by(|a, b| a == b) {
+                tokens.extend((segment[0] != 0).then_some(first..first + segment.len()));
+                first += segment.len();
+            }
+        }
+        let samples: Vec<_> = packed.indices.iter().map(|index| data.sample(*index).unwrap()).collect();
+        let mut grids = Vec::new();
+        for (range, sample) in tokens.iter().zip(&samples) {
+            assert_eq!(batch.input_ids[range.clone()], sample.input_ids);
+            assert_eq!(batch.loss_mask[range.clone()], sample.loss_mask);
+            grids.extend_from_slice(sample.media.grids(glm4v_inputs::Modality::Image));
+        }
+        assert_eq!(tokens.len(), 4);
+        assert_eq!(batch.media.grids(glm4v_inputs::Modality::Image), grids);
     }
 
     #[test]

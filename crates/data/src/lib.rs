@@ -22,6 +22,7 @@ mod location;
 mod mixture;
 mod names;
 mod options;
+mod packing;
 mod reader;
 mod record;
 mod records;
@@ -34,7 +35,7 @@ mod unsupported_file;
 mod view;
 
 pub use check::{BadRecordError, BadRecordsError};
-pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError};
+pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError, DataLoaderOptions};
 pub use dataset::{CollatedBatch, Dataset, DatasetError};
 pub use eval::EvalExample;
 pub use labels::{LabelError, label_spans};

@@ -182,6 +182,14 @@ pub struct DataSection {
     pub batch_order: PathBuf,
     /// Number of threads that prepare batches; 0 prepares them between the steps.
     pub workers: usize,
+    /// Maximum bytes of batches that are prepared ahead; the next one is prepared whatever its size.
+    pub prefetch_bytes: usize,
+    /// Puts several records of a batch in one row, so that less of it is padding. Each keeps the loss and the gradients that it has
+    /// alone.
+    pub packing: bool,
+    /// Tokens in a packed row; 0 means those of the batch's longest record. Longer rows have less padding, and cost memory for
+    /// attention by the square of their length.
+    pub packing_length: usize,
 }
 
 impl Default for DataSection {
@@ -197,6 +205,9 @@ impl Default for DataSection {
             on_bad: BadRecordPolicy::Stop,
             batch_order: PathBuf::new(),
             workers: 1,
+            prefetch_bytes: 512 << 20,
+            packing: false,
+            packing_length: 0,
         }
     }
 }

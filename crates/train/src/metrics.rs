@@ -23,8 +23,14 @@ pub struct StepMetrics {
     pub lr: f64,
     /// Tokens of the batch with image tokens, without padding.
     pub tokens: usize,
-    /// `tokens` divided by the duration of the step.
+    /// Share of padding among the positions of the batch.
+    pub padding: f64,
+    /// `tokens` divided by `step_time`.
     pub tokens_per_second: f64,
+    /// Duration of the step in seconds, without `data_time`.
+    pub step_time: f64,
+    /// Seconds that the step waited for its batch.
+    pub data_time: f64,
 }
 
 /// Metrics of an evaluation.

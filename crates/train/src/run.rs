@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use glm4v_data::{BatchSampler, BatchSamplerState, DataLoader, DataLoaderBatch, DataLoaderError, Dataset};
@@ -23,7 +23,7 @@ use crate::metrics::{EvalMetrics, LoggedProgress, MetricsWriter, StepMetrics};
 use crate::plan::{LoraTargets, TrainSummary};
 use crate::run_dir::{ResumeRequest, RunDir};
 use crate::schedule::Schedule;
-use crate::setup::{ModelSetup, ResumeSettings, ResumeState, RunData, schedule};
+use crate::setup::{ModelSetup, ResumeSettings, ResumeState, RunData, data_loader_options, schedule};
 use crate::trainer::{StepError, Trainer, TrainerConfig};
 
 /// The result of a run.
@@ -203,12 +203,13 @@ impl Run {
         &mut self,
         context: &mut RunContext<'_, G, C>,
     ) -> Result<(), TrainError> {
-        let mut batches =
-            DataLoader::new(self.train.clone(), self.sampler.clone(), self.config.data.workers)?;
+        let options = data_loader_options(&self.config);
+        let mut batches = DataLoader::new(self.train.clone(), self.sampler.clone(), options)?;
         while self.step < self.schedule.steps {
             self.check_stop(context)?;
+            let start = Instant::now();
             let loaded = self.next_batch(&mut batches, context.callback)?;
-            let done = self.train_step(loaded, context.callback)?;
+            let done = self.train_step(loaded, start.elapsed(), context.callback)?;
             // Before the callback: a step that was shown is in the file.
             context.metrics.write(&done)?;
             context.callback.on_step_end(&done);
@@ -264,10 +265,11 @@ impl Run {
         Err(TrainError::Interrupted { step: self.step, dir })
     }
 
-    /// One step over a batch.
+    /// One step over a batch, for which it waited `data_time`.
     fn train_step(
         &mut self,
         loaded: DataLoaderBatch,
+        data_time: Duration,
         callback: &mut impl Callback,
     ) -> Result<StepMetrics, TrainError> {
         let start = Instant::now();
@@ -294,6 +296,7 @@ impl Run {
         // The state of this batch, not of the sampler, which is ahead by the batches in the queue.
         self.sampler_state = Some(loaded.state);
         let tokens = loaded.batch.num_tokens();
+        let step_time = start.elapsed().as_secs_f64();
         Ok(StepMetrics {
             step: self.step,
             epoch: loaded.epochs,
@@ -301,7 +304,10 @@ impl Run {
             grad_norm: output.grad_norm,
             lr,
             tokens,
-            tokens_per_second: tokens as f64 / start.elapsed().as_secs_f64(),
+            padding: 1.0 - tokens as f64 / loaded.batch.input_ids.len().max(1) as f64,
+            tokens_per_second: tokens as f64 / step_time,
+            step_time,
+            data_time: data_time.as_secs_f64(),
         })
     }
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use glm4v_data::{BatchSampler, Dataset, DatasetOptions, DatasetRegistry, LabelOptions, Order};
+use glm4v_data::{
+    BatchSampler, DataLoaderOptions, Dataset, DatasetOptions, DatasetRegistry, LabelOptions, Order,
+};
 use glm4v_files::read_text;
 use glm4v_model::{DeviceSpec, Glm4v, Precision, initialize};
 use glm4v_processor::Processor;
@@ -275,6 +277,14 @@ fn dataset_options(config: &RunConfig, max_position_embeddings: usize) -> Datase
         on_bad: config.data.on_bad,
         labels: LabelOptions { loss: config.data.loss, ..LabelOptions::default() },
         ..DatasetOptions::default()
+    }
+}
+
+pub(crate) fn data_loader_options(config: &RunConfig) -> DataLoaderOptions {
+    DataLoaderOptions {
+        workers: config.data.workers,
+        prefetch_bytes: config.data.prefetch_bytes,
+        packing_length: config.data.packing.then_some(config.data.packing_length),
     }
 }
 

@@ -255,7 +255,7 @@ fn an_unsupported_data_file_is_named_by_its_format() {
     fs::create_dir(path("folder")).unwrap();
     fs::write(path("folder/b.jsonl"), "{}").unwrap();
     let mut cases = vec![
-        ("a.parquet", &["is no parquet file or was cut short"][..]),
+        ("a.parquet", &["is a parquet file, which is not read yet", "read_parquet("][..]),
         ("a.csv", &["is a csv file, which is not read yet", "read_csv("]),
         ("a.jsonl.gz", &["is compressed with gzip", "gunzip -k"]),
         ("folder", &["is a directory", "folder/b.jsonl"]),
