@@ -306,7 +306,7 @@ fn train_by_library(
     config.model.path = repository().join("configs/models/digits");
     config.model.init = WeightInit::Random;
     config.data.dir = repository().join("datasets");
-    config.data.train = "digits:train".to_owned();
+    config.data.train = "digits:train".into();
     config.data.batch_size = batch_size;
     config.schedule.max_steps = 6;
     config.run.save_steps = 2;

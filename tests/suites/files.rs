@@ -59,9 +59,9 @@ fn every_config_of_a_run_names_a_model_and_data_that_are_there() {
             assert!(needs && config.model.init == WeightInit::Pretrained, "{place}: no {}", folder.display());
         }
         assert_eq!(config.data.dir, Path::new("datasets"), "{place}");
-        for name in [&config.data.train, &config.eval.data] {
-            let records = |name: &String| registry().find(name).unwrap().read(None).unwrap().len();
-            assert!(name.is_empty() || records(name) > 0, "{place}: {name}");
+        for entry in config.data.train.0.iter().chain(&config.eval.data.0) {
+            let records = registry().find(&entry.name).unwrap().read(None).unwrap();
+            assert!(!records.is_empty(), "{place}: {}", entry.name);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::cache::SampleCache;
 use crate::check::{BadRecordError, BadRecordsError, check_records};
 use crate::eval::EvalExample;
 use crate::location::RecordLocation;
-use crate::mixture::{DistinctRecords, Mixture};
+use crate::mixture::{DistinctRecords, Mixture, Share};
 use crate::options::{BadRecordPolicy, DatasetOptions, LengthPolicy};
 use crate::packing::first_fit;
 use crate::reader::ReadError;
@@ -86,7 +86,7 @@ impl Dataset {
         Self { records, processor, options, cache, skipped_on_open: 0, skipped: Mutex::default() }
     }
 
-    /// Opens a dataset with all its records; see [`open_mixture`](Self::open_mixture).
+    /// Opens a dataset with all its records, or as many as its source says, drawn with the seed 0; see [`open_mixture`](Self::open_mixture).
     ///
     /// # Errors
     ///
@@ -97,7 +97,10 @@ impl Dataset {
         processor: Arc<Processor>,
         options: DatasetOptions,
     ) -> Result<Self, DatasetError> {
-        Self::open_mixture(Records::open(source, media_dir)?.into(), processor, options)
+        let mut records = Mixture::new();
+        let share = Share { samples: source.samples, ..Share::default() };
+        records.add(Records::open(source, media_dir)?.into(), share, 0.0, 0);
+        Self::open_mixture(records, processor, options)
     }
 
     /// Opens a mixture of datasets, and checks its records without decoding media: all of a dataset of at most

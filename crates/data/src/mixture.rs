@@ -1,6 +1,6 @@
 //! Datasets mixed into one: how many records of each, and how often in an epoch.
 //!
-//! What is drawn depends on the seed, the dataset's name and its number of records alone, so that a resumed run has the same.
+//! What is drawn depends on the seed and the content of the dataset alone, so that a resumed run has the same.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -128,7 +128,7 @@ impl Mixture {
     /// `held_out` is the fraction of the dataset that [`add_held_out`](Self::add_held_out) adds to another mixture with the same seed;
     /// it is taken away before anything is drawn.
     pub fn add(&mut self, records: Arc<Records>, share: Share, held_out: f64, seed: u64) {
-        let seed = seed_of(seed, records.name());
+        let seed = seed_of(seed, &records);
         let mut chosen = side(records.len(), held_out, seed, Side::Train);
         if let Some(samples) = share.samples {
             chosen = chosen.draw(samples, seed.wrapping_add(1));
@@ -142,7 +142,7 @@ impl Mixture {
 
     /// Adds the fraction of a dataset that is held out, each record once.
     pub fn add_held_out(&mut self, records: Arc<Records>, fraction: f64, seed: u64) {
-        let chosen = side(records.len(), fraction, seed_of(seed, records.name()), Side::HeldOut);
+        let chosen = side(records.len(), fraction, seed_of(seed, &records), Side::HeldOut);
         self.parts.push(MixturePart { records, chosen });
     }
 
@@ -250,9 +250,12 @@ impl DistinctRecords<'_> {
     }
 }
 
-/// The seed of a dataset: two of the same size must not lose the same records.
-fn seed_of(seed: u64, name: &str) -> u64 {
-    let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name.as_bytes()).finalize();
+/// The seed of a dataset, by what its files hold: two of the same size must not lose the same records, and a dataset that goes by two
+/// names must.
+fn seed_of(seed: u64, records: &Records) -> u64 {
+    let mut hash = Sha256::new().chain_update(seed.to_le_bytes());
+    records.hash(&mut hash);
+    let digest = hash.finalize();
     u64::from_le_bytes(std::array::from_fn(|at| digest[at]))
 }
 
@@ -382,8 +385,17 @@ mod tests {
     }
 
     #[test]
-    fn datasets_with_other_names_are_divided_in_other_ways() {
-        assert_ne!(seed_of(0, "a"), seed_of(0, "b"));
-        assert_ne!(seed_of(0, "a"), seed_of(1, "a"));
+    fn a_dataset_is_divided_by_seed_and_content_whatever_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            Records::open(&crate::DatasetSource::of_file(&path), None).unwrap()
+        };
+        let [one, same, other] = [file("a", "{}\n"), file("b", "{}\n"), file("c", "{} \n")];
+
+        assert_eq!(seed_of(0, &one), seed_of(0, &same));
+        assert_ne!(seed_of(0, &one), seed_of(0, &other));
+        assert_ne!(seed_of(0, &one), seed_of(1, &one));
     }
 }

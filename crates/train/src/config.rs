@@ -13,6 +13,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::dataset_list::DatasetList;
 use crate::schedule::ScheduleKind;
 
 /// Config of a run; every key has a default except `model.path` and `data.train`.
@@ -165,8 +166,11 @@ pub struct DataSection {
     pub dir: PathBuf,
     /// Directory in which images and videos are looked up first; relative to their file if empty.
     pub media_dir: PathBuf,
-    /// Training dataset: `NAME`, `NAME:SPLIT`, or the path of a file.
-    pub train: String,
+    /// Training dataset: `NAME`, `NAME:SPLIT`, or the path of a file or directory; or a list of them, in which
+    /// `{name = "b", weight = 2.0, samples = 500}` takes 500 records by the seed, each of them twice an epoch.
+    pub train: DatasetList,
+    /// Fraction of each training dataset that is held out by the seed, and evaluated in place of `eval.data`; 0 holds out none.
+    pub eval_fraction: f64,
     /// What carries loss: `assistant`, every turn of the assistant; `last`, the last one; `all`, the whole text.
     pub loss: LossPolicy,
     /// Records per training step.
@@ -197,7 +201,8 @@ impl Default for DataSection {
         Self {
             dir: "datasets".into(),
             media_dir: PathBuf::new(),
-            train: String::new(),
+            train: DatasetList::default(),
+            eval_fraction: 0.0,
             loss: LossPolicy::Assistant,
             batch_size: 8,
             max_length: 0,
@@ -271,8 +276,8 @@ impl Default for ScheduleSection {
 #[serde(deny_unknown_fields, default)]
 #[serde(expecting = "a section")]
 pub struct EvalSection {
-    /// Evaluation dataset; none if empty.
-    pub data: String,
+    /// Evaluation dataset, or a list as `data.train`; none if empty.
+    pub data: DatasetList,
     /// Steps between evaluations; 0 evaluates at the end only. A checkpoint is written before each, unless
     /// `run.save_steps` is 0.
     pub steps: usize,
@@ -286,7 +291,7 @@ pub struct EvalSection {
 
 impl Default for EvalSection {
     fn default() -> Self {
-        Self { data: String::new(), steps: 0, batch_size: 32, max_new_tokens: 64, log_samples: 8 }
+        Self { data: DatasetList::default(), steps: 0, batch_size: 32, max_new_tokens: 64, log_samples: 8 }
     }
 }
 
@@ -388,6 +393,11 @@ impl RunConfig {
         Ok(config)
     }
 
+    /// Whether the run evaluates.
+    pub fn evaluates(&self) -> bool {
+        !self.eval.data.is_empty() || self.data.eval_fraction > 0.0
+    }
+
     /// The config with every key written out.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a run has no value that TOML cannot express")
@@ -403,6 +413,13 @@ impl RunConfig {
         }
         self.schedule.check(check)?;
         self.run.check(check)?;
+        let both = self.data.eval_fraction > 0.0 && !self.eval.data.is_empty();
+        check.require(
+            !both,
+            "eval.data",
+            format!("\"{}\"", self.eval.data),
+            "left out beside data.eval_fraction",
+        )?;
         self.eval.check(check)
     }
 }
@@ -453,7 +470,18 @@ impl ModelSection {
 
 impl DataSection {
     fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
-        check.not_empty(self.train.as_ref(), "data.train", "the name of a dataset, as digits:train")?;
+        let needed = match self.train.is_empty() {
+            true => Some("the name of a dataset, as digits:train"),
+            false => self.train.problem(),
+        };
+        let found = format!("\"{}\"", self.train);
+        check.require(needed.is_none(), "data.train", found, needed.unwrap_or_default())?;
+        check.require(
+            fraction(self.eval_fraction),
+            "data.eval_fraction",
+            self.eval_fraction,
+            "from 0 to below 1",
+        )?;
         check.at_least_one(self.batch_size, "data.batch_size")?;
         check.require(self.workers <= 64, "data.workers", self.workers, "0 to 64")
     }
@@ -482,6 +510,13 @@ impl ScheduleSection {
 
 impl EvalSection {
     fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
+        let problem = self.data.problem();
+        check.require(
+            problem.is_none(),
+            "eval.data",
+            format!("\"{}\"", self.data),
+            problem.unwrap_or_default(),
+        )?;
         check.at_least_one(self.batch_size, "eval.batch_size")?;
         check.at_least_one(self.max_new_tokens, "eval.max_new_tokens")
     }
@@ -659,7 +694,7 @@ mod tests {
 
         let config = config.unwrap();
         assert_eq!((config.optim.lr, config.run.seed), (2e-4, 7));
-        assert_eq!(config.eval.data, "digits:test");
+        assert_eq!(config.eval.data, "digits:test".into());
         assert_eq!(config.model.freeze, [FreezeTarget::Text]);
         for wrong in ["lr", "optim.lr", "=1", "lr=1", "optim.=1"] {
             let error = read(TEXT, &[wrong]).unwrap_err();
@@ -699,6 +734,46 @@ mod tests {
         assert_eq!(on_bad(&["data.on_bad=drop"]).unwrap_err(), unknown);
         let misspelled = "x.toml: unknown key \"data.onbad\"; did you mean \"on_bad\"?";
         assert_eq!(on_bad(&["data.onbad=skip"]).unwrap_err(), misspelled);
+    }
+
+    #[test]
+    fn datasets_are_mixed_by_weight_and_number() {
+        let mixed = r#"data.train=["a", {name = "b:train", weight = 2.5, samples = 500}]"#;
+        let config = read(TEXT, &[mixed]).unwrap();
+
+        let shares: Vec<_> =
+            config.data.train.0.iter().map(|entry| (entry.name.as_str(), entry.share())).collect();
+        let share = |weight, samples| glm4v_data::Share { weight, samples };
+        assert_eq!(shares, [("a", share(1.0, None)), ("b:train", share(2.5, Some(500)))]);
+        assert_eq!(config.data.train.to_string(), "a, b:train");
+        assert_eq!(read(&config.to_toml(), &[]).unwrap(), config);
+        let lone = read(TEXT, &["data.train={name = 'a', samples = 3}"]).unwrap();
+        assert_eq!(read(&lone.to_toml(), &[]).unwrap(), lone);
+
+        let refused = |setting: &str| read(TEXT, &[setting]).unwrap_err();
+        assert_eq!(
+            refused("data.train=[]"),
+            "x.toml: data.train is \"\"; needed: the name of a dataset, as digits:train"
+        );
+        assert!(
+            refused("data.train=[{name = 'a', weight = 0}]")
+                .ends_with("needed: a weight above 0, at most a million")
+        );
+        assert!(refused("eval.data=[{name = 'a', samples = 0}]").ends_with("needed: samples of 1 or more"));
+        assert!(refused("data.train=[{name = 'a', wieght = 2.0}]").contains("unknown field `wieght`"));
+        assert!(refused("data.train=[{weight = 2.0}]").contains("missing field `name`"));
+        assert!(refused("data.train=[3]").contains("expected the name of a dataset"));
+    }
+
+    #[test]
+    fn a_part_of_the_training_data_may_be_held_out_instead_of_eval_data() {
+        let config = read(TEXT, &["data.eval_fraction=0.1"]).unwrap();
+        assert!(config.evaluates() && !read(TEXT, &[]).unwrap().evaluates());
+
+        let both = read(TEXT, &["data.eval_fraction=0.1", "eval.data=d:test"]).unwrap_err();
+        assert_eq!(both, "x.toml: eval.data is \"d:test\"; needed: left out beside data.eval_fraction");
+        let whole = read(TEXT, &["data.eval_fraction=1.0"]).unwrap_err();
+        assert_eq!(whole, "x.toml: data.eval_fraction is 1; needed: from 0 to below 1");
     }
 
     #[test]

@@ -71,6 +71,14 @@ pub enum TrainError {
         /// Why it must not change.
         reason: &'static str,
     },
+    /// `data.eval_fraction` of datasets of one record.
+    #[error(
+        "data.train, {data}: has too few records to hold one out; needed: two or more, or eval.data instead of data.eval_fraction"
+    )]
+    NothingHeldOut {
+        /// `data.train`.
+        data: String,
+    },
     /// The training records differ from the checkpoint's, by their fingerprint.
     #[error(
         "{}: data.train, {data}, holds other records than when the run began, or holds them in another order; needed: the \

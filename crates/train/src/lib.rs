@@ -11,6 +11,7 @@ mod callback;
 mod checkpoint;
 mod config;
 mod config_diff;
+mod dataset_list;
 mod error;
 mod eval;
 mod finite;
@@ -34,6 +35,7 @@ pub use config::{
     RunConfigError, RunSection, ScheduleSection, WeightInit,
 };
 pub use config_diff::ConfigChange;
+pub use dataset_list::{DatasetEntry, DatasetList};
 pub use error::{RunDirError, TrainError};
 pub use eval::{EvalGenerator, EvalOptions, EvalOutput, GeneratedAnswer, Prediction, evaluate};
 pub use freeze::{freeze, mark_only_adapters_as_trainable};

@@ -81,7 +81,7 @@ impl Run {
         progress: ProgressFn<'_>,
     ) -> Result<Self, TrainError> {
         let mut dir = RunDir::open(&config.run.output_dir)?;
-        let evaluates = !config.eval.data.is_empty();
+        let evaluates = config.evaluates();
         // Reading the data can take minutes, so a directory that is refused anyway is refused first.
         dir.resume_point(ResumeRequest { resume, max_steps: None, evaluates })?;
         let origin = ModelFolder::open(&config.model.path)?;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use glm4v_data::{
-    BatchSampler, DataLoaderOptions, Dataset, DatasetOptions, DatasetRegistry, LabelOptions, Order,
+    BatchSampler, DataLoaderOptions, Dataset, DatasetError, DatasetOptions, DatasetRegistry, DatasetSource,
+    LabelOptions, Mixture, Order, Records, Share,
 };
 use glm4v_files::read_text;
 use glm4v_model::{DeviceSpec, Glm4v, Precision, initialize};
@@ -17,6 +18,7 @@ use crate::adamw::{AdamW, AdamWConfig};
 use crate::checkpoint::{CheckpointFormat, Checkpoints, TrainerState};
 use crate::config::{LoraSection, RunConfig, WeightInit};
 use crate::config_diff::{ChangePolicy, ConfigChange, config_diff};
+use crate::dataset_list::DatasetList;
 use crate::error::TrainError;
 use crate::freeze::{freeze, mark_only_adapters_as_trainable};
 use crate::layout::OPTIMIZER;
@@ -56,13 +58,9 @@ impl RunData {
         let processor = Arc::new(load_processor(origin)?);
         let registry = DatasetRegistry::load(&config.data.dir)?;
         let options = dataset_options(config, origin.config().text.max_position_embeddings);
-        let media = media_dir(config);
-        let train =
-            Dataset::open(&registry.find(&config.data.train)?, media, processor.clone(), options.clone())?;
-        let eval = match config.eval.data.as_str() {
-            "" => None,
-            name => Some(Dataset::open(&registry.find(name)?, media, processor, options)?),
-        };
+        let (train, eval) = Mixer { config, registry, opened: Vec::new() }.mixtures()?;
+        let train = Dataset::open_mixture(train, processor.clone(), options.clone())?;
+        let eval = eval.map(|eval| Dataset::open_mixture(eval, processor, options)).transpose()?;
         if train.num_skipped() > 0 && !config.data.batch_order.as_os_str().is_empty() {
             let (path, skipped) = (config.data.batch_order.clone(), train.num_skipped());
             return Err(TrainError::BatchOrderSkipped { path, skipped });
@@ -78,6 +76,62 @@ impl RunData {
             return Err(TrainError::BatchOrderTooShort { path, found, needed: steps });
         }
         Ok(Self { train: Arc::new(train), eval, sampler, steps })
+    }
+}
+
+/// Opens the datasets of a config and mixes them.
+struct Mixer<'a> {
+    config: &'a RunConfig,
+    registry: DatasetRegistry,
+    /// A dataset may be named more than once, and its records are found once.
+    opened: Vec<(DatasetSource, Arc<Records>)>,
+}
+
+impl Mixer<'_> {
+    /// The records to train on, and those to evaluate.
+    fn mixtures(mut self) -> Result<(Mixture, Option<Mixture>), TrainError> {
+        let config = self.config;
+        let held_out = config.data.eval_fraction;
+        let train = self.mixture(&config.data.train, held_out)?;
+        if held_out == 0.0 {
+            let eval = (!config.eval.data.is_empty()).then(|| self.mixture(&config.eval.data, 0.0));
+            return Ok((train, eval.transpose()?));
+        }
+        let mut eval = Mixture::new();
+        for (_, records) in self.opened {
+            eval.add_held_out(records, held_out, config.run.seed);
+        }
+        if eval.is_empty() {
+            let data = config.data.train.to_string();
+            return Err(TrainError::NothingHeldOut { data });
+        }
+        Ok((train, Some(eval)))
+    }
+
+    fn mixture(&mut self, list: &DatasetList, held_out: f64) -> Result<Mixture, TrainError> {
+        let mut mixture = Mixture::new();
+        for entry in &list.0 {
+            let (records, registered) = self.open(&entry.name)?;
+            let share = entry.share();
+            let share = Share { samples: share.samples.or(registered), ..share };
+            mixture.add(records, share, held_out, self.config.run.seed);
+        }
+        Ok(mixture)
+    }
+
+    /// The records of a dataset, and `num_samples` of the registry.
+    fn open(&mut self, name: &str) -> Result<(Arc<Records>, Option<usize>), TrainError> {
+        let source = self.registry.find(name)?;
+        let same = |known: &&(DatasetSource, Arc<Records>)| {
+            known.0.files == source.files && known.0.schema == source.schema
+        };
+        if let Some((_, records)) = self.opened.iter().find(same) {
+            return Ok((records.clone(), source.samples));
+        }
+        let records = Records::open(&source, media_dir(self.config)).map_err(DatasetError::from)?;
+        let (records, samples) = (Arc::new(records), source.samples);
+        self.opened.push((source, records.clone()));
+        Ok((records, samples))
     }
 }
 
@@ -116,7 +170,7 @@ impl ResumeState {
             }
         }
         if state.data != current.fingerprint {
-            let (checkpoint, data) = (checkpoint.to_owned(), current.config.data.train.clone());
+            let (checkpoint, data) = (checkpoint.to_owned(), current.config.data.train.to_string());
             return Err(TrainError::DataChanged { checkpoint, data });
         }
         changed.retain(|change| change.policy() == ChangePolicy::Report);

@@ -254,11 +254,13 @@ fn an_unsupported_data_file_is_named_by_its_format() {
     fs::write(path("a.jsonl.gz"), b"\x1f\x8b\x08....").unwrap();
     fs::create_dir(path("folder")).unwrap();
     fs::write(path("folder/b.jsonl"), "{}").unwrap();
+    fs::create_dir(path("empty")).unwrap();
     let mut cases = vec![
         ("a.parquet", &["is a parquet file, which is not read yet", "read_parquet("][..]),
         ("a.csv", &["is a csv file, which is not read yet", "read_csv("]),
         ("a.jsonl.gz", &["is compressed with gzip", "gunzip -k"]),
-        ("folder", &["is a directory", "folder/b.jsonl"]),
+        ("folder", &["folder/b.jsonl: line 1: has no \"messages\""]),
+        ("empty", &["empty: is a directory", "holds no .json or .jsonl file either"]),
         ("none.jsonl", &["no such file", "dataset_info.json does not exist"]),
     ];
     #[cfg(unix)]

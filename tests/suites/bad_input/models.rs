@@ -146,7 +146,7 @@ fn run_open_refuses_a_preprocessor_config_of_another_model() {
     let mut config = RunConfig::default();
     config.model.path = model.path().to_owned();
     config.data.dir = repository().join("datasets");
-    config.data.train = "digits:train".to_owned();
+    config.data.train = "digits:train".into();
     config.run.output_dir = dir.path().join("run");
     let device_spec = DeviceSpec::for_backend(Backend::Cpu, &Backend::Cpu.open().unwrap(), DType::F32);
 

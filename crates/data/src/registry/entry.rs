@@ -11,19 +11,22 @@ use crate::schema::{Columns, Formatting, RecordSchema, Tags};
 pub(super) struct Entry {
     /// Name and file of each split, in the order of the registry.
     pub(super) splits: Vec<(String, String)>,
+    /// Whether the entry names its one split.
+    pub(super) is_split_given: bool,
+    /// Whether it stands for a path that was given in place of a name.
+    pub(super) is_path: bool,
     pub(super) schema: RecordSchema,
+    /// Number of records to draw; all of them without.
+    pub(super) samples: Option<usize>,
 }
 
 /// Keys of LLaMA-Factory that are not supported, with the alternative.
-const UNSUPPORTED: [(&str, &str); 10] = [
+const UNSUPPORTED: [(&str, &str); 7] = [
     ("hf_hub_url", HUB),
     ("ms_hub_url", HUB),
     ("om_hub_url", HUB),
     ("cloud_file_name", HUB),
     ("script_url", "convert the dataset to JSONL and name it with file_name"),
-    ("subset", "give each subset an entry with its file_name"),
-    ("folder", "give each directory an entry with its file_name"),
-    ("num_samples", "write the records that you want to a file of their own"),
     ("ranking", "training on preferences is not supported"),
     ("load_from", "name the file with file_name"),
 ];
@@ -34,7 +37,17 @@ impl Entry {
         let mut keys = EntryKeys::new(file, name.to_owned(), value)?;
         let unsupported = UNSUPPORTED.map(|(key, _)| key);
         keys.check_known(&[
-            &["file_name", "splits", "split", "formatting", "columns", "tags"],
+            &[
+                "file_name",
+                "folder",
+                "subset",
+                "splits",
+                "split",
+                "num_samples",
+                "formatting",
+                "columns",
+                "tags",
+            ],
             unsupported.as_slice(),
         ])?;
         for (key, remedy) in UNSUPPORTED {
@@ -52,11 +65,13 @@ impl Entry {
             Some("alpaca") => Formatting::Alpaca,
             Some(_) => return Err(keys.wrong_type("formatting", "\"openai\", \"sharegpt\" or \"alpaca\"")),
         };
+        let is_split_given = keys.values.contains_key("split");
         let splits = keys.splits()?;
+        let samples = keys.samples()?;
         let mut columns = keys.section("columns")?;
         let mut tags = keys.section("tags")?;
         let schema = RecordSchema { formatting, columns: columns.columns()?, tags: tags.tags()? };
-        Ok(Self { splits, schema })
+        Ok(Self { splits, is_split_given, is_path: false, schema, samples })
     }
 }
 
@@ -111,8 +126,17 @@ impl<'a> EntryKeys<'a> {
 
     fn splits(&mut self) -> Result<Vec<(String, String)>, DatasetRegistryError> {
         let split = self.text("split")?.unwrap_or_else(|| "train".to_owned());
+        if split.contains('[') {
+            return Err(
+                self.wrong_type("split", "the name of a split, without a slice; num_samples takes a part")
+            );
+        }
+        let below = [self.text("folder")?, self.text("subset")?];
         match (self.text("file_name")?, self.values.shift_remove("splits")) {
-            (Some(file), None) => Ok(vec![(split, file)]),
+            (Some(file), None) => {
+                let parts = [Some(file)].into_iter().chain(below).flatten();
+                Ok(vec![(split, parts.collect::<Vec<_>>().join("/"))])
+            }
             (None, Some(Value::Object(splits))) if !splits.is_empty() => {
                 splits.into_iter().map(|(name, file)| self.split_file(name, file)).collect()
             }
@@ -121,6 +145,16 @@ impl<'a> EntryKeys<'a> {
             (None, None) => {
                 Err(self.wrong_type("file_name", "the name of a file, or \"splits\" given instead"))
             }
+        }
+    }
+
+    fn samples(&mut self) -> Result<Option<usize>, DatasetRegistryError> {
+        match self.values.shift_remove("num_samples") {
+            None | Some(Value::Null) => Ok(None),
+            Some(number) => match number.as_u64().and_then(|number| usize::try_from(number).ok()) {
+                Some(number) if number > 0 => Ok(Some(number)),
+                _ => Err(self.wrong_type("num_samples", "a number of records, 1 or more")),
+            },
         }
     }
 

@@ -3,6 +3,7 @@
 //! The keys are LLaMA-Factory's, so that its files can be used as they are. An entry is parsed when it is looked up: unsupported
 //! entries (hubs, scripts) do not affect others. `splits`, which gives one entry several files, is an extension.
 
+mod directory;
 mod entry;
 mod error;
 mod source;
@@ -71,7 +72,8 @@ impl DatasetRegistry {
     /// When there is no such entry, or it is not supported.
     pub fn splits(&self, name: &str) -> Result<Vec<String>, DatasetRegistryError> {
         let entry = self.entries.get(name).ok_or_else(|| self.unknown_name(name))?;
-        Ok(Entry::parse(&self.file, name, entry)?.splits.into_iter().map(|(split, _)| split).collect())
+        let entry = Entry::parse(&self.file, name, entry)?;
+        Ok(self.files(&entry)?.into_iter().map(|(split, _)| split).collect())
     }
 
     /// Finds the dataset of `NAME`, `NAME:SPLIT` or the path of a file.
@@ -89,10 +91,8 @@ impl DatasetRegistry {
         if let Some(entry) = self.entries.get(name) {
             return self.select_split(name, split, Entry::parse(&self.file, name, entry)?);
         }
-        // Any kind of file: the reader has better errors for those without records.
-        if fs::symlink_metadata(wanted).is_ok() {
-            let files = vec![wanted.into()];
-            return Ok(DatasetSource { name: wanted.to_owned(), files, schema: RecordSchema::default() });
+        if let Some(found) = self.find_path(wanted, name, split)? {
+            return Ok(found);
         }
         match split {
             Some(split) if Path::new(name).is_file() => Err(DatasetRegistryError::UnknownSplit {
@@ -106,16 +106,38 @@ impl DatasetRegistry {
         }
     }
 
+    /// The dataset of a path, or of a directory with the name of a split after a colon.
+    fn find_path(
+        &self,
+        wanted: &str,
+        name: &str,
+        split: Option<&str>,
+    ) -> Result<Option<DatasetSource>, DatasetRegistryError> {
+        let [whole, dir] = [wanted, name].map(Path::new);
+        let (path, name, split) = match (whole.is_dir(), dir.is_dir()) {
+            (true, _) => (whole, wanted, None),
+            (false, true) => (dir, name, split),
+            // Any kind of file: the reader has better errors for those without records.
+            _ if fs::symlink_metadata(wanted).is_ok() => return Ok(Some(DatasetSource::of_file(whole))),
+            _ => return Ok(None),
+        };
+        let schema = RecordSchema::default();
+        let splits = vec![("train".to_owned(), path.display().to_string())];
+        let entry = Entry { splits, schema, samples: None, is_split_given: false, is_path: true };
+        self.select_split(name, split, entry).map(Some)
+    }
+
     fn select_split(
         &self,
         name: &str,
         split: Option<&str>,
         entry: Entry,
     ) -> Result<DatasetSource, DatasetRegistryError> {
-        let names = || entry.splits.iter().map(|(name, _)| name.as_str());
+        let splits = self.files(&entry)?;
+        let names = || splits.iter().map(|(name, _)| name.as_str());
         let known = join_names(names());
         let (file, owned) = (self.file.clone(), name.to_owned());
-        let found = match (split, entry.splits.as_slice()) {
+        let found = match (split, splits.as_slice()) {
             (None, [only]) => only,
             (None, several) => {
                 let first = several.first().map(|(name, _)| name.clone()).unwrap_or_default();
@@ -132,23 +154,36 @@ impl DatasetRegistry {
                 }
             })?,
         };
-        let full_name = if entry.splits.len() > 1 { format!("{name}:{}", found.0) } else { name.to_owned() };
-        Ok(DatasetSource { name: full_name, files: self.files(&found.1)?, schema: entry.schema })
+        let full_name = if splits.len() > 1 { format!("{name}:{}", found.0) } else { name.to_owned() };
+        let (schema, samples) = (entry.schema, entry.samples);
+        Ok(DatasetSource { name: full_name, files: found.1.clone(), schema, samples })
     }
 
-    /// The file of a split, or the `.json` and `.jsonl` files of a directory in the order of their names.
-    fn files(&self, written: &str) -> Result<Vec<PathBuf>, DatasetRegistryError> {
-        let path = self.dir.join(written);
-        if !path.is_dir() {
-            return Ok(vec![path]);
+    /// The files of each split. A directory in place of a file has splits of its own; the entry's `split` selects one of them.
+    fn files(&self, entry: &Entry) -> Result<Vec<(String, Vec<PathBuf>)>, DatasetRegistryError> {
+        let mut splits = Vec::new();
+        for (name, written) in &entry.splits {
+            // A path that was given in place of a name is relative to the current directory.
+            let path = if entry.is_path { PathBuf::from(written) } else { self.dir.join(written) };
+            if !path.is_dir() {
+                splits.push((name.clone(), vec![path]));
+                continue;
+            }
+            let io = |source| DatasetRegistryError::Io { file: path.clone(), source };
+            let mut found = directory::splits(&path).map_err(io)?;
+            let is_named = found.iter().any(|(known, _)| known == name);
+            if entry.is_split_given && is_named {
+                found.retain(|(known, _)| known == name);
+            }
+            match found.as_mut_slice() {
+                // The reader has the error.
+                [] => splits.push((name.clone(), vec![path])),
+                [only] if entry.is_split_given => only.0.clone_from(name),
+                _ => {}
+            }
+            splits.append(&mut found);
         }
-        let io = |source| DatasetRegistryError::Io { file: path.clone(), source };
-        let entries = fs::read_dir(&path).map_err(io)?;
-        let paths = entries.map(|entry| entry.map(|entry| entry.path()).map_err(io));
-        let mut files = paths.collect::<Result<Vec<_>, _>>()?;
-        files.retain(|file| file.extension().is_some_and(|e| e == "json" || e == "jsonl"));
-        files.sort();
-        Ok(files)
+        Ok(splits)
     }
 
     fn unknown_name(&self, name: &str) -> DatasetRegistryError {
@@ -231,6 +266,30 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_has_the_splits_of_its_files_and_needs_no_entry() {
+        let (dir, registry) = registry(
+            r#"{"hub": {"file_name": "hub"}, "one": {"file_name": "hub", "split": "test"},
+                "sub": {"file_name": "hub", "subset": "de", "num_samples": 3}}"#,
+        );
+        for name in ["hub/data/train-0.parquet", "hub/data/test-0.parquet", "hub/de/a.jsonl"] {
+            let file = dir.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        }
+        let file = |name: &str| vec![dir.path().join("hub").join(name)];
+        let found = |wanted: &str| registry.find(wanted).unwrap();
+
+        assert_eq!(registry.splits("hub").unwrap(), ["train", "test"]);
+        assert_eq!(found("hub:test").files, file("data/test-0.parquet"));
+        assert_eq!(found("one").files, file("data/test-0.parquet"));
+        assert_eq!((found("sub").files, found("sub").samples), (file("de/a.jsonl"), Some(3)));
+        let path = dir.path().join("hub").display().to_string();
+        assert_eq!(found(&format!("{path}:train")).files, file("data/train-0.parquet"));
+        let ambiguous = registry.find(&path).unwrap_err().to_string();
+        assert!(ambiguous.contains("has the splits train, test; name one"), "{ambiguous}");
+    }
+
+    #[test]
     fn files_of_a_directory_are_read_in_the_order_of_their_names() {
         let (dir, registry) = registry(r#"{"x": {"file_name": "x"}}"#);
         fs::create_dir(dir.path().join("x")).unwrap();
@@ -290,8 +349,16 @@ mod tests {
                 "\"d.hf_hub_url\" is not supported; nothing is fetched; download the dataset and name it with file_name",
             ),
             (
-                r#""file_name": "x", "num_samples": 5"#,
-                "\"d.num_samples\" is not supported; write the records that you want to a file of their own",
+                r#""file_name": "x", "num_samples": 0"#,
+                "\"d.num_samples\" must be a number of records, 1 or more",
+            ),
+            (
+                r#""file_name": "x", "ranking": true"#,
+                "\"d.ranking\" is not supported; training on preferences is not supported",
+            ),
+            (
+                r#""file_name": "x", "split": "train[:10%]""#,
+                "\"d.split\" must be the name of a split, without a slice; num_samples takes a part",
             ),
         ];
         for (entry, error) in cases {

@@ -18,13 +18,15 @@ pub struct DatasetSource {
     pub files: Vec<PathBuf>,
     /// Keys and role names of the records.
     pub schema: RecordSchema,
+    /// Number of records to draw by a seed, as the registry's `num_samples` has it; all of them without.
+    pub samples: Option<usize>,
 }
 
 impl DatasetSource {
     /// The records of one file, detected in each.
     pub fn of_file(file: &Path) -> Self {
         let name = file.display().to_string();
-        Self { name, files: vec![file.to_owned()], schema: RecordSchema::default() }
+        Self { name, files: vec![file.to_owned()], schema: RecordSchema::default(), samples: None }
     }
 
     /// Reads all records into memory. Media paths are relative to `media_dir` where they exist there, else to the file of the record.
