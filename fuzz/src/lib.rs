@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
+use glm4v_data::{DatasetRegistry, DatasetSource, REGISTRY_FILE, Records};
 use glm4v_processor::{
     VideoMetadata, DecodeLimits, ImageConfig, ImageProcessor, ImageSource, Message, Processor, ChatTemplateOptions,
     VideoConfig, VideoSource, VideoLimits, VideoProcessor, parse_messages,
@@ -101,6 +102,34 @@ pub fn preprocessor(data: &[u8]) {
         let taken = config.sampling.indices(&video);
         assert!(taken.len().is_multiple_of(2) && taken.is_sorted());
         assert!(taken.iter().all(|&frame| frame < video.frames));
+    }
+}
+
+/// A file of records: JSON, JSONL, parquet or tar by its first bytes. What can be opened has locations, and every record is read or
+/// refused.
+pub fn records(data: &[u8]) {
+    let mut file = tempfile::NamedTempFile::new().expect("there is room for a file");
+    std::io::Write::write_all(&mut file, data).expect("there is room for a file");
+    let Ok(records) = Records::open(&DatasetSource::of_file(file.path()), None) else { return };
+    for index in (0..records.len()).take(100) {
+        let location = records.location(index);
+        if let Ok(record) = records.read(index) {
+            assert_eq!(record.location, location);
+        }
+    }
+}
+
+/// `dataset_info.json`, and every dataset that it names.
+pub fn dataset_info(data: &[u8]) {
+    let dir = tempfile::tempdir().expect("there is room for a directory");
+    std::fs::write(dir.path().join(REGISTRY_FILE), data).expect("there is room for a file");
+    let Ok(registry) = DatasetRegistry::load(dir.path()) else { return };
+    for name in registry.names().take(100) {
+        let splits = registry.splits(name).unwrap_or_default();
+        for split in &splits {
+            let _ = registry.find(&format!("{name}:{split}"));
+        }
+        let _ = registry.find(name);
     }
 }
 

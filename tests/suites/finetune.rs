@@ -71,6 +71,32 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
 }
 
 #[test]
+fn a_mixture_with_a_part_held_out_resumes_exactly() {
+    let folder = tempdir().unwrap();
+    let [straight, resumed, other] = ["straight", "resumed", "other"].map(|name| folder.path().join(name));
+    let mixture = r#"data.train=["demo-sharegpt", {name = "digits:train", weight = 1.5, samples = 40}]"#;
+    let common = [mixture, "data.eval_fraction=0.25", "data.batch_size=7", "run.save_steps=5"];
+    let settings = [&common[..], &["schedule.max_steps=12", "schedule.type=constant"]].concat();
+    let run = |folder: &Path, more: &[&str]| {
+        CommandOutput::run(train(folder, &settings).args(more)).success();
+    };
+    run(&straight, &[]);
+    copy(&straight.join("checkpoints/step-5"), &resumed.join("checkpoints/step-5"));
+
+    run(&resumed, &["--resume"]);
+
+    let whole = numbers(&straight);
+    let after = whole.iter().position(|entry| entry["step"] == 6).unwrap();
+    assert_eq!(numbers(&resumed), whole[after..]);
+    // A quarter of 4 and of 1437 records.
+    assert_eq!(whole.last().unwrap()["samples"], 1 + 359);
+    copy(&straight.join("checkpoints/step-5"), &other.join("checkpoints/step-5"));
+    let changed = [&settings[..], &[&mixture.replace("40", "41")]].concat();
+    CommandOutput::run(train(&other, &changed).arg("--resume"))
+        .failure(&["data.train, demo-sharegpt, digits:train"]);
+}
+
+#[test]
 fn a_packed_run_has_the_losses_of_an_unpacked_one_and_resumes_exactly() {
     let folder = tempdir().unwrap();
     let [padded, packed, resumed] = ["padded", "packed", "resumed"].map(|name| folder.path().join(name));

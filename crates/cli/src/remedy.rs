@@ -7,7 +7,7 @@ use std::error::Error;
 use std::path::Path;
 
 use clap::CommandFactory;
-use glm4v_data::{BadRecordsError, DataLoaderError, DatasetError};
+use glm4v_data::{BadRecordsError, DataLoaderError, DatasetError, ReadError, UnsupportedFile};
 use glm4v_infer::GenerateError;
 use glm4v_measure::MeasureError;
 use glm4v_model::{DeviceError, DeviceFault};
@@ -92,6 +92,7 @@ const TABLE: [Row; 16] = [
     row::<RunDirError>,
     row::<DataLoaderError>,
     row::<BadRecordsError>,
+    row::<ReadError>,
 ];
 
 fn row<E: Remedy + Error + 'static>(error: Cause<'_>, flags: &Flags) -> Option<String> {
@@ -126,6 +127,7 @@ fn transparent_inner(error: Cause<'_>) -> Option<Cause<'_>> {
     if let Some(error) = downcast::<DatasetError>(error) {
         return match error {
             DatasetError::Bad(inner) => Some(inner),
+            DatasetError::Read(inner) => Some(inner),
             DatasetError::Sample(inner) => Some(inner),
             _ => None,
         };
@@ -250,6 +252,17 @@ impl Remedy for BadRecordsError {
             "fix them, or leave them out with --set data.on_bad=skip",
             "",
         )
+    }
+}
+
+impl Remedy for ReadError {
+    fn remedy(&self, _flags: &Flags) -> Option<String> {
+        match self {
+            Self::Unsupported { found: UnsupportedFile::Columnar("parquet"), .. } => {
+                Some("or build glm4v with --features parquet".to_owned())
+            }
+            _ => None,
+        }
     }
 }
 

@@ -279,6 +279,20 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_llama_factorys_newer_datasets_have_a_value() {
+        let newer = json!([{"type": "text", "value": "a"}, {"type": "image_url", "value": "1.png"},
+            {"type": "video_url", "value": "v.mp4"}]);
+        let open_ai = json!([{"type": "text", "text": "a"}, {"type": "image", "path": "1.png"},
+            {"type": "video", "path": "v.mp4"}]);
+
+        assert_eq!(parse(asked(newer, json!("b"))).unwrap(), parse(asked(open_ai, json!("b"))).unwrap());
+        let audio = refused(asked(json!([{"type": "audio_url", "value": "a.wav"}]), json!("b")));
+        assert!(audio.starts_with("message 0, part 0: unknown type \"audio_url\""), "{audio}");
+        let both = parse(asked(json!([{"type": "text", "text": "a", "value": "b"}]), json!("b"))).unwrap();
+        assert_eq!(both.unknown_keys, ["messages[].content[].value"]);
+    }
+
+    #[test]
     fn system_and_tools_may_be_keys_of_the_record() {
         let mut record = asked(json!("a"), json!("b"));
         record["system"] = json!("s");

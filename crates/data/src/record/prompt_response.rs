@@ -174,6 +174,39 @@ mod tests {
     use crate::schema::{Formatting, RecordSchema};
 
     #[test]
+    fn a_single_question_without_placeholders_has_its_media_before_it() {
+        let placed = json!({"query": "<image><image><video>What?", "response": "a", "images": ["1.png", "2.png"], "video": "v.mp4"});
+        let mut unplaced = placed.clone();
+        unplaced["query"] = json!("What?");
+        assert_eq!(parse(unplaced.clone()).unwrap(), parse(placed).unwrap());
+
+        let mismatch = "in its messages but 2 in \"images\"; needs one entry for each place";
+        unplaced["history"] = json!([["q", "a"]]);
+        assert!(refused(unplaced.clone()).contains(mismatch));
+        unplaced["history"] = json!([]);
+        unplaced["query"] = json!("<video>What?");
+        assert!(refused(unplaced).contains(mismatch));
+    }
+
+    #[test]
+    fn a_text_beside_images_is_the_answer_to_the_images_alone() {
+        let asked = asked(json!("<image>"), json!("a cat"));
+        let mut conversation = asked.clone();
+        conversation["image"] = json!("1.png");
+        let same = parse(conversation).unwrap();
+        for key in ["text", "caption"] {
+            assert_eq!(parse(json!({key: "a cat", "image": "1.png", "id": 3})).unwrap(), same);
+        }
+        let mut schema = RecordSchema::default();
+        schema.columns.response = Some("ground_truth".to_owned());
+        let named = parse_with(json!({"ground_truth": "a cat", "image": "1.png"}), &schema);
+        assert_eq!(named.unwrap(), same);
+
+        assert!(refused(json!({"text": "a cat"})).starts_with("\"text\" is plain text"));
+        assert!(refused(json!({"title": "a cat", "image": "1.png"})).starts_with("has no \"messages\""));
+    }
+
+    #[test]
     fn prompts_with_responses_are_conversations() {
         let conversation = asked(json!("<image>\nWhat?"), json!("a"));
         let mut conversation = conversation;
