@@ -75,7 +75,7 @@ trait Remedy {
 type Cause<'a> = &'a (dyn Error + 'static);
 type Row = for<'a> fn(Cause<'a>, &Flags) -> Option<String>;
 
-const TABLE: [Row; 16] = [
+const TABLE: [Row; 17] = [
     row::<SelftestFailed>,
     row::<ThreadsError>,
     row::<DeviceError>,
