@@ -91,7 +91,8 @@ fn a_mixture_with_a_part_held_out_resumes_exactly() {
     // A quarter of 4 and of 1437 records.
     assert_eq!(whole.last().unwrap()["samples"], 1 + 359);
     copy(&straight.join("checkpoints/step-5"), &other.join("checkpoints/step-5"));
-    let changed = [&settings[..], &[&mixture.replace("40", "41")]].concat();
+    let larger = mixture.replace("40", "41");
+    let changed = [&settings[..], &[larger.as_str()]].concat();
     CommandOutput::run(train(&other, &changed).arg("--resume"))
         .failure(&["data.train, demo-sharegpt, digits:train"]);
 }

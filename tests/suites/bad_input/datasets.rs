@@ -256,7 +256,10 @@ fn an_unsupported_data_file_is_named_by_its_format() {
     fs::write(path("folder/b.jsonl"), "{}").unwrap();
     fs::create_dir(path("empty")).unwrap();
     let mut cases = vec![
-        ("a.parquet", &["is a parquet file, which is not read yet", "read_parquet(", "--features parquet"][..]),
+        (
+            "a.parquet",
+            &["is a parquet file, which is not read yet", "read_parquet(", "--features parquet"][..],
+        ),
         ("a.csv", &["is a csv file, which is not read yet", "read_csv("]),
         ("a.jsonl.gz", &["is compressed with gzip", "gunzip -k"]),
         ("folder", &["folder/b.jsonl: line 1: has no \"messages\""]),
