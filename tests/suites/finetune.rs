@@ -76,7 +76,7 @@ fn a_mixture_with_a_part_held_out_resumes_exactly() {
     let [straight, resumed, other] = ["straight", "resumed", "other"].map(|name| folder.path().join(name));
     let mixture = r#"data.train=["demo-sharegpt", {name = "digits:train", weight = 1.5, samples = 40}]"#;
     let common = [mixture, "data.eval_fraction=0.25", "data.batch_size=7", "run.save_steps=5"];
-    let settings = [&common[..], &["schedule.max_steps=12", "schedule.type=constant"]].concat();
+    let settings = [&common[..], &["schedule.max_steps=10", "schedule.type=constant"]].concat();
     let run = |folder: &Path, more: &[&str]| {
         CommandOutput::run(train(folder, &settings).args(more)).success();
     };
