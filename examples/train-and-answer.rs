@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::DType;
-use glm4v_data::{BatchSampler, DataLoader, Dataset, DatasetOptions, DatasetRegistry, EvalExample};
+use glm4v_data::{
+    BatchSampler, DataLoader, DataLoaderOptions, Dataset, DatasetOptions, DatasetRegistry, EvalExample,
+};
 use glm4v_infer::{GenerationConfig, generate};
 use glm4v_model::{Backend, Batch, Glm4vConfig, PaddingSide, initialize};
 use glm4v_processor::{ChatTemplateOptions, Processor};
@@ -34,7 +36,9 @@ fn main() -> anyhow::Result<()> {
 
     let optimizer = AdamW::new(AdamWConfig { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.01 });
     let mut trainer = Trainer::new(model, optimizer, TrainerConfig::default());
-    for (step, loaded) in DataLoader::new(dataset, sampler, 1)?.take(STEPS).enumerate() {
+    for (step, loaded) in
+        DataLoader::new(dataset, sampler, DataLoaderOptions::default())?.take(STEPS).enumerate()
+    {
         trainer.accumulate(&loaded?.batch)?;
         let warmup = (step as f64 / 50.0).min(1.0);
         let output = trainer.step(2e-3 * warmup)?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use glm4v_inputs::{Modality, Patches, Sample};
+use glm4v_inputs::{Batch, Modality, MultimodalInputs, Patches, Sample};
 
 /// Keeps the first samples that fit into a number of bytes.
 ///
@@ -36,12 +36,19 @@ impl SampleCache {
 /// Memory of a sample, without the overhead of allocator and table.
 fn sample_bytes(sample: &Sample) -> usize {
     let token = size_of::<u32>() + size_of::<Option<Modality>>() + size_of::<bool>();
-    let media: usize = sample.media.iter().map(|(_, patches)| patch_bytes(patches)).sum();
-    size_of::<Sample>() + sample.len() * token + media
+    size_of::<Sample>() + sample.len() * token + media_bytes(&sample.media)
 }
 
-fn patch_bytes(patches: &Patches) -> usize {
-    size_of_val(patches.values.as_slice()) + size_of_val(patches.grids.as_slice())
+/// Memory of a batch, without the overhead of the allocator.
+pub(crate) fn batch_bytes(batch: &Batch) -> usize {
+    let token = 2 * size_of::<u32>() + size_of::<Option<Modality>>() + size_of::<bool>();
+    batch.input_ids.len() * token + media_bytes(&batch.media)
+}
+
+fn media_bytes(media: &MultimodalInputs) -> usize {
+    let bytes =
+        |patches: &Patches| size_of_val(patches.values.as_slice()) + size_of_val(patches.grids.as_slice());
+    media.iter().map(|(_, patches)| bytes(patches)).sum()
 }
 
 #[cfg(test)]

@@ -80,8 +80,9 @@ impl Fit<'_> {
         if sizes.is_empty() || total(least) > budget {
             return Ok(None);
         }
-        // The largest cap that fits; no image has more tokens than the budget then.
-        let (mut fits, mut too_large) = (least, budget.max(least) + 1);
+        // The largest cap that fits, below the largest image as it is.
+        let unchanged = sizes.iter().map(|size| image_tokens(self.processor.image_processor(), *size));
+        let (mut fits, mut too_large) = (least, unchanged.max().unwrap_or(0).max(least + 1));
         while fits + 1 < too_large {
             let middle = fits.midpoint(too_large);
             if total(middle) <= budget { fits = middle } else { too_large = middle }
@@ -121,7 +122,9 @@ impl Fit<'_> {
     fn image_processor(&self, cap: usize) -> ImageProcessor {
         let image = self.processor.image_processor();
         let side = image.patch_size() * image.patch_size() * image.patches_per_token();
-        image.clone().with_max_pixels(cap * side * image.temporal_patch_size())
+        // Below the minimum of the model no image is made.
+        let pixels = (cap * side * image.temporal_patch_size()).max(image.min_pixels());
+        image.clone().with_max_pixels(pixels)
     }
 
     /// The longest part of the conversation that fits, in whole turns.

@@ -10,23 +10,26 @@
 //! Styles of records, with examples in `datasets/README.md`: OpenAI `messages`, sharegpt `conversations` with `<image>` in the text,
 //! and prompts with responses (alpaca and others).
 
+mod audit;
 mod cache;
 mod check;
 mod data_loader;
 mod dataset;
 mod eval;
-mod fingerprint;
 mod fit;
 #[cfg(test)]
 mod fixture;
 mod labels;
 mod location;
+mod mixture;
 mod names;
 mod options;
 mod outcomes;
+mod packing;
 mod proof;
 mod reader;
 mod record;
+mod records;
 mod registry;
 mod sample;
 mod sampler;
@@ -35,18 +38,22 @@ mod shuffle;
 mod unsupported_file;
 mod view;
 
+pub use audit::{Audit, AuditReport, Bucket, CommonAnswer, Histogram, LongRecords, SameRecords};
 pub use check::{BadRecordError, BadRecordsError};
-pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError};
+pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError, DataLoaderOptions};
 pub use dataset::{CollatedBatch, Dataset, DatasetError};
 pub use eval::EvalExample;
-pub use fingerprint::fingerprint;
 pub use labels::{LabelError, label_spans};
-pub use location::RecordLocation;
+pub use location::{RecordLocation, RecordPosition};
+pub use mixture::{Mixture, Share};
 pub use options::{BadRecordPolicy, DatasetOptions, LabelOptions, LengthPolicy, LossPolicy, TruncateFrom};
 pub use outcomes::RecordCounts;
 pub use proof::ProofError;
-pub use reader::{ReadError, RecordReader, read_records};
+#[cfg(feature = "parquet")]
+pub use reader::TableError;
+pub use reader::{ReadError, ShardError};
 pub use record::{KeyLocation, MediaListMismatch, Record, RecordError};
+pub use records::Records;
 pub use registry::{DatasetRegistry, DatasetRegistryError, DatasetSource, REGISTRY_FILE};
 pub use sample::{SampleError, encode};
 pub use sampler::{BatchSampler, BatchSamplerError, BatchSamplerState, Order};

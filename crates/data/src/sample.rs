@@ -7,12 +7,16 @@ use crate::labels::{LabelError, label_spans};
 use crate::location::RecordLocation;
 use crate::options::LabelOptions;
 use crate::proof::{ProofError, prove};
+use crate::reader::ReadError;
 use crate::record::Record;
 
 /// Error of a record that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SampleError {
+    /// The record cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The labels of the record cannot be determined.
     #[error("{location}: {problem}")]
     Label {

@@ -24,6 +24,39 @@ pub enum BatchSamplerError {
         /// Records per batch.
         batch_size: usize,
     },
+    /// The dataset is smaller than a batch on each rank.
+    #[error(
+        "dataset has {len} records, fewer than one batch of {batch_size} on each of {world_size} ranks; lower the batch size or the \
+         number of ranks"
+    )]
+    TooSmallForRanks {
+        /// Number of records.
+        len: usize,
+        /// Records per batch of a rank.
+        batch_size: usize,
+        /// Number of ranks.
+        world_size: usize,
+    },
+    /// A given batch has fewer records than there are ranks.
+    #[error(
+        "batch {batch} has {len} records, fewer than {world_size} ranks; needed: one for each rank at least"
+    )]
+    BatchTooSmall {
+        /// Index of the batch.
+        batch: usize,
+        /// Its records.
+        len: usize,
+        /// Number of ranks.
+        world_size: usize,
+    },
+    /// The rank does not exist.
+    #[error("rank is {rank} of {world_size}; needed: 0 or more, and less than the number of ranks")]
+    NoRank {
+        /// The rank.
+        rank: usize,
+        /// Number of ranks.
+        world_size: usize,
+    },
     /// The dataset is empty.
     #[error("dataset has no records")]
     NoRecords,
@@ -93,7 +126,7 @@ pub struct BatchSamplerState {
     pub len: usize,
     /// Number of completed epochs.
     pub epoch: u64,
-    /// Number of records drawn in this epoch; number of batches for [`Order::Fixed`].
+    /// Number of records drawn in this epoch by all ranks; number of batches for [`Order::Fixed`].
     pub position: usize,
 }
 
@@ -116,9 +149,12 @@ pub struct BatchSamplerState {
 #[derive(Debug, Clone)]
 pub struct BatchSampler {
     state: BatchSamplerState,
+    /// Records of a batch on each rank.
     batch_size: usize,
-    /// The order of this epoch; empty for the order of the files.
-    permutation: Vec<usize>,
+    rank: usize,
+    world_size: usize,
+    /// The order of this epoch; empty for the order of the files. Shared by clones.
+    permutation: Arc<Vec<usize>>,
     fixed: Arc<[Vec<usize>]>,
 }
 
@@ -169,6 +205,42 @@ impl BatchSampler {
         Ok(Self { fixed: batches.into(), ..sampler })
     }
 
+    /// The share of one of `world_size` processes that train together, each on `batch_size` records a step.
+    ///
+    /// The ranks divide each batch of all of them, so that no record is drawn twice in an epoch, and every rank takes equally many
+    /// steps. The rest of an epoch that does not fill a batch on every rank is dropped; [`once`](Self::once) divides it as evenly as
+    /// possible, and a rank may get an empty batch. A state holds for every rank, and for another number of ranks.
+    ///
+    /// # Errors
+    ///
+    /// When the rank does not exist, or the dataset or a given batch has too few records for a batch on each rank.
+    pub fn for_rank(self, rank: usize, world_size: usize) -> Result<Self, BatchSamplerError> {
+        if rank >= world_size {
+            return Err(BatchSamplerError::NoRank { rank, world_size });
+        }
+        let (len, batch_size) = (self.state.len, self.batch_size);
+        let endless = matches!(self.state.order, Order::Shuffled | Order::InOrder);
+        if endless && len / world_size < batch_size {
+            return Err(BatchSamplerError::TooSmallForRanks { len, batch_size, world_size });
+        }
+        if let Some((batch, given)) =
+            self.fixed.iter().enumerate().find(|(_, given)| given.len() < world_size)
+        {
+            return Err(BatchSamplerError::BatchTooSmall { batch, len: given.len(), world_size });
+        }
+        Ok(Self { rank, world_size, ..self })
+    }
+
+    /// Records that all ranks draw for a step.
+    fn step_size(&self) -> usize {
+        self.batch_size * self.world_size
+    }
+
+    /// The part of `len` records of a step that belongs to this rank.
+    fn own(&self, len: usize) -> std::ops::Range<usize> {
+        self.rank * len / self.world_size..(self.rank + 1) * len / self.world_size
+    }
+
     fn endless(order: Order, len: usize, batch_size: usize, seed: u64) -> Result<Self, BatchSamplerError> {
         if len == 0 {
             return Err(BatchSamplerError::NoRecords);
@@ -184,7 +256,14 @@ impl BatchSampler {
             return Err(BatchSamplerError::EmptyBatch);
         }
         let state = BatchSamplerState { order, seed, len, epoch: 0, position: 0 };
-        let mut sampler = Self { state, batch_size, permutation: Vec::new(), fixed: Arc::new([]) };
+        let mut sampler = Self {
+            state,
+            batch_size,
+            rank: 0,
+            world_size: 1,
+            permutation: Arc::default(),
+            fixed: Arc::new([]),
+        };
         sampler.draw_order();
         Ok(sampler)
     }
@@ -229,15 +308,15 @@ impl BatchSampler {
     /// Number of batches per epoch, or in all for orders without a second epoch.
     pub fn batches_per_epoch(&self) -> usize {
         match self.state.order {
-            Order::Shuffled | Order::InOrder => self.state.len / self.batch_size,
-            Order::Once => self.state.len.div_ceil(self.batch_size),
+            Order::Shuffled | Order::InOrder => self.state.len / self.step_size(),
+            Order::Once => self.state.len.div_ceil(self.step_size()),
             Order::Fixed => self.fixed.len(),
         }
     }
 
     fn draw_order(&mut self) {
         if self.state.order == Order::Shuffled {
-            self.permutation = permutation(self.state.len, self.state.seed, self.state.epoch);
+            self.permutation = permutation(self.state.len, self.state.seed, self.state.epoch).into();
         }
     }
 }
@@ -250,13 +329,14 @@ impl Iterator for BatchSampler {
         let left = self.state.len.saturating_sub(start);
         match self.state.order {
             Order::Fixed => {
-                let batch = self.fixed.get(start)?.clone();
+                let batch = self.fixed.get(start)?;
+                let own = batch[self.own(batch.len())].to_vec();
                 self.state.position += 1;
-                return Some(batch);
+                return Some(own);
             }
             Order::Once if left == 0 => return None,
             Order::Once => {}
-            Order::Shuffled | Order::InOrder if left < self.batch_size => {
+            Order::Shuffled | Order::InOrder if left < self.step_size() => {
                 self.state.epoch += 1;
                 self.state.position = 0;
                 self.draw_order();
@@ -264,10 +344,10 @@ impl Iterator for BatchSampler {
             Order::Shuffled | Order::InOrder => {}
         }
         let start = self.state.position;
-        let end = (start + self.batch_size).min(self.state.len);
+        let end = (start + self.step_size()).min(self.state.len);
         self.state.position = end;
-        let record = |place: usize| self.permutation.get(place).copied().unwrap_or(place);
-        Some((start..end).map(record).collect())
+        let record = |place: usize| self.permutation.get(start + place).copied().unwrap_or(start + place);
+        Some(self.own(end - start).map(record).collect())
     }
 }
 
@@ -309,6 +389,64 @@ mod tests {
     }
 
     #[test]
+    fn ranks_divide_an_epoch_and_take_equally_many_steps() {
+        for world_size in [1, 2, 3, 5] {
+            let ranks: Vec<BatchSampler> = (0..world_size)
+                .map(|rank| BatchSampler::shuffled(32, 2, 3).unwrap().for_rank(rank, world_size).unwrap())
+                .collect();
+            let steps = ranks[0].batches_per_epoch();
+            assert_eq!(steps, 32 / (2 * world_size));
+
+            let drawn: Vec<Vec<Vec<usize>>> =
+                ranks.iter().map(|rank| rank.clone().take(steps).collect()).collect();
+
+            // Together they draw what one process with the batch of all draws, step for step.
+            let one = BatchSampler::shuffled(32, 2 * world_size, 3).unwrap();
+            for (step, batch) in one.take(steps).enumerate() {
+                assert!(drawn.iter().all(|rank| rank[step].len() == 2));
+                assert_eq!(drawn.iter().flat_map(|rank| rank[step].clone()).collect::<Vec<_>>(), batch);
+            }
+            let mut all: Vec<usize> = drawn.concat().concat();
+            all.sort();
+            all.dedup();
+            assert_eq!(all.len(), 2 * world_size * steps, "no record twice");
+            let ends: Vec<_> = ranks
+                .into_iter()
+                .map(|mut rank| (rank.by_ref().take(steps + 1).count(), rank.state()))
+                .collect();
+            assert!(
+                ends.iter().all(|end| *end == ends[0] && end.1.epoch == 1),
+                "all begin the next epoch in one step"
+            );
+        }
+    }
+
+    #[test]
+    fn ranks_divide_the_rest_of_a_finite_order_as_evenly_as_possible() {
+        let ranks = |sampler: BatchSampler| {
+            [0, 1, 2].map(|rank| sampler.clone().for_rank(rank, 3).unwrap().collect::<Vec<_>>())
+        };
+
+        assert_eq!(
+            ranks(BatchSampler::once(8, 2).unwrap()),
+            [vec![vec![0, 1], vec![]], vec![vec![2, 3], vec![6]], vec![vec![4, 5], vec![7]]]
+        );
+        let fixed = BatchSampler::fixed(vec![vec![4, 0, 3, 1], vec![2, 2, 2]], 5).unwrap();
+        assert_eq!(ranks(fixed), [[vec![4], vec![2]], [vec![0], vec![2]], [vec![3, 1], vec![2]]]);
+    }
+
+    #[test]
+    fn a_rank_resumes_where_another_number_of_ranks_stopped() {
+        let mut two = BatchSampler::shuffled(24, 3, 3).unwrap().for_rank(1, 2).unwrap();
+        two.nth(1); // 12 records
+        let mut four = BatchSampler::shuffled(24, 3, 3).unwrap().for_rank(2, 4).unwrap();
+        four.restore(two.state()).unwrap();
+
+        let one: Vec<usize> = BatchSampler::shuffled(24, 24, 3).unwrap().next().unwrap();
+        assert_eq!(four.next().unwrap(), one[12 + 6..12 + 9]);
+    }
+
+    #[test]
     fn evaluation_sees_every_record_once() {
         let batches: Vec<_> = BatchSampler::once(5, 2).unwrap().collect();
 
@@ -345,6 +483,19 @@ mod tests {
         assert_eq!(refusal(BatchSampler::shuffled(0, 4, 0)), "dataset has no records");
         assert_eq!(refusal(BatchSampler::once(0, 4)), "dataset has no records");
         assert_eq!(refusal(BatchSampler::in_order(3, 0)), "batch size is 0, needed 1 or more");
+        let rank = |sampler: Result<BatchSampler, _>, rank, of| refusal(sampler.unwrap().for_rank(rank, of));
+        assert_eq!(
+            rank(BatchSampler::shuffled(7, 2, 0), 3, 4),
+            "dataset has 7 records, fewer than one batch of 2 on each of 4 ranks; lower the batch size or the number of ranks"
+        );
+        assert_eq!(
+            rank(BatchSampler::shuffled(8, 2, 0), 4, 4),
+            "rank is 4 of 4; needed: 0 or more, and less than the number of ranks"
+        );
+        assert_eq!(
+            rank(BatchSampler::fixed(vec![vec![0, 1], vec![1]], 4), 0, 2),
+            "batch 1 has 1 records, fewer than 2 ranks; needed: one for each rank at least"
+        );
         let outside = "batch 1: record 9 does not exist, the dataset has 4";
         assert_eq!(refusal(BatchSampler::fixed(vec![vec![0], vec![1, 9]], 4)), outside);
         assert_eq!(

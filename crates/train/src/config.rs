@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use glm4v_data::{BadRecordPolicy, LengthPolicy, LossPolicy};
+use glm4v_data::{BadRecordPolicy, LengthPolicy, LossPolicy, TruncateFrom};
 use glm4v_files::{FileError, LONGEST_CONFIG, did_you_mean, read_text};
 use glm4v_model::Architecture;
 use glm4v_weights::{AdapterConfig, TargetModules};
@@ -171,17 +171,32 @@ pub struct DataSection {
     pub loss: LossPolicy,
     /// Records per training step.
     pub batch_size: usize,
-    /// Maximum number of tokens per record, images included; 0 means the model's `max_position_embeddings`. No record is truncated.
+    /// Maximum number of tokens per record, images included; 0 means the model's `max_position_embeddings`. See `on_long`.
     pub max_length: usize,
-    /// Policy for longer records.
+    /// Policy for longer records: `error`; `drop`; `shrink_images`, smaller images; `truncate`, fewer turns. What does not fit then is
+    /// dropped. Everything is counted and logged.
     pub on_long: LengthPolicy,
+    /// Tokens to which `on_long = "shrink_images"` may shrink an image.
+    pub min_image_tokens: usize,
+    /// Turns that `on_long = "truncate"` removes: from the `end`, or from the `start` up to the first image or video.
+    pub truncate_from: TruncateFrom,
     /// Policy for bad records: malformed ones, and those whose media are missing or damaged.
     pub on_bad: BadRecordPolicy,
+    /// Maximum number of bad records that `on_bad = "skip"` leaves out, of each dataset; 0 for no limit.
+    pub max_bad: usize,
     /// A json file with the record numbers of every batch, `[[3, 1, …], …]`, to repeat another run's order; the order
     /// is drawn from the seed if empty.
     pub batch_order: PathBuf,
     /// Number of threads that prepare batches; 0 prepares them between the steps.
     pub workers: usize,
+    /// Maximum bytes of batches that are prepared ahead; the next one is prepared whatever its size.
+    pub prefetch_bytes: usize,
+    /// Puts several records of a batch in one row, so that less of it is padding. Each keeps the loss and the gradients that it has
+    /// alone.
+    pub packing: bool,
+    /// Tokens in a packed row; 0 means those of the batch's longest record. Longer rows have less padding, and cost memory for
+    /// attention by the square of their length.
+    pub packing_length: usize,
 }
 
 impl Default for DataSection {
@@ -194,9 +209,15 @@ impl Default for DataSection {
             batch_size: 8,
             max_length: 0,
             on_long: LengthPolicy::Error,
+            min_image_tokens: 64,
+            truncate_from: TruncateFrom::End,
             on_bad: BadRecordPolicy::Stop,
+            max_bad: 0,
             batch_order: PathBuf::new(),
             workers: 1,
+            prefetch_bytes: 512 << 20,
+            packing: false,
+            packing_length: 0,
         }
     }
 }
@@ -444,6 +465,7 @@ impl DataSection {
     fn check(&self, check: ValueCheck<'_>) -> Result<(), RunConfigError> {
         check.not_empty(self.train.as_ref(), "data.train", "the name of a dataset, as digits:train")?;
         check.at_least_one(self.batch_size, "data.batch_size")?;
+        check.at_least_one(self.min_image_tokens, "data.min_image_tokens")?;
         check.require(self.workers <= 64, "data.workers", self.workers, "0 to 64")
     }
 }

@@ -50,7 +50,8 @@ impl ConfigChange {
             | "eval.log_samples"
             | "run.save_total_limit"
             | "run.save_steps"
-            | "data.workers" => ChangePolicy::Ignore,
+            | "data.workers"
+            | "data.prefetch_bytes" => ChangePolicy::Ignore,
             "run.seed" => ChangePolicy::Reject("the order of the records comes from it"),
             "dtype" => ChangePolicy::Reject("the saved weights are of that type"),
             "model.init" => ChangePolicy::Reject("the first weights come from it"),

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use glm4v_data::{
-    BatchSampler, BatchSamplerState, DataLoader, DataLoaderBatch, DataLoaderError, Dataset, fingerprint,
+    BatchSampler, BatchSamplerState, DataLoader, DataLoaderBatch, DataLoaderError, Dataset, RecordCounts,
 };
 use glm4v_model::fault::guard;
 use glm4v_model::{CausalLm, ComputeError, DeviceFault, DeviceSpec, Precision};
@@ -21,11 +21,11 @@ use crate::error::TrainError;
 use crate::eval::{EvalGenerator, EvalOptions, EvalOutput, evaluate};
 use crate::finite::non_finite_params;
 use crate::layout::{FINAL, METRICS};
-use crate::metrics::{EvalMetrics, LoggedProgress, MetricsWriter, StepMetrics};
+use crate::metrics::{EvalMetrics, LoggedProgress, MetricsWriter, RecordMetrics, StepMetrics};
 use crate::plan::{LoraTargets, TrainSummary};
 use crate::run_dir::{ResumeRequest, RunDir};
 use crate::schedule::Schedule;
-use crate::setup::{ModelSetup, ResumeSettings, ResumeState, RunData, media_dir, schedule};
+use crate::setup::{ModelSetup, ResumeSettings, ResumeState, RunData, data_loader_options, schedule};
 use crate::trainer::{StepError, Trainer, TrainerConfig};
 
 /// The result of a run.
@@ -37,6 +37,8 @@ pub struct TrainOutput {
     pub dir: PathBuf,
     /// Whether the weights are a LoRA adapter, to be used with the base model.
     pub is_adapter: bool,
+    /// Numbers of training records that this process did not use as they are.
+    pub records: RecordCounts,
 }
 
 /// A training run, ready to begin or to resume.
@@ -92,7 +94,7 @@ impl Run {
         dir.create_and_lock()?;
         let checkpoint = dir.resume_point(ResumeRequest { resume, max_steps: Some(steps), evaluates })?;
         let checkpoint = checkpoint.as_deref();
-        let fingerprint = fingerprint(train.records(), media_dir(&config));
+        let fingerprint = train.fingerprint();
         let settings = ResumeSettings { config: &config, precision, fingerprint: &fingerprint };
         let resumed = checkpoint.map(|path| ResumeState::read(path, &dir, &settings)).transpose()?;
         let sampler_state = resumed.as_ref().and_then(|resumed| resumed.state.sampler);
@@ -190,6 +192,10 @@ impl Run {
             self.evaluate(context)?;
         }
         self.train_steps(context)?;
+        let records = self.train.counts();
+        if !records.is_empty() {
+            context.metrics.write(&RecordMetrics::new(self.step, records))?;
+        }
         if self.config.run.save_steps > 0 {
             self.checkpoint(context.callback)?;
         }
@@ -197,7 +203,7 @@ impl Run {
         context.callback.on_save(&dir);
         let report = self.evaluate(context)?;
         let is_adapter = matches!(self.format, CheckpointFormat::Adapter(_));
-        Ok(TrainOutput { report, dir, is_adapter })
+        Ok(TrainOutput { report, dir, is_adapter, records })
     }
 
     /// Runs the remaining steps, with evaluations and checkpoints between them.
@@ -205,12 +211,13 @@ impl Run {
         &mut self,
         context: &mut RunContext<'_, G, C>,
     ) -> Result<(), TrainError> {
-        let mut batches =
-            DataLoader::new(self.train.clone(), self.sampler.clone(), self.config.data.workers)?;
+        let options = data_loader_options(&self.config);
+        let mut batches = DataLoader::new(self.train.clone(), self.sampler.clone(), options)?;
         while self.step < self.schedule.steps {
             self.check_stop(context)?;
+            let start = Instant::now();
             let loaded = self.next_batch(&mut batches, context.callback)?;
-            let done = self.train_step(loaded, context.callback)?;
+            let done = self.train_step(loaded, start.elapsed(), context.callback)?;
             // Before the callback: a step that was shown is in the file.
             context.metrics.write(&done)?;
             context.callback.on_step_end(&done);
@@ -266,10 +273,11 @@ impl Run {
         Err(TrainError::Interrupted { step: self.step, dir })
     }
 
-    /// One step over a batch.
+    /// One step over a batch, for which it waited `data_time`.
     fn train_step(
         &mut self,
         loaded: DataLoaderBatch,
+        data_time: Duration,
         callback: &mut impl Callback,
     ) -> Result<StepMetrics, TrainError> {
         let start = Instant::now();
@@ -296,6 +304,7 @@ impl Run {
         // The state of this batch, not of the sampler, which is ahead by the batches in the queue.
         self.sampler_state = Some(loaded.state);
         let tokens = loaded.batch.num_tokens();
+        let step_time = start.elapsed().as_secs_f64();
         Ok(StepMetrics {
             step: self.step,
             epoch: loaded.epochs,
@@ -303,7 +312,10 @@ impl Run {
             grad_norm: output.grad_norm,
             lr,
             tokens,
-            tokens_per_second: tokens as f64 / start.elapsed().as_secs_f64(),
+            padding: 1.0 - tokens as f64 / loaded.batch.input_ids.len().max(1) as f64,
+            tokens_per_second: tokens as f64 / step_time,
+            step_time,
+            data_time: data_time.as_secs_f64(),
         })
     }
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use glm4v_data::{BatchSampler, Dataset, DatasetOptions, DatasetRegistry, LabelOptions, Order};
+use glm4v_data::{
+    BatchSampler, DataLoaderOptions, Dataset, DatasetOptions, DatasetRegistry, LabelOptions, Order,
+};
 use glm4v_files::read_text;
 use glm4v_model::{DeviceSpec, Glm4v, Precision, initialize};
 use glm4v_processor::Processor;
@@ -260,7 +262,7 @@ pub(crate) fn schedule(config: &RunConfig, steps: usize) -> Schedule {
 }
 
 /// `data.media_dir`; none if it is empty.
-pub(crate) fn media_dir(config: &RunConfig) -> Option<&Path> {
+fn media_dir(config: &RunConfig) -> Option<&Path> {
     let media = &config.data.media_dir;
     (!media.as_os_str().is_empty()).then_some(media)
 }
@@ -272,9 +274,20 @@ fn dataset_options(config: &RunConfig, max_position_embeddings: usize) -> Datase
             max => max.min(max_position_embeddings),
         }),
         on_long: config.data.on_long,
+        min_image_tokens: config.data.min_image_tokens,
+        truncate_from: config.data.truncate_from,
         on_bad: config.data.on_bad,
+        max_bad: (config.data.max_bad > 0).then_some(config.data.max_bad),
         labels: LabelOptions { loss: config.data.loss, ..LabelOptions::default() },
         ..DatasetOptions::default()
+    }
+}
+
+pub(crate) fn data_loader_options(config: &RunConfig) -> DataLoaderOptions {
+    DataLoaderOptions {
+        workers: config.data.workers,
+        prefetch_bytes: config.data.prefetch_bytes,
+        packing_length: config.data.packing.then_some(config.data.packing_length),
     }
 }
 

@@ -9,6 +9,7 @@ mod forward;
 mod generation;
 mod gradients;
 mod optimizer;
+mod packing;
 mod sharding;
 
 use std::collections::BTreeMap;

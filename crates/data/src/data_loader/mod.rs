@@ -1,57 +1,33 @@
 //! Batches that worker threads encode ahead of time.
-//!
-//! Every worker walks the whole order and encodes each n-th batch of it, so the batches are the same for any number of workers, and
-//! workers share nothing but the dataset.
+
+mod error;
+mod prefetch;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 
 use glm4v_inputs::Batch;
 
-use crate::dataset::{CollatedBatch, Dataset};
-use crate::sample::SampleError;
+pub use self::error::DataLoaderError;
+use self::prefetch::{BatchEncoder, EncodedBatch, Prefetch, PrefetchLimits};
+use crate::dataset::Dataset;
 use crate::sampler::{BatchSampler, BatchSamplerState};
 
-/// Batches that wait in the queue of a worker.
-const QUEUE_LENGTH: usize = 2;
+/// How batches are prepared. None of it changes which records a batch holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataLoaderOptions {
+    /// Number of threads; with 0 the caller's thread encodes each batch on demand.
+    pub workers: usize,
+    /// Maximum bytes of batches that wait or are being encoded, each of the latter counted as large as the largest batch so far. The
+    /// batch that the caller needs next is encoded whatever its size.
+    pub prefetch_bytes: usize,
+    /// Puts several records in a row of this many tokens, see [`Dataset::packed_batch`]; `None` for a row each.
+    pub packing_length: Option<usize>,
+}
 
-/// Error of the next batch.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DataLoaderError {
-    /// A record cannot be used.
-    #[error(transparent)]
-    Sample(#[from] SampleError),
-    /// Two epochs without a usable record, most of them bad.
-    #[error("left out {skipped} records in a row that cannot be used, and no other was met")]
-    EverythingSkipped {
-        /// Number of records left out.
-        skipped: usize,
-    },
-    /// Two epochs without a usable record, most of them too long.
-    #[error(
-        "dropped {dropped} records in a row as longer than max_length; raise it or make the images smaller"
-    )]
-    EverythingDropped {
-        /// Number of records dropped.
-        dropped: usize,
-    },
-    /// A thread cannot be started.
-    #[error("worker {worker} could not be started; use fewer workers")]
-    Start {
-        /// Index of the worker.
-        worker: usize,
-        /// Error of the operating system.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A worker panicked, which is a bug.
-    #[error("worker {worker} died; see the message of its panic")]
-    Died {
-        /// Index of the worker.
-        worker: usize,
-    },
+impl Default for DataLoaderOptions {
+    fn default() -> Self {
+        Self { workers: 1, prefetch_bytes: 512 << 20, packing_length: None }
+    }
 }
 
 /// A batch of a [`DataLoader`], with the state that resumes after it.
@@ -59,7 +35,7 @@ pub enum DataLoaderError {
 pub struct DataLoaderBatch {
     /// The batch, padded on the right.
     pub batch: Batch,
-    /// Indices of its records, in the order of rows.
+    /// Indices of its records, row by row.
     pub indices: Vec<usize>,
     /// Indices of records dropped as too long since the previous batch.
     pub dropped: Vec<usize>,
@@ -71,26 +47,20 @@ pub struct DataLoaderBatch {
     pub epochs: f64,
 }
 
-/// The batch of one draw from the sampler; `None` in its place marks the end of the order.
-struct WorkerOutput {
-    batch: Result<CollatedBatch, SampleError>,
-    state: BatchSamplerState,
-    epochs: f64,
-}
-
 #[derive(Debug)]
 enum BatchSource {
     /// The caller's thread encodes.
-    Caller { dataset: Arc<Dataset>, sampler: BatchSampler },
-    /// Threads encode. Worker `next` has the next batch.
-    Workers { channels: Vec<Receiver<Option<WorkerOutput>>>, next: usize, handles: Vec<JoinHandle<()>> },
+    Caller { encoder: BatchEncoder, sampler: BatchSampler },
+    /// Threads encode.
+    Workers(Prefetch),
     /// After the last batch or an error.
     Done,
 }
 
 /// Iterates over the batches of a dataset, which worker threads encode ahead of time.
 ///
-/// Ends after the last batch of a finite order, and after the first error.
+/// Batches and their order are those of the sampler, whatever the number of workers. Ends after the last batch of a finite order, and
+/// after the first error.
 ///
 /// # Examples
 ///
@@ -103,9 +73,7 @@ pub struct DataLoader {
 }
 
 impl DataLoader {
-    /// Starts `workers` threads; with 0 the caller's thread encodes each batch on demand.
-    ///
-    /// A restored sampler continues after its saved state.
+    /// Starts the worker threads. A restored sampler continues after its saved state.
     ///
     /// # Errors
     ///
@@ -117,44 +85,38 @@ impl DataLoader {
     pub fn new(
         dataset: Arc<Dataset>,
         sampler: BatchSampler,
-        workers: usize,
+        options: DataLoaderOptions,
     ) -> Result<Self, DataLoaderError> {
         assert!(sampler.state().len <= dataset.len(), "the sampler draws from this dataset");
+        let DataLoaderOptions { workers, prefetch_bytes, packing_length } = options;
         // Two epochs: an order that is drawn anew may need more than one to meet the only usable record.
         let max_left_out = 2 * dataset.len();
-        if workers == 0 {
-            return Ok(Self { source: BatchSource::Caller { dataset, sampler }, max_left_out });
-        }
-        let (mut channels, mut handles) = (Vec::new(), Vec::new());
-        for worker in 0..workers {
-            let (sender, receiver) = sync_channel(QUEUE_LENGTH);
-            // Every worker walks the same order and encodes its share, so the batches do not depend on their number.
-            let (dataset, sampler) = (dataset.clone(), sampler.clone());
-            let handle = std::thread::Builder::new()
-                .name(format!("data-{worker}"))
-                .spawn(move || encode_batches(&dataset, sampler, worker, workers, &sender))
-                .map_err(|source| DataLoaderError::Start { worker, source })?;
-            channels.push(receiver);
-            handles.push(handle);
-        }
-        Ok(Self { source: BatchSource::Workers { channels, next: 0, handles }, max_left_out })
+        let encoder = BatchEncoder::new(dataset, packing_length);
+        let source = match workers {
+            0 => BatchSource::Caller { encoder, sampler },
+            workers => {
+                let limits = PrefetchLimits::new(workers, prefetch_bytes);
+                BatchSource::Workers(Prefetch::start(encoder, sampler, workers, limits)?)
+            }
+        };
+        Ok(Self { source, max_left_out })
     }
 
-    fn receive(&mut self) -> Result<Option<WorkerOutput>, DataLoaderError> {
+    fn receive(&mut self) -> Result<Option<EncodedBatch>, DataLoaderError> {
         match &mut self.source {
-            BatchSource::Caller { dataset, sampler } => Ok(encode_next(dataset, sampler)),
-            BatchSource::Workers { channels, next, .. } => {
-                let worker = *next;
-                *next = (worker + 1) % channels.len();
-                channels[worker].recv().map_err(|_| DataLoaderError::Died { worker })
-            }
+            BatchSource::Caller { encoder, sampler } => Ok(sampler.next().map(|indices| EncodedBatch {
+                batch: encoder.encode(&indices),
+                state: sampler.state(),
+                epochs: sampler.epochs(),
+            })),
+            BatchSource::Workers(prefetch) => prefetch.receive(),
             BatchSource::Done => Ok(None),
         }
     }
 
     fn load(&mut self) -> Result<Option<DataLoaderBatch>, DataLoaderError> {
         let (mut dropped, mut skipped) = (Vec::new(), Vec::new());
-        while let Some(WorkerOutput { batch, state, epochs }) = self.receive()? {
+        while let Some(EncodedBatch { batch, state, epochs }) = self.receive()? {
             let collated = batch?;
             dropped.extend(collated.dropped);
             skipped.extend(collated.skipped);
@@ -175,20 +137,6 @@ impl DataLoader {
             false => Ok(()),
         }
     }
-
-    /// Stops the threads after their current batches.
-    fn stop(&mut self) {
-        if let BatchSource::Workers { channels, handles, .. } =
-            std::mem::replace(&mut self.source, BatchSource::Done)
-        {
-            // Ends workers that wait for room in their queue.
-            drop(channels);
-            for handle in handles {
-                // A panic was reported when it happened; dropping must not raise it again.
-                let _ = handle.join();
-            }
-        }
-    }
 }
 
 impl Iterator for DataLoader {
@@ -197,44 +145,10 @@ impl Iterator for DataLoader {
     fn next(&mut self) -> Option<Self::Item> {
         let loaded = self.load();
         if !matches!(loaded, Ok(Some(_))) {
-            self.stop();
+            // Stops the threads after their current batches.
+            self.source = BatchSource::Done;
         }
         loaded.transpose()
-    }
-}
-
-impl Drop for DataLoader {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn encode_next(dataset: &Dataset, sampler: &mut BatchSampler) -> Option<WorkerOutput> {
-    let indices = sampler.next()?;
-    let batch = dataset.batch(&indices);
-    Some(WorkerOutput { batch, state: sampler.state(), epochs: sampler.epochs() })
-}
-
-/// Encodes the batches `worker`, `worker + workers`, … until the end of the order, an error, or the end of the loader.
-fn encode_batches(
-    dataset: &Dataset,
-    mut sampler: BatchSampler,
-    worker: usize,
-    workers: usize,
-    sender: &SyncSender<Option<WorkerOutput>>,
-) {
-    let mut skip = worker;
-    loop {
-        if sampler.by_ref().take(skip).count() < skip {
-            let _ = sender.send(None);
-            return;
-        }
-        skip = workers - 1;
-        let output = encode_next(dataset, &mut sampler);
-        let is_last = !matches!(&output, Some(WorkerOutput { batch: Ok(_), .. }));
-        if sender.send(output).is_err() || is_last {
-            return;
-        }
     }
 }
 
@@ -252,8 +166,12 @@ mod tests {
         workers: usize,
         count: usize,
     ) -> Vec<DataLoaderBatch> {
-        let batches = DataLoader::new(dataset.clone(), sampler, workers).unwrap().take(count);
-        batches.collect::<Result<_, _>>().unwrap()
+        loader(dataset, sampler, workers).take(count).collect::<Result<_, _>>().unwrap()
+    }
+
+    fn loader(dataset: &Arc<Dataset>, sampler: BatchSampler, workers: usize) -> DataLoader {
+        DataLoader::new(dataset.clone(), sampler, DataLoaderOptions { workers, ..Default::default() })
+            .unwrap()
     }
 
     #[test]
@@ -273,7 +191,7 @@ mod tests {
 
         for workers in [0, 1, 2, 3, 8] {
             let sampler = BatchSampler::once(dataset.len(), 5).unwrap();
-            let mut batches = DataLoader::new(dataset.clone(), sampler, workers).unwrap();
+            let mut batches = loader(&dataset, sampler, workers);
             let seen: Vec<usize> = batches.by_ref().flat_map(|b| b.unwrap().indices).collect();
             assert_eq!(seen, (0..12).collect::<Vec<_>>(), "{workers} workers");
             assert!(batches.next().is_none());
@@ -303,7 +221,7 @@ mod tests {
 
         for workers in [0, 1, 2] {
             let sampler = BatchSampler::in_order(6, 2).unwrap();
-            let mut batches = DataLoader::new(dataset.clone(), sampler, workers).unwrap();
+            let mut batches = loader(&dataset, sampler, workers);
             assert!(batches.by_ref().take(2).all(|batch| batch.is_ok()), "{workers} workers");
             let error = batches.next().unwrap().unwrap_err().to_string();
             assert_eq!(error, "x.jsonl: line 7: cannot be encoded");
@@ -336,7 +254,7 @@ mod tests {
 
         for workers in [0, 2] {
             let sampler = BatchSampler::shuffled(12, 4, 1).unwrap();
-            let mut batches = DataLoader::new(dataset.clone(), sampler, workers).unwrap();
+            let mut batches = loader(&dataset, sampler, workers);
             let error = batches.next().unwrap().unwrap_err().to_string();
             assert_eq!(
                 error,
@@ -348,8 +266,7 @@ mod tests {
     #[test]
     fn dropping_the_batches_early_stops_the_threads() {
         let dataset = mixed(DatasetOptions::default());
-        let mut batches =
-            DataLoader::new(dataset.clone(), BatchSampler::shuffled(12, 4, 1).unwrap(), 3).unwrap();
+        let mut batches = loader(&dataset, BatchSampler::shuffled(12, 4, 1).unwrap(), 3);
         batches.next().unwrap().unwrap();
 
         drop(batches);
@@ -358,18 +275,23 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_panics_is_an_error_of_the_caller() {
-        let (sender, receiver) = sync_channel::<Option<WorkerOutput>>(QUEUE_LENGTH);
-        let handle = std::thread::spawn(move || {
-            let _sender = sender;
-            std::panic::resume_unwind(Box::new("a fault"));
-        });
-        let source = BatchSource::Workers { channels: vec![receiver], next: 0, handles: vec![handle] };
-        let mut batches = DataLoader { source, max_left_out: 1 };
+    fn packed_batches_are_the_same_for_any_number_of_workers_and_resume_exactly() {
+        let sampler = BatchSampler::shuffled(12, 5, 1).unwrap();
+        let packed = |sampler: BatchSampler, workers, prefetch_bytes, count| -> Vec<DataLoaderBatch> {
+            let options = DataLoaderOptions { workers, prefetch_bytes, packing_length: Some(200) };
+            let batches = DataLoader::new(mixed(DatasetOptions::default()), sampler, options).unwrap();
+            batches.take(count).collect::<Result<_, _>>().unwrap()
+        };
+        let alone = packed(sampler.clone(), 0, 0, 7);
+        assert!(alone.iter().all(|loaded| loaded.batch.shape[0] < 5), "records share rows");
 
-        let error = batches.next().unwrap().unwrap_err().to_string();
-
-        assert_eq!(error, "worker 0 died; see the message of its panic");
-        assert!(batches.next().is_none());
+        for (workers, prefetch_bytes) in [(1, 0), (2, 100_000), (3, 1 << 30)] {
+            assert_eq!(packed(sampler.clone(), workers, prefetch_bytes, 7), alone, "{workers} workers");
+        }
+        for stop in 0..6 {
+            let mut resumed = sampler.clone();
+            resumed.restore(alone[stop].state).unwrap();
+            assert_eq!(packed(resumed, 2, 1 << 30, 6 - stop), alone[stop + 1..]);
+        }
     }
 }
