@@ -106,6 +106,21 @@ pub struct Processor {
     max_tokens: Option<usize>,
 }
 
+/// Loads the image `index` of a conversation.
+fn load_patches(
+    processor: &ImageProcessor,
+    index: usize,
+    source: &ImageSource,
+) -> Result<PatchedImage, ProcessorError> {
+    let image = processor.decode_limits().load(source);
+    let image = image.map_err(|source| ProcessorError::Image { image: index, source })?;
+    processor.process(&image).map_err(|problem| ProcessorError::Shape {
+        image: index,
+        name: source.to_string(),
+        source: Box::new(problem),
+    })
+}
+
 /// What helps an image of this shape.
 fn remedy(problem: &ImageError) -> &'static str {
     match problem {
@@ -248,7 +263,7 @@ impl Processor {
         let ids = self.tokens(&text, 0)?;
         let images: Vec<&ImageSource> = messages.iter().flat_map(Message::images).collect();
         let videos: Vec<&VideoInput> = messages.iter().flat_map(Message::videos).collect();
-        let mut expansion = self.expansion(&images, &videos, ids.len())?;
+        let mut expansion = self.expansion(&self.image, (&images, &videos), ids.len())?;
         expansion.push(&ids, 0.0);
         expansion.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
@@ -295,6 +310,21 @@ impl Processor {
         images: &[ImageSource],
         videos: &[VideoInput],
     ) -> Result<Sample, ProcessorError> {
+        self.encode_spans_with(&self.image, spans, images, videos)
+    }
+
+    /// As [`encode_spans`](Self::encode_spans), with another image processor: one with other limits, for one conversation.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_spans`](Self::encode_spans).
+    pub fn encode_spans_with(
+        &self,
+        image: &ImageProcessor,
+        spans: &[LabeledText],
+        images: &[ImageSource],
+        videos: &[VideoInput],
+    ) -> Result<Sample, ProcessorError> {
         let (images, videos): (Vec<_>, Vec<_>) = (images.iter().collect(), videos.iter().collect());
         let (mut tokens, mut pieces) = (0, Vec::with_capacity(spans.len()));
         for span in spans {
@@ -302,7 +332,7 @@ impl Processor {
             tokens += ids.len();
             pieces.push((ids, span.loss_weight));
         }
-        let mut expansion = self.expansion(&images, &videos, tokens)?;
+        let mut expansion = self.expansion(image, (&images, &videos), tokens)?;
         for (ids, loss_weight) in pieces {
             expansion.push(&ids, loss_weight);
         }
@@ -367,22 +397,23 @@ impl Processor {
     /// Loads the media of a conversation whose text takes `tokens` tokens, placeholders included.
     fn expansion(
         &self,
-        images: &[&ImageSource],
-        videos: &[&VideoInput],
+        image_processor: &ImageProcessor,
+        (images, videos): (&[&ImageSource], &[&VideoInput]),
         mut tokens: usize,
     ) -> Result<PlaceholderExpansion<'_>, ProcessorError> {
         // Every image and every video takes a token at least.
         self.check_length(tokens.max(images.len() + videos.len()))?;
         let mut patched = Vec::with_capacity(images.len());
         for (part, sources) in images.chunks(IMAGES_AT_ONCE).enumerate() {
-            let load =
-                |(index, source): (usize, &&ImageSource)| self.patched(part * IMAGES_AT_ONCE + index, source);
+            let load = |(index, source): (usize, &&ImageSource)| {
+                load_patches(image_processor, part * IMAGES_AT_ONCE + index, source)
+            };
             let loaded: Vec<Result<PatchedImage, ProcessorError>> =
                 sources.par_iter().enumerate().map(load).collect();
             // Of several bad images the first is reported, whichever thread met its own first.
             for image in loaded {
                 let image = image?;
-                tokens += self.image.tokens(image.grid).saturating_sub(1); // its placeholder was counted
+                tokens += image_processor.tokens(image.grid).saturating_sub(1); // its placeholder was counted
                 patched.push(image);
             }
             self.check_length(tokens)?;
@@ -398,16 +429,6 @@ impl Processor {
         }
         let patches_per_token = [self.image.patches_per_token(), merge * merge];
         Ok(PlaceholderExpansion::new(self.tokenizer.special(), patched, timed, patches_per_token)?)
-    }
-
-    fn patched(&self, index: usize, source: &ImageSource) -> Result<PatchedImage, ProcessorError> {
-        let image = self.image.decode_limits().load(source);
-        let image = image.map_err(|source| ProcessorError::Image { image: index, source })?;
-        self.image.process(&image).map_err(|problem| ProcessorError::Shape {
-            image: index,
-            name: source.to_string(),
-            source: Box::new(problem),
-        })
     }
 
     fn timed(&self, video: usize, source: &VideoInput) -> Result<TimedVideo, ProcessorError> {
