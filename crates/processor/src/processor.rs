@@ -1,6 +1,7 @@
 //! Conversations to what the model reads, as one checkpoint wants it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use glm4v_inputs::{Grid, Modality, Sample};
 use rayon::prelude::*;
@@ -10,7 +11,8 @@ use crate::expand::{
 };
 use crate::folder::{Folder, ProcessorFilesError, TimestampFormat};
 use crate::image::{
-    DecodeLimits, HttpLimits, ImageError, ImageProcessor, PatchedImage, PreprocessorConfigError, ResizeError,
+    DecodeLimits, HttpLimits, ImageCache, ImageError, ImageProcessor, PatchedImage, PreprocessorConfigError,
+    ResizeError,
 };
 use crate::media::{ImageSource, VideoInput};
 use crate::messages::{ContentPart, Message};
@@ -104,6 +106,7 @@ pub struct Processor {
     timestamp_style: TimestampFormat,
     special_tokens_allowed: bool,
     max_tokens: Option<usize>,
+    image_cache: Option<Arc<dyn ImageCache>>,
 }
 
 /// What helps an image of this shape.
@@ -140,7 +143,15 @@ impl Processor {
             timestamp_style: folder.timestamp_style(),
             special_tokens_allowed: false,
             max_tokens: None,
+            image_cache: None,
         })
+    }
+
+    /// Keeps resized images in a cache. Frames of videos are decoded anew.
+    #[must_use]
+    pub fn with_image_cache(mut self, cache: Arc<dyn ImageCache>) -> Self {
+        self.image_cache = Some(cache);
+        self
     }
 
     /// Replaces the image processor, to set other limits for example.
@@ -400,13 +411,16 @@ impl Processor {
         Ok(PlaceholderExpansion::new(self.tokenizer.special(), patched, timed, patches_per_token)?)
     }
 
-    fn patched(&self, index: usize, source: &ImageSource) -> Result<PatchedImage, ProcessorError> {
-        let image = self.image.decode_limits().load(source);
-        let image = image.map_err(|source| ProcessorError::Image { image: index, source })?;
-        self.image.process(&image).map_err(|problem| ProcessorError::Shape {
-            image: index,
-            name: source.to_string(),
-            source: Box::new(problem),
+    fn patched(&self, image: usize, source: &ImageSource) -> Result<PatchedImage, ProcessorError> {
+        let patched = match &self.image_cache {
+            Some(cache) => self.image.process_cached(source, &**cache),
+            None => self.image.decode_limits().load(source).and_then(|image| self.image.process(&image)),
+        };
+        patched.map_err(|problem| match problem {
+            ImageError::Resize(_) => {
+                ProcessorError::Shape { image, name: source.to_string(), source: Box::new(problem) }
+            }
+            source => ProcessorError::Image { image, source },
         })
     }
 

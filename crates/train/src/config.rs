@@ -190,6 +190,10 @@ pub struct DataSection {
     /// Tokens in a packed row; 0 means those of the batch's longest record. Longer rows have less padding, and cost memory for
     /// attention by the square of their length.
     pub packing_length: usize,
+    /// Directory that keeps decoded and resized images for later epochs and runs; none if empty. Frames of videos are not kept.
+    pub cache_dir: PathBuf,
+    /// Maximum bytes of `cache_dir`. A full cache takes no more images, and removes none.
+    pub cache_bytes: u64,
 }
 
 impl Default for DataSection {
@@ -208,6 +212,8 @@ impl Default for DataSection {
             prefetch_bytes: 512 << 20,
             packing: false,
             packing_length: 0,
+            cache_dir: PathBuf::new(),
+            cache_bytes: 100 << 30,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use glm4v_data::{
     BatchSampler, DataLoaderOptions, Dataset, DatasetOptions, DatasetRegistry, LabelOptions, Order,
+    PixelCache,
 };
 use glm4v_files::read_text;
 use glm4v_model::{DeviceSpec, Glm4v, Precision, initialize};
@@ -53,7 +54,7 @@ pub(crate) struct RunData {
 
 impl RunData {
     pub(crate) fn open(config: &RunConfig, origin: &ModelFolder) -> Result<Self, TrainError> {
-        let processor = Arc::new(load_processor(origin)?);
+        let processor = Arc::new(with_image_cache(load_processor(origin)?, config)?);
         let registry = DatasetRegistry::load(&config.data.dir)?;
         let options = dataset_options(config, origin.config().text.max_position_embeddings);
         let media = media_dir(config);
@@ -278,6 +279,15 @@ fn dataset_options(config: &RunConfig, max_position_embeddings: usize) -> Datase
         labels: LabelOptions { loss: config.data.loss, ..LabelOptions::default() },
         ..DatasetOptions::default()
     }
+}
+
+/// The processor with the cache of `data.cache_dir`, if there is one.
+fn with_image_cache(processor: Processor, config: &RunConfig) -> Result<Processor, TrainError> {
+    let dir = &config.data.cache_dir;
+    if dir.as_os_str().is_empty() {
+        return Ok(processor);
+    }
+    Ok(processor.with_image_cache(Arc::new(PixelCache::open(dir, config.data.cache_bytes)?)))
 }
 
 pub(crate) fn data_loader_options(config: &RunConfig) -> DataLoaderOptions {
