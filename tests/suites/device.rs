@@ -60,12 +60,12 @@ fn a_driver_that_refuses_to_begin_is_named_with_its_reason() {
         return skip("the binary has no cuda");
     }
     let table = [
-        (803, "driver and libraries do not fit together"),
-        (999, "the driver cannot be started"),
-        (46, "the device is in use by another process"),
-        (3, "the driver cannot be started"),
+        (803, "driver and libraries do not fit together", "--backend cpu"),
+        (999, "the driver cannot be started", "--backend cpu"),
+        (46, "the device is in use by another process", "--backend cuda:1"),
+        (3, "the driver cannot be started", "--backend cpu"),
     ];
-    for (code, expected) in table {
+    for (code, expected, remedy) in table {
         let dir = tempdir().unwrap();
         let source = format!(
             "{ERROR_STRING} int cuInit(unsigned flags) {{ return {code}; }} int cuDeviceGetCount(int *n) {{ *n = 0; return {code}; }}"
@@ -74,7 +74,7 @@ fn a_driver_that_refuses_to_begin_is_named_with_its_reason() {
             return skip("no C compiler (cc)");
         }
 
-        on_cuda(dir.path()).failure(&["backend cuda cannot be used", expected, "--backend cpu"]);
+        on_cuda(dir.path()).failure(&["backend cuda cannot be used", expected, remedy]);
     }
 }
 

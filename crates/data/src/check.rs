@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::options::{DatasetOptions, LengthPolicy};
 use crate::reader::ReadError;
 use crate::record::Record;
+use crate::records::Records;
 use crate::sample::{SampleError, record_spans};
 
 /// Error of a record that cannot be used.
@@ -82,28 +83,22 @@ impl fmt::Display for BadRecordsError {
 
 impl Error for BadRecordsError {}
 
-/// Separates the usable records from the errors of the others.
+/// Checks records of a dataset; for each its unknown keys, or why it cannot be used.
 ///
 /// # Errors
 ///
 /// When the chat template exceeds its limits: its memory is only freed when the program ends, so no other record may be rendered.
 pub(crate) fn check_records(
-    read: Vec<Result<Record, ReadError>>,
+    records: &Records,
+    indices: &[usize],
     processor: &Processor,
     options: &DatasetOptions,
-) -> Result<(Vec<Record>, Vec<BadRecordError>), SampleError> {
-    let checked = read.into_par_iter().map(|record| match record {
+) -> Result<Vec<Result<Vec<String>, BadRecordError>>, SampleError> {
+    let checked = indices.par_iter().map(|index| match records.read(*index) {
         Ok(record) => check_unless_aborted(record, processor, options),
         Err(error) => Ok(Err(error.into())),
     });
-    let (mut usable, mut bad) = (Vec::new(), Vec::new());
-    for record in checked.collect::<Result<Vec<_>, _>>()? {
-        match record {
-            Ok(record) => usable.push(record),
-            Err(error) => bad.push(error),
-        }
-    }
-    Ok((usable, bad))
+    checked.collect()
 }
 
 /// The outer error ends the check of all records.
@@ -111,9 +106,9 @@ fn check_unless_aborted(
     record: Record,
     processor: &Processor,
     options: &DatasetOptions,
-) -> Result<Result<Record, BadRecordError>, SampleError> {
+) -> Result<Result<Vec<String>, BadRecordError>, SampleError> {
     match check_record(&record, processor, options) {
-        Ok(()) => Ok(Ok(record)),
+        Ok(()) => Ok(Ok(record.unknown_keys)),
         Err(error @ SampleError::Render { source: TemplateError::Aborted { .. }, .. }) => Err(error),
         Err(error) => Ok(Err(error.into())),
     }

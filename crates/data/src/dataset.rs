@@ -10,10 +10,13 @@ use glm4v_processor::{LabeledText, Processor, TemplateError};
 use crate::cache::SampleCache;
 use crate::check::{BadRecordError, BadRecordsError, check_records};
 use crate::eval::EvalExample;
+use crate::location::RecordLocation;
+use crate::mixture::{DistinctRecords, Mixture};
 use crate::options::{BadRecordPolicy, DatasetOptions, LengthPolicy};
 use crate::packing::first_fit;
 use crate::reader::ReadError;
 use crate::record::Record;
+use crate::records::Records;
 use crate::registry::DatasetSource;
 use crate::sample::{SampleError, encode, record_spans};
 
@@ -50,7 +53,7 @@ pub struct CollatedBatch {
 /// Threads share it by reference.
 #[derive(Debug)]
 pub struct Dataset {
-    records: Vec<Record>,
+    records: Mixture,
     processor: Arc<Processor>,
     options: DatasetOptions,
     cache: Mutex<SampleCache>,
@@ -75,13 +78,15 @@ const NAMED: usize = 10;
 impl Dataset {
     /// A dataset of given records, which may come from several sources.
     pub fn new(records: Vec<Record>, processor: Arc<Processor>, options: DatasetOptions) -> Self {
+        Self::of(Records::from(records).into(), processor, options)
+    }
+
+    fn of(records: Mixture, processor: Arc<Processor>, options: DatasetOptions) -> Self {
         let cache = Mutex::new(SampleCache::new(options.cache_bytes));
         Self { records, processor, options, cache, skipped_on_open: 0, skipped: Mutex::default() }
     }
 
-    /// Reads a dataset and checks every record, without decoding media.
-    ///
-    /// With [`BadRecordPolicy::Skip`], records that cannot be used are left out and have no index.
+    /// Opens a dataset with all its records; see [`open_mixture`](Self::open_mixture).
     ///
     /// # Errors
     ///
@@ -92,18 +97,38 @@ impl Dataset {
         processor: Arc<Processor>,
         options: DatasetOptions,
     ) -> Result<Self, DatasetError> {
-        let read = source.read_all(media_dir)?;
-        let records = read.len();
-        let (usable, bad) = check_records(read, &processor, &options)?;
-        let bad = BadRecordsError { name: source.name.clone(), records, bad };
-        if usable.is_empty() || (options.on_bad == BadRecordPolicy::Stop && !bad.bad.is_empty()) {
-            return Err(bad.into());
-        }
-        if !bad.bad.is_empty() {
-            tracing::warn!("left out: {bad}");
-        }
-        Ok(Self { skipped_on_open: bad.bad.len(), ..Self::new(usable, processor, options) })
+        Self::open_mixture(Records::open(source, media_dir)?.into(), processor, options)
     }
+
+    /// Opens a mixture of datasets, and checks its records without decoding media: all of a dataset of at most
+    /// [`CHECKED_WHOLE`](Self::CHECKED_WHOLE) records, else a sample of [`CHECKED_SAMPLE`](Self::CHECKED_SAMPLE) over its whole
+    /// length; the others are checked when they are used.
+    ///
+    /// With [`BadRecordPolicy::Skip`], records of the first kind that cannot be used have no index.
+    ///
+    /// # Errors
+    ///
+    /// When no record of a dataset can be used, or with [`BadRecordPolicy::Stop`] one of those checked cannot.
+    pub fn open_mixture(
+        records: Mixture,
+        processor: Arc<Processor>,
+        options: DatasetOptions,
+    ) -> Result<Self, DatasetError> {
+        let (mut left_out, mut skipped_on_open) = (Vec::new(), 0);
+        for (dataset, chosen) in records.distinct() {
+            let bad = check_dataset(dataset, &chosen, &processor, &options)?;
+            skipped_on_open += bad.len();
+            left_out.push(bad);
+        }
+        let records = records.without(&left_out);
+        Ok(Self { skipped_on_open, ..Self::of(records, processor, options) })
+    }
+
+    /// Number of records up to which all of a dataset are checked when it is opened, which takes a few seconds.
+    pub const CHECKED_WHOLE: usize = 20_000;
+
+    /// Number of records of a larger dataset that are checked when it is opened.
+    pub const CHECKED_SAMPLE: usize = 2_000;
 
     /// Number of records that were left out because they cannot be used, by [`open`](Self::open) and of batches.
     pub fn num_skipped(&self) -> usize {
@@ -120,9 +145,31 @@ impl Dataset {
         self.records.is_empty()
     }
 
-    /// The records, by index.
-    pub fn records(&self) -> &[Record] {
-        &self.records
+    /// Reads a record.
+    ///
+    /// # Errors
+    ///
+    /// When its file has changed or cannot be read, or the record is bad.
+    ///
+    /// # Panics
+    ///
+    /// When there is no record of that index.
+    pub fn record(&self, index: usize) -> Result<Record, ReadError> {
+        self.records.read(index)
+    }
+
+    /// The location of a record, without reading it.
+    ///
+    /// # Panics
+    ///
+    /// When there is no record of that index.
+    pub fn location(&self, index: usize) -> RecordLocation {
+        self.records.location(index)
+    }
+
+    /// A hash of the records, with which a resumed run detects changed data; see [`Mixture::fingerprint`].
+    pub fn fingerprint(&self) -> String {
+        self.records.fingerprint()
     }
 
     /// The processor of the model.
@@ -147,21 +194,21 @@ impl Dataset {
     pub fn sample(&self, index: usize) -> Result<Arc<Sample>, SampleError> {
         // A poisoned cache is intact: threads only insert.
         let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = cache().get(index);
+        let key = self.records.first_index(index);
+        let found = cache().get(key);
         let sample = match found {
             Some(sample) => sample,
             None => {
-                let record = &self.records[index];
-                let sample = Arc::new(encode(record, &self.processor, self.options.labels)?);
-                cache().insert_if_it_fits(index, &sample);
+                let record = self.record(index)?;
+                let sample = Arc::new(encode(&record, &self.processor, self.options.labels)?);
+                cache().insert_if_it_fits(key, &sample);
                 sample
             }
         };
         let tokens = sample.input_ids.len();
         match self.options.max_length {
             Some(max_length) if tokens > max_length => {
-                let location = self.records[index].location.clone();
-                Err(SampleError::TooLong { location, tokens, max_length })
+                Err(SampleError::TooLong { location: self.location(index), tokens, max_length })
             }
             _ => Ok(sample),
         }
@@ -177,7 +224,7 @@ impl Dataset {
     ///
     /// When there is no record of that index.
     pub fn label_spans(&self, index: usize) -> Result<Vec<LabeledText>, SampleError> {
-        record_spans(&self.records[index], &self.processor, self.options.labels)
+        record_spans(&self.record(index)?, &self.processor, self.options.labels)
     }
 
     /// Encodes records and pads them on the right into one batch.
@@ -261,10 +308,55 @@ impl Dataset {
         }
     }
 
-    /// All records as prompts with reference answers.
-    pub fn eval_examples(&self) -> impl Iterator<Item = EvalExample> {
-        self.records.iter().filter_map(EvalExample::from_record)
+    /// A record as a prompt with its reference answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`record`](Self::record).
+    ///
+    /// # Panics
+    ///
+    /// When there is no record of that index.
+    pub fn eval_example(&self, index: usize) -> Result<EvalExample, ReadError> {
+        Ok(EvalExample::from_record(&self.record(index)?).expect("a record has an answer"))
     }
+}
+
+/// Checks one dataset of a mixture; the positions of bad records that have to be left out.
+fn check_dataset(
+    records: &Records,
+    chosen: &DistinctRecords<'_>,
+    processor: &Processor,
+    options: &DatasetOptions,
+) -> Result<BTreeSet<usize>, DatasetError> {
+    let is_whole = chosen.len() <= Dataset::CHECKED_WHOLE;
+    let positions: Vec<usize> = match is_whole {
+        true => (0..chosen.len()).collect(),
+        // Spread over the whole length, because files are often sorted by origin.
+        false => (0..Dataset::CHECKED_SAMPLE).map(|at| at * chosen.len() / Dataset::CHECKED_SAMPLE).collect(),
+    };
+    let indices: Vec<usize> = positions.iter().map(|position| chosen.record(*position)).collect();
+    let checked = check_records(records, &indices, processor, options)?;
+    let good = indices.iter().zip(&checked).filter_map(|(index, keys)| Some((index, keys.as_ref().ok()?)));
+    let unknown = good.filter(|(_, keys)| !keys.is_empty());
+    records.warn_of_unknown_keys(unknown.map(|(index, keys)| (keys.as_slice(), records.location(*index))));
+    let (mut left_out, mut bad) = (BTreeSet::new(), Vec::new());
+    for (position, result) in positions.into_iter().zip(checked) {
+        if let Err(error) = result {
+            left_out.insert(position);
+            bad.push(error);
+        }
+    }
+    let bad = BadRecordsError { name: records.name().to_owned(), records: indices.len(), bad };
+    if bad.bad.len() == indices.len() || (options.on_bad == BadRecordPolicy::Stop && !bad.bad.is_empty()) {
+        return Err(bad.into());
+    }
+    match (is_whole, bad.bad.is_empty()) {
+        (true, false) => tracing::warn!("left out: {bad}"),
+        (false, false) => tracing::warn!("of a sample of its records: {bad}"),
+        _ => {}
+    }
+    Ok(if is_whole { left_out } else { BTreeSet::new() })
 }
 
 #[cfg(test)]
@@ -360,7 +452,7 @@ mod tests {
     #[test]
     fn the_prompt_of_an_eval_example_is_the_sample_before_its_answer() {
         let data = mixed(DatasetOptions::default());
-        let example = data.eval_examples().next().unwrap();
+        let example = data.eval_example(0).unwrap();
 
         let prompt = data
             .processor()

@@ -52,7 +52,7 @@ mod tests {
             {"from": "human", "value": "<video><image>one"}, {"from": "gpt", "value": "first"},
             {"from": "human", "value": "two<image>"}, {"from": "gpt", "value": "second"}],
             "images": ["a.png", long], "videos": "a.mp4"});
-        let location = RecordLocation { file: Path::new("d/x.jsonl").into(), line: 3, index: None };
+        let location = RecordLocation::line("d/x.jsonl".as_ref(), 3);
         let record =
             Record::parse(value, location.clone(), &RecordSchema::default(), Path::new("d"), None).unwrap();
 

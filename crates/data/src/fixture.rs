@@ -29,7 +29,7 @@ pub(crate) fn records(name: &str) -> Vec<Record> {
 /// A record on line 7 of a file beside the demo.
 pub(crate) fn record(value: serde_json::Value) -> Record {
     let dir = root().join("datasets/demo-sharegpt");
-    let location = RecordLocation { file: Path::new("x.jsonl").into(), line: 7, index: None };
+    let location = RecordLocation::line("x.jsonl".as_ref(), 7);
     Record::parse(value, location, &Default::default(), &dir, None).unwrap()
 }
 

@@ -9,18 +9,44 @@ use std::sync::Arc;
 pub struct RecordLocation {
     /// Path of the file.
     pub file: Arc<Path>,
-    /// First line of the record, from 1.
-    pub line: usize,
-    /// Index in the list, from 0; `None` in JSONL, where the line is enough.
-    pub index: Option<usize>,
+    /// The place in the file.
+    pub position: RecordPosition,
+}
+
+/// The place of a record in its file, as a person finds it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecordPosition {
+    /// A line of JSONL, from 1.
+    Line(usize),
+    /// An element of a JSON list.
+    Element {
+        /// Its index, from 0.
+        index: usize,
+        /// Its first line, from 1.
+        line: usize,
+    },
+    /// A row of a table, from 0.
+    Row(usize),
+    /// Members of an archive, by the name that they share.
+    Members(Arc<str>),
+}
+
+impl RecordLocation {
+    /// A line of a JSONL file, from 1.
+    pub fn line(file: &Path, line: usize) -> Self {
+        Self { file: file.into(), position: RecordPosition::Line(line) }
+    }
 }
 
 impl fmt::Display for RecordLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, line, index } = self;
-        match index {
-            None => write!(f, "{}: line {line}", file.display()),
-            Some(index) => write!(f, "{}: record [{index}] (line {line})", file.display()),
+        write!(f, "{}: ", self.file.display())?;
+        match &self.position {
+            RecordPosition::Line(line) => write!(f, "line {line}"),
+            RecordPosition::Element { index, line } => write!(f, "record [{index}] (line {line})"),
+            RecordPosition::Row(row) => write!(f, "row {row}"),
+            RecordPosition::Members(name) => write!(f, "record \"{name}\""),
         }
     }
 }

@@ -6,12 +6,16 @@ use glm4v_processor::{LabeledText, Processor, ProcessorError, TemplateError};
 use crate::labels::{LabelError, label_spans};
 use crate::location::RecordLocation;
 use crate::options::LabelOptions;
+use crate::reader::ReadError;
 use crate::record::Record;
 
 /// Error of a record that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SampleError {
+    /// The record cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The labels of the record cannot be determined.
     #[error("{location}: {problem}")]
     Label {

@@ -14,20 +14,21 @@ pub enum UnsupportedFile {
     Directory,
     /// A named pipe, socket or device.
     Special,
-    /// A columnar file: `parquet`, `arrow` or `feather`.
+    /// A columnar file: `arrow` or `feather`, or `parquet` where the crate is built without it.
     Columnar(&'static str),
     /// A text table: `csv` or `tsv`.
     Table(&'static str),
     /// A compressed file: format and the program that decompresses it.
     Compressed(&'static str, &'static str),
-    /// An archive: `tar` or `zip`.
+    /// An archive: `zip`.
     Archive(&'static str),
     /// YAML, as of a LLaMA-Factory config.
     Yaml,
 }
 
 /// Formats by the first bytes of a file.
-const MAGIC: [(&[u8], UnsupportedFile); 8] = [
+const MAGIC: &[(&[u8], UnsupportedFile)] = &[
+    #[cfg(not(feature = "parquet"))]
     (b"PAR1", UnsupportedFile::Columnar("parquet")),
     (b"ARROW1", UnsupportedFile::Columnar("arrow")),
     (b"FEA1", UnsupportedFile::Columnar("feather")),
@@ -39,7 +40,8 @@ const MAGIC: [(&[u8], UnsupportedFile); 8] = [
 ];
 
 /// Formats by extension, for files whose first bytes are not conclusive.
-const EXTENSIONS: [(&str, UnsupportedFile); 13] = [
+const EXTENSIONS: &[(&str, UnsupportedFile)] = &[
+    #[cfg(not(feature = "parquet"))]
     ("parquet", UnsupportedFile::Columnar("parquet")),
     ("arrow", UnsupportedFile::Columnar("arrow")),
     ("feather", UnsupportedFile::Columnar("feather")),
@@ -49,7 +51,6 @@ const EXTENSIONS: [(&str, UnsupportedFile); 13] = [
     ("zst", UnsupportedFile::Compressed("zstd", "unzstd")),
     ("bz2", UnsupportedFile::Compressed("bzip2", "bunzip2")),
     ("xz", UnsupportedFile::Compressed("xz", "unxz")),
-    ("tar", UnsupportedFile::Archive("tar")),
     ("zip", UnsupportedFile::Archive("zip")),
     ("yaml", UnsupportedFile::Yaml),
     ("yml", UnsupportedFile::Yaml),
@@ -148,7 +149,7 @@ mod tests {
         assert_eq!(detected("a.jsonl", b"{}"), None);
         assert_eq!(detected("a", b"[]"), None);
         assert_eq!(detected("a.jsonl", b"\x1f\x8b\x08"), Some(UnsupportedFile::Compressed("gzip", "gunzip")));
-        assert_eq!(detected("a.bin", b"PAR1"), Some(UnsupportedFile::Columnar("parquet")));
+        assert_eq!(detected("a.bin", b"ARROW1"), Some(UnsupportedFile::Columnar("arrow")));
         assert_eq!(detected("a.CSV", b"a,b"), Some(UnsupportedFile::Table("csv")));
     }
 

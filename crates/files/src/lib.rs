@@ -153,6 +153,32 @@ pub fn read_text(path: &Path, max_bytes: u64) -> Result<String, FileError> {
     String::from_utf8(bytes).map_err(|_| FileError::Encoding { path: path.to_owned() })
 }
 
+/// Fills `bytes` from a place in a file, whatever its cursor.
+///
+/// # Errors
+///
+/// When the file ends before, or the operating system returns an error.
+#[cfg(unix)]
+pub fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
+}
+
+/// Fills `bytes` from a place in a file, whatever its cursor.
+///
+/// # Errors
+///
+/// When the file ends before, or the operating system returns an error.
+#[cfg(windows)]
+pub fn read_exact_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, at)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => (bytes, at) = (&mut bytes[read..], at + read as u64),
+        }
+    }
+    Ok(())
+}
+
 fn is_open_descriptor(path: &Path) -> bool {
     path == Path::new("/dev/stdin") || path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd")
 }

@@ -32,7 +32,7 @@ pub struct TrainerState {
     pub config: RunConfig,
     /// Data type of weights and activations, as in `bf16`.
     pub dtype: String,
-    /// [`fingerprint`](glm4v_data::fingerprint) of the training records.
+    /// [`fingerprint`](glm4v_data::Mixture::fingerprint) of the training records.
     pub data: String,
 }
 

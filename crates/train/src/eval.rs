@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use glm4v_data::{Dataset, EvalExample, Record};
+use glm4v_data::{Dataset, EvalExample, SampleError};
 use glm4v_model::{ComputeError, Glm4v};
 
 use crate::error::TrainError;
@@ -148,8 +148,9 @@ pub fn evaluate<G: EvalGenerator>(
             if options.is_cancelled() {
                 return Ok(None);
             }
-            let records = collated.indices.iter().map(|index| &dataset.records()[*index]);
-            predictions.extend(predict(model, records, generator)?);
+            let examples = collated.indices.iter().map(|index| dataset.eval_example(*index));
+            let examples = examples.collect::<Result<_, _>>().map_err(SampleError::from)?;
+            predictions.extend(predict(model, examples, generator)?);
         }
         if options.is_cancelled() {
             return Ok(None);
@@ -161,12 +162,11 @@ pub fn evaluate<G: EvalGenerator>(
 }
 
 /// Generates the answers of one batch.
-fn predict<'a, G: EvalGenerator>(
+fn predict<G: EvalGenerator>(
     model: &Glm4v,
-    records: impl Iterator<Item = &'a Record>,
+    examples: Vec<EvalExample>,
     generator: &mut G,
 ) -> Result<Vec<Prediction>, TrainError> {
-    let examples: Vec<EvalExample> = records.filter_map(EvalExample::from_record).collect();
     let generations = generator.generate(model, &examples);
     let generations = generations.map_err(|error| TrainError::Generate(Box::new(error)))?;
     let pairs = examples.into_iter().zip(generations);

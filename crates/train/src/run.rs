@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use glm4v_data::{
-    BatchSampler, BatchSamplerState, DataLoader, DataLoaderBatch, DataLoaderError, Dataset, fingerprint,
-};
+use glm4v_data::{BatchSampler, BatchSamplerState, DataLoader, DataLoaderBatch, DataLoaderError, Dataset};
 use glm4v_model::fault::guard;
 use glm4v_model::{CausalLm, ComputeError, DeviceFault, DeviceSpec, Precision};
 use glm4v_weights::{AdapterFolder, AtomicDir, ModelFolder, ProgressFn, write_file};
@@ -25,9 +23,7 @@ use crate::metrics::{EvalMetrics, LoggedProgress, MetricsWriter, StepMetrics};
 use crate::plan::{LoraTargets, TrainSummary};
 use crate::run_dir::{ResumeRequest, RunDir};
 use crate::schedule::Schedule;
-use crate::setup::{
-    ModelSetup, ResumeSettings, ResumeState, RunData, data_loader_options, media_dir, schedule,
-};
+use crate::setup::{ModelSetup, ResumeSettings, ResumeState, RunData, data_loader_options, schedule};
 use crate::trainer::{StepError, Trainer, TrainerConfig};
 
 /// The result of a run.
@@ -94,7 +90,7 @@ impl Run {
         dir.create_and_lock()?;
         let checkpoint = dir.resume_point(ResumeRequest { resume, max_steps: Some(steps), evaluates })?;
         let checkpoint = checkpoint.as_deref();
-        let fingerprint = fingerprint(train.records(), media_dir(&config));
+        let fingerprint = train.fingerprint();
         let settings = ResumeSettings { config: &config, precision, fingerprint: &fingerprint };
         let resumed = checkpoint.map(|path| ResumeState::read(path, &dir, &settings)).transpose()?;
         let sampler_state = resumed.as_ref().and_then(|resumed| resumed.state.sampler);

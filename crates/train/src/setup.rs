@@ -263,7 +263,7 @@ pub(crate) fn schedule(config: &RunConfig, steps: usize) -> Schedule {
 }
 
 /// `data.media_dir`; none if it is empty.
-pub(crate) fn media_dir(config: &RunConfig) -> Option<&Path> {
+fn media_dir(config: &RunConfig) -> Option<&Path> {
     let media = &config.data.media_dir;
     (!media.as_os_str().is_empty()).then_some(media)
 }

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use glm4v_inputs::Modality;
 use serde_json::{Map, Value, json};
 
 use super::error::{MediaListMismatch, RecordError};
@@ -26,6 +27,21 @@ const KINDS: [MediaKind; 2] = [
     MediaKind { part_type: "image", placeholder: "<image>", list: "images" },
     MediaKind { part_type: "video", placeholder: "<video>", list: "videos" },
 ];
+
+/// The modality of a file by its extension, which is written in any case.
+pub(crate) fn modality_of(extension: &str) -> Option<Modality> {
+    match extension.to_ascii_lowercase().as_str() {
+        "jpg" | "jpeg" | "png" | "webp" | "gif" | "bmp" | "tif" | "tiff" => Some(Modality::Image),
+        "mp4" | "mkv" | "webm" | "mov" | "avi" => Some(Modality::Video),
+        _ => None,
+    }
+}
+
+/// Keys of one file and of several.
+pub(crate) fn media_keys(modality: Modality) -> [&'static str; 2] {
+    let kind = if modality == Modality::Video { &KINDS[1] } else { &KINDS[0] };
+    [kind.part_type, kind.list]
+}
 
 /// Number of placeholders by kind, in the order of [`KINDS`].
 pub(super) type PlaceholderCounts = [usize; KINDS.len()];
@@ -50,6 +66,11 @@ impl MediaLists {
             [list_column(record, columns[0], &KINDS[0])?, list_column(record, columns[1], &KINDS[1])?];
         let [images, videos] = columns;
         Ok(Self([MediaList::take(record, images, &KINDS[0])?, MediaList::take(record, videos, &KINDS[1])?]))
+    }
+
+    /// A placeholder for each entry.
+    pub(super) fn placeholder_text(&self) -> String {
+        KINDS.iter().zip(&self.0).map(|(kind, list)| kind.placeholder.repeat(list.entries.len())).collect()
     }
 
     /// Placeholders in the content of a message.

@@ -9,13 +9,15 @@ use super::prompt_response::take_prompt_response;
 use crate::names::join_names;
 use crate::schema::{Formatting, RecordSchema, Role, key_or};
 
-/// Takes the messages out of a record of any style.
+/// Takes the messages out of a record of any style. `placeholders` are those of all its listed media, for styles with one place for
+/// them.
 pub(super) fn take_messages(
     record: &mut Map<String, Value>,
     schema: &RecordSchema,
+    placeholders: &str,
     unknown: &mut UnknownKeys,
 ) -> Result<Vec<Value>, RecordError> {
-    let (values, schema) = match take_prompt_response(record, schema)? {
+    let (values, schema) = match take_prompt_response(record, schema, placeholders)? {
         Some(values) => (values, &RecordSchema { formatting: Formatting::OpenAi, ..RecordSchema::default() }),
         None => (take_list(record, schema)?, schema),
     };
@@ -156,7 +158,10 @@ fn take_content(
 ) -> Result<Value, RecordError> {
     let text_only = schema.formatting == Formatting::ShareGpt;
     match keys.shift_remove(key) {
-        Some(Value::Array(parts)) if !text_only => Ok(Value::Array(parts)),
+        Some(Value::Array(mut parts)) if !text_only => {
+            parts.iter_mut().for_each(rename_value);
+            Ok(Value::Array(parts))
+        }
         Some(Value::String(text)) => Ok(Value::String(text)),
         None | Some(Value::Null) if keys.contains_key("tool_calls") => Ok(Value::String(String::new())),
         other => {
@@ -166,6 +171,20 @@ fn take_content(
             };
             Err(RecordError::wrong_type(format!("{location}\"{key}\""), other.as_ref(), needed))
         }
+    }
+}
+
+/// Renames `value` in a part, as LLaMA-Factory's newer datasets call every content.
+fn rename_value(part: &mut Value) {
+    let Value::Object(keys) = part else { return };
+    let key = match keys.get("type").and_then(Value::as_str) {
+        Some(key @ ("text" | "image" | "image_url" | "video" | "video_url")) => key.to_owned(),
+        _ => return,
+    };
+    if !keys.contains_key(&key)
+        && let Some(value) = keys.shift_remove("value")
+    {
+        keys.insert(key, value);
     }
 }
 

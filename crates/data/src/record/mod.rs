@@ -4,6 +4,7 @@
 //! every part without a source takes the next entry of `images`, paths are resolved. Records that would train the model on
 //! something else than they seem to are refused.
 
+mod attached_media;
 mod error;
 mod key_location;
 mod keys;
@@ -20,13 +21,16 @@ use std::path::Path;
 use glm4v_processor::{ImageSource, Message, VideoInput, parse_messages};
 use serde_json::{Map, Value};
 
+pub(crate) use attached_media::media_reference;
 pub use error::{MediaListMismatch, RecordError};
 pub use key_location::KeyLocation;
 pub(crate) use keys::is_empty_value;
+pub(crate) use media::{media_keys, modality_of};
 
 use crate::location::RecordLocation;
 use crate::names::join_names;
 use crate::schema::{RecordSchema, key_or};
+use attached_media::attach;
 use keys::{UnknownKeys, check_remaining, refuse_unsupported, take_loss};
 use media::MediaLists;
 use media_paths::prefer_existing;
@@ -60,6 +64,18 @@ impl Record {
         records_dir: &Path,
         media_dir: Option<&Path>,
     ) -> Result<Self, RecordError> {
+        Self::parse_with_media(value, Vec::new(), location, schema, records_dir, media_dir)
+    }
+
+    /// As [`parse`](Self::parse), with contents of images and videos beside the value.
+    pub(crate) fn parse_with_media(
+        value: Value,
+        contents: Vec<Vec<u8>>,
+        location: RecordLocation,
+        schema: &RecordSchema,
+        records_dir: &Path,
+        media_dir: Option<&Path>,
+    ) -> Result<Self, RecordError> {
         let Value::Object(mut record) = value else {
             return Err(RecordError::wrong_type("the record", Some(&value), "an object"));
         };
@@ -70,13 +86,14 @@ impl Record {
         if take_loss(KeyLocation::Record, &mut record)? == Some(0.0) {
             return Err(RecordError::NoLoss);
         }
-        let mut messages = take_messages(&mut record, schema, &mut unknown)?;
+        let mut messages = take_messages(&mut record, schema, &media.placeholder_text(), &mut unknown)?;
         take_system_prompt(&mut record, schema, &mut messages)?;
         check_audio(&record, &messages)?;
         check_remaining(KeyLocation::Record, &record, &mut unknown)?;
         place_media(&mut media, &mut messages)?;
         let mut messages =
             parse_messages(&Value::Array(messages).to_string(), media_dir.unwrap_or(records_dir))?;
+        attach(&mut messages, &contents);
         if let Some(media_dir) = media_dir {
             messages.iter_mut().for_each(|message| prefer_existing(message, media_dir, records_dir));
         }
@@ -201,7 +218,7 @@ mod tests {
         }
         let mut record = asked(json!("<image><image><image>"), json!("a"));
         record["images"] = json!(["both.png", "one.png", "none.png"]);
-        let location = RecordLocation { file: Path::new("x").into(), line: 1, index: None };
+        let location = RecordLocation::line("x".as_ref(), 1);
 
         let record =
             Record::parse(record, location, &RecordSchema::default(), &beside, Some(&media)).unwrap();

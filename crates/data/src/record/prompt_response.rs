@@ -3,6 +3,7 @@
 //! - alpaca: `instruction`, `input`, `output`, and LLaMA-Factory's `history`
 //! - swift: `query`, `response`, `history`
 //! - TRL and OpenAI's first format: `prompt` and `completion`, two texts or two lists of messages
+//! - captions: images with `caption` or `text`, without a prompt
 //!
 //! As in LLaMA-Factory, `input` follows `instruction` on a line of its own, and the responses of `history` carry loss too.
 
@@ -24,8 +25,11 @@ struct PromptResponseKeys<'a> {
 pub(super) fn take_prompt_response(
     record: &mut Map<String, Value>,
     schema: &RecordSchema,
+    placeholders: &str,
 ) -> Result<Option<Vec<Value>>, RecordError> {
-    let Some(keys) = find_keys(record, schema) else { return Ok(None) };
+    let Some(keys) = find_keys(record, schema) else {
+        return Ok(take_caption(record, schema, placeholders));
+    };
     if let (Some(Value::Array(_)), Some(Value::Array(_))) =
         (record.get(keys.prompt), record.get(keys.response))
     {
@@ -41,9 +45,38 @@ pub(super) fn take_prompt_response(
         None => String::new(),
     };
     let lines: Vec<&str> = [prompt.as_str(), &input].into_iter().filter(|text| !text.is_empty()).collect();
-    messages.push(json!({"role": "user", "content": lines.join("\n")}));
+    let mut prompt = lines.join("\n");
+    // Of one question there is one place for media that have none; of several it would be a guess.
+    if messages.is_empty() && !["<image>", "<video>"].into_iter().any(|mark| prompt.contains(mark)) {
+        prompt.insert_str(0, placeholders);
+    }
+    messages.push(json!({"role": "user", "content": prompt}));
     messages.push(json!({"role": "assistant", "content": response}));
     Ok(Some(messages))
+}
+
+/// An image, or several, with a text that describes it, as datasets of captions have them: the images alone are the prompt.
+fn take_caption(
+    record: &mut Map<String, Value>,
+    schema: &RecordSchema,
+    placeholders: &str,
+) -> Option<Vec<Value>> {
+    let has_messages = ["messages", "conversations"].into_iter().any(|key| record.contains_key(key));
+    if placeholders.is_empty()
+        || has_messages
+        || schema.formatting != Formatting::Auto
+        || schema.columns.messages.is_some()
+    {
+        return None;
+    }
+    let given = schema.columns.response.as_deref();
+    let key = given
+        .into_iter()
+        .chain(["caption", "text"])
+        .find(|key| record.get(*key).is_some_and(Value::is_string))?;
+    let caption = record.shift_remove(key)?;
+    let prompt = json!({"role": "user", "content": placeholders});
+    Some(vec![prompt, json!({"role": "assistant", "content": caption})])
 }
 
 fn find_keys<'a>(record: &Map<String, Value>, schema: &'a RecordSchema) -> Option<PromptResponseKeys<'a>> {

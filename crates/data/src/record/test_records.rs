@@ -9,7 +9,7 @@ use crate::location::RecordLocation;
 use crate::schema::RecordSchema;
 
 pub(super) fn parse_with(value: Value, schema: &RecordSchema) -> Result<Record, RecordError> {
-    let location = RecordLocation { file: Path::new("d/x.jsonl").into(), line: 1, index: None };
+    let location = RecordLocation::line("d/x.jsonl".as_ref(), 1);
     Record::parse(value, location, schema, Path::new("d"), None)
 }
 

@@ -7,7 +7,7 @@ mod text;
 use std::path::Path;
 
 use glm4v_data::{DatasetRegistry, DatasetSource};
-use glm4v_data::{LabelOptions, LossPolicy, Record, RecordReader};
+use glm4v_data::{LabelOptions, LossPolicy, Record, Records};
 
 use crate::args::{Data, DataCommand, DataInput, Loss, Switch};
 
@@ -38,24 +38,9 @@ fn records_at(
     media_dir: Option<&Path>,
     indices: &[usize],
 ) -> anyhow::Result<Vec<Record>> {
-    let mut found = vec![None; indices.len()];
-    let mut index = 0;
-    for file in &source.files {
-        for record in RecordReader::open(file, &source.schema, media_dir)? {
-            if indices.contains(&index) {
-                let record = record?;
-                let wanted = indices.iter().zip(&mut found).filter(|(wanted, _)| **wanted == index);
-                wanted.for_each(|(_, place)| *place = Some(record.clone()));
-            }
-            index += 1;
-            if found.iter().all(Option::is_some) {
-                break;
-            }
-        }
+    let records = Records::open(source, media_dir)?;
+    if let Some(missing) = indices.iter().find(|index| **index >= records.len()) {
+        anyhow::bail!("{}: has no record {missing}, needed 0 to {}", source.name, records.len() - 1);
     }
-    let missing = indices.iter().zip(&found).find(|(_, record)| record.is_none());
-    if let Some((missing, _)) = missing {
-        anyhow::bail!("{}: has no record {missing}, needed 0 to {}", source.name, index.saturating_sub(1));
-    }
-    Ok(found.into_iter().flatten().collect())
+    Ok(indices.iter().map(|index| records.read(*index)).collect::<Result<_, _>>()?)
 }

@@ -119,12 +119,7 @@ mod tests {
     }
 
     fn location() -> RecordLocation {
-        let json =
-            r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("x.jsonl");
-        std::fs::write(&file, json).unwrap();
-        glm4v_data::read_records(&file, &Default::default(), None).unwrap().remove(0).location
+        RecordLocation::line("x.jsonl".as_ref(), 1)
     }
 
     #[test]
