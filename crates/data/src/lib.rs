@@ -18,6 +18,7 @@ mod eval;
 #[cfg(test)]
 mod fixture;
 mod labels;
+mod length_groups;
 mod location;
 mod mixture;
 mod names;

@@ -320,6 +320,13 @@ impl Processor {
         Ok(expansion.finish()?)
     }
 
+    /// Tokens that an image will take, where its header can be read and tells.
+    pub fn probe_image_tokens(&self, source: &ImageSource) -> Option<usize> {
+        let (width, height) = self.image.decode_limits().probe(source).ok()??;
+        let grid = self.image.grid(height as usize, width as usize).ok()?;
+        Some(self.image.tokens(grid))
+    }
+
     /// Looks at what [`encode_spans`](Self::encode_spans) would read, without decoding it: that images and videos are
     /// there and as many as the spans have places, and the tokens that each image will take where its header tells.
     ///

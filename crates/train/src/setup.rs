@@ -68,7 +68,8 @@ impl RunData {
             let (path, skipped) = (config.data.batch_order.clone(), train.num_skipped());
             return Err(TrainError::BatchOrderSkipped { path, skipped });
         }
-        let sampler = sampler(config, train.len())?;
+        let train = Arc::new(train);
+        let sampler = sampler(config, &train)?;
         let found = sampler.batches_per_epoch();
         let steps = match config.schedule.max_steps {
             0 => (config.schedule.epochs * found as f64).ceil() as usize,
@@ -78,7 +79,7 @@ impl RunData {
             let path = config.data.batch_order.clone();
             return Err(TrainError::BatchOrderTooShort { path, found, needed: steps });
         }
-        Ok(Self { train: Arc::new(train), eval, sampler, steps })
+        Ok(Self { train, eval, sampler, steps })
     }
 }
 
@@ -301,10 +302,16 @@ pub(crate) fn data_loader_options(config: &RunConfig) -> DataLoaderOptions {
 /// Maximum size of a `data.batch_order` file, in bytes: a hundred million record numbers.
 const MAX_BATCH_ORDER_BYTES: u64 = 1 << 30;
 
-fn sampler(config: &RunConfig, records: usize) -> Result<BatchSampler, TrainError> {
+fn sampler(config: &RunConfig, train: &Arc<Dataset>) -> Result<BatchSampler, TrainError> {
     let path = &config.data.batch_order;
+    let records = train.len();
     if path.as_os_str().is_empty() {
-        return Ok(BatchSampler::shuffled(records, config.data.batch_size, config.run.seed)?);
+        let sampler = BatchSampler::shuffled(records, config.data.batch_size, config.run.seed)?;
+        if !config.data.group_by_length {
+            return Ok(sampler);
+        }
+        let train = train.clone();
+        return Ok(sampler.grouped_by_length(move |index| train.estimated_len(index))?);
     }
     let text = read_text(path, MAX_BATCH_ORDER_BYTES).map_err(WeightsError::from)?;
     let batches =
