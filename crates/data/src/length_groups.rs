@@ -49,7 +49,7 @@ impl LengthGroups {
     ) -> &[usize] {
         let (number, place) = (batch / WINDOW_BATCHES, batch % WINDOW_BATCHES);
         let epoch = seed.1;
-        if !self.window.as_ref().is_some_and(|window| (window.epoch, window.number) == (epoch, number)) {
+        if self.window.as_ref().is_none_or(|window| (window.epoch, window.number) != (epoch, number)) {
             let first = number * WINDOW_BATCHES * batch_size;
             // The rest of an epoch that makes no batch is not drawn, so it must not be sorted into one.
             let end = (first + WINDOW_BATCHES * batch_size).min(order.len() - order.len() % batch_size);
