@@ -299,6 +299,8 @@ pub(crate) struct Data {
 pub(crate) enum DataCommand {
     /// Show records as the model sees them, with the tokens that carry loss
     Show(DataShow),
+    /// Check every record as training reads it, and the dataset as a whole
+    Check(DataCheck),
 }
 
 /// A dataset, and the model that reads it.
@@ -350,6 +352,31 @@ pub(crate) struct DataShow {
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
     /// Print one JSON object per record
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Check every record as training reads it, and the dataset as a whole.
+///
+/// Every image and video is decoded; placeholders, patches and grids must agree, the labels must spell the answers, and nothing may be
+/// longer than --max-length. All splits of NAME are checked, and must not overlap. Exit code 1 if a record fails.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DataCheck {
+    #[command(flatten)]
+    pub(crate) input: DataInput,
+    /// Maximum number of tokens of a record [default: the model's max_position_embeddings]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) max_length: Option<usize>,
+    /// Tokens to which an image may be shrunk, for the count of records that would fit
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub(crate) min_image_tokens: usize,
+    /// Another dataset that must not overlap; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(crate) against: Vec<String>,
+    /// Also fail on duplicates, overlaps, and answers without text or the same for most records
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Print one JSON object per dataset
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -72,7 +72,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Train(train) => commands::train(train, &args.global),
         Command::Generate(generate) => commands::generate(generate, &args.global),
         Command::Eval(eval) => commands::eval(eval, &args.global),
-        Command::Data(data) => commands::data(data),
+        Command::Data(data) => commands::data(data, &args.global),
         Command::Init(init) => commands::init(init, &args.global),
         Command::Embed(embed) => commands::embed(embed, &args.global),
         Command::Convert(convert) => commands::convert(convert, &args.global),

@@ -51,6 +51,14 @@ fn bar(length: usize, template: &str) -> ProgressBar {
     ProgressBar::with_draw_target(Some(length as u64), target).with_style(style)
 }
 
+/// Bar of records, on a terminal.
+pub(crate) fn record_bar(records: usize, quiet: bool) -> ProgressBar {
+    match quiet || !std::io::stderr().is_terminal() {
+        true => ProgressBar::hidden(),
+        false => bar(records, "checking {bar:24} {pos}/{len} [{eta} left]"),
+    }
+}
+
 /// Delay before a bar of bytes appears, so that small files show none.
 const BAR_DELAY: Duration = Duration::from_millis(500);
 

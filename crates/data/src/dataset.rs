@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use glm4v_inputs::{Batch, PaddingSide, Sample};
 use glm4v_processor::{LabeledText, Processor, TemplateError};
@@ -10,15 +10,17 @@ use glm4v_processor::{LabeledText, Processor, TemplateError};
 use crate::cache::SampleCache;
 use crate::check::{BadRecordError, BadRecordsError, check_records};
 use crate::eval::EvalExample;
+use crate::fit::encode_to_fit;
 use crate::location::RecordLocation;
 use crate::mixture::{DistinctRecords, Mixture};
 use crate::options::{BadRecordPolicy, DatasetOptions, LengthPolicy};
+use crate::outcomes::{Outcome, OutcomeLog, RecordCounts};
 use crate::packing::first_fit;
 use crate::reader::ReadError;
 use crate::record::Record;
 use crate::records::Records;
 use crate::registry::DatasetSource;
-use crate::sample::{SampleError, encode, record_spans};
+use crate::sample::{SampleError, record_spans};
 
 /// Error of opening a dataset.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +61,8 @@ pub struct Dataset {
     cache: Mutex<SampleCache>,
     /// Number of records left out by [`open`](Self::open).
     skipped_on_open: usize,
-    /// Indices of records left out of batches.
-    skipped: Mutex<BTreeSet<usize>>,
+    /// Records left out of batches or shortened.
+    outcomes: Mutex<OutcomeLog>,
 }
 
 /// Encoded records, and those that were left out.
@@ -72,9 +74,6 @@ struct Selection {
     skipped: Vec<usize>,
 }
 
-/// Number of left out records with a warning of their own.
-const NAMED: usize = 10;
-
 impl Dataset {
     /// A dataset of given records, which may come from several sources.
     pub fn new(records: Vec<Record>, processor: Arc<Processor>, options: DatasetOptions) -> Self {
@@ -83,7 +82,7 @@ impl Dataset {
 
     fn of(records: Mixture, processor: Arc<Processor>, options: DatasetOptions) -> Self {
         let cache = Mutex::new(SampleCache::new(options.cache_bytes));
-        Self { records, processor, options, cache, skipped_on_open: 0, skipped: Mutex::default() }
+        Self { records, processor, options, cache, skipped_on_open: 0, outcomes: Mutex::default() }
     }
 
     /// Opens a dataset with all its records; see [`open_mixture`](Self::open_mixture).
@@ -108,7 +107,8 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// When no record of a dataset can be used, or with [`BadRecordPolicy::Stop`] one of those checked cannot.
+    /// When no record of a dataset can be used, with [`BadRecordPolicy::Stop`] one of those checked cannot, or with
+    /// [`BadRecordPolicy::Skip`] more than [`DatasetOptions::max_bad`] cannot.
     pub fn open_mixture(
         records: Mixture,
         processor: Arc<Processor>,
@@ -132,7 +132,18 @@ impl Dataset {
 
     /// Number of records that were left out because they cannot be used, by [`open`](Self::open) and of batches.
     pub fn num_skipped(&self) -> usize {
-        self.skipped_on_open + self.skipped.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.counts().skipped
+    }
+
+    /// Numbers of records that were not used as they are, so far.
+    pub fn counts(&self) -> RecordCounts {
+        let counts = self.outcomes().counts();
+        RecordCounts { skipped: self.skipped_on_open + counts.skipped, ..counts }
+    }
+
+    /// A poisoned log is intact: threads only add to it.
+    fn outcomes(&self) -> MutexGuard<'_, OutcomeLog> {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of records, without those that [`open`](Self::open) left out.
@@ -186,7 +197,7 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// When the record cannot be encoded, or is too long (with any [`LengthPolicy`]).
+    /// When the record cannot be encoded, or is too long and cannot be made to fit as the [`LengthPolicy`] allows.
     ///
     /// # Panics
     ///
@@ -196,22 +207,19 @@ impl Dataset {
         let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let key = self.records.first_index(index);
         let found = cache().get(key);
-        let sample = match found {
+        Ok(match found {
             Some(sample) => sample,
             None => {
                 let record = self.record(index)?;
-                let sample = Arc::new(encode(&record, &self.processor, self.options.labels)?);
+                let (sample, shortening) = encode_to_fit(&record, &self.processor, &self.options)?;
+                let sample = Arc::new(sample);
+                if let Some(shortening) = shortening {
+                    self.outcomes().add(key, &Outcome::Shortened(&record.location, shortening));
+                }
                 cache().insert_if_it_fits(key, &sample);
                 sample
             }
-        };
-        let tokens = sample.input_ids.len();
-        match self.options.max_length {
-            Some(max_length) if tokens > max_length => {
-                Err(SampleError::TooLong { location: self.location(index), tokens, max_length })
-            }
-            _ => Ok(sample),
-        }
+        })
     }
 
     /// About the tokens of a record, from the length of its texts and the headers of its images, to group records by length. Videos
@@ -293,11 +301,13 @@ impl Dataset {
                     samples.push(sample);
                     kept.push(index);
                 }
-                Err(error) if error.is_too_long() && self.options.on_long == LengthPolicy::Drop => {
+                Err(error) if error.is_too_long() && self.options.on_long != LengthPolicy::Error => {
+                    let reason = BadRecordError::from(error).chain();
+                    self.outcomes().add(self.records.first_index(index), &Outcome::Dropped(&reason));
                     dropped.push(index);
                 }
                 Err(error) if self.may_skip(&error) => {
-                    self.record_skipped(index, error);
+                    self.skip(index, error)?;
                     skipped.push(index);
                 }
                 Err(error) => return Err(error),
@@ -311,16 +321,14 @@ impl Dataset {
         self.options.on_bad == BadRecordPolicy::Skip && !fatal && !error.is_too_long()
     }
 
-    /// Remembers a record that was left out, with a warning for the first ones.
-    fn record_skipped(&self, index: usize, error: SampleError) {
-        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
-        if !skipped.insert(index) {
-            return;
-        }
-        match skipped.len() {
-            count if count <= NAMED => tracing::warn!("left out: {}", BadRecordError::from(error).chain()),
-            count if count.is_power_of_two() => tracing::warn!("{count} records left out so far"),
-            _ => {}
+    /// Counts a record that is left out.
+    fn skip(&self, index: usize, error: SampleError) -> Result<(), SampleError> {
+        let last = BadRecordError::from(error).chain();
+        self.outcomes().add(self.records.first_index(index), &Outcome::Skipped(&last));
+        let skipped = self.counts().skipped;
+        match self.options.max_bad {
+            Some(max_bad) if skipped > max_bad => Err(SampleError::TooManyBad { skipped, max_bad, last }),
+            _ => Ok(()),
         }
     }
 
@@ -364,7 +372,11 @@ fn check_dataset(
         }
     }
     let bad = BadRecordsError { name: records.name().to_owned(), records: indices.len(), bad };
-    if bad.bad.len() == indices.len() || (options.on_bad == BadRecordPolicy::Stop && !bad.bad.is_empty()) {
+    let is_allowed = match options.on_bad {
+        BadRecordPolicy::Stop => bad.bad.is_empty(),
+        BadRecordPolicy::Skip => options.max_bad.is_none_or(|max_bad| bad.bad.len() <= max_bad),
+    };
+    if bad.bad.len() == indices.len() || !is_allowed {
         return Err(bad.into());
     }
     match (is_whole, bad.bad.is_empty()) {
@@ -473,6 +485,52 @@ mod tests {
         assert_eq!((dropped.indices, dropped.dropped), (vec![0], vec![9, 10]));
         assert_eq!(dropped.batch.unwrap().shape, [1, exact]);
         assert_eq!((nothing.batch, nothing.dropped), (None, vec![0, 9]));
+    }
+
+    #[test]
+    fn long_records_are_counted_by_what_happened_to_them() {
+        let exact = mixed(DatasetOptions::default()).sample(0).unwrap().input_ids.len();
+        let with = |on_long| mixed(DatasetOptions { max_length: Some(exact), on_long, ..Default::default() });
+        let (dropping, truncating) = (with(LengthPolicy::Drop), with(LengthPolicy::Truncate));
+
+        // Record 9 has one exchange; 10 has two, and neither fits alone.
+        for _epoch in 0..2 {
+            dropping.batch(&[0, 9, 10]).unwrap();
+            truncating.batch(&[0, 9]).unwrap();
+        }
+
+        assert_eq!(dropping.counts(), RecordCounts { dropped: 2, ..RecordCounts::default() });
+        assert_eq!(truncating.counts(), RecordCounts { dropped: 1, ..RecordCounts::default() });
+        let longer = mixed(DatasetOptions::default()).sample(10).unwrap().len() - 1;
+        let options = DatasetOptions {
+            max_length: Some(longer),
+            on_long: LengthPolicy::Truncate,
+            ..Default::default()
+        };
+        let shortening = mixed(options);
+        let batch = shortening.batch(&[10]).unwrap();
+        assert_eq!((batch.indices, shortening.counts().truncated), (vec![10], 1));
+    }
+
+    #[test]
+    fn more_bad_records_than_allowed_end_the_batches() {
+        let missing = || {
+            crate::fixture::record(serde_json::json!({"messages": [{"role": "user", "content": "<image>"},
+                {"role": "assistant", "content": "a"}], "images": ["none.png"]}))
+        };
+        let good = crate::fixture::records("digits:test").remove(0);
+        let records = vec![missing(), good, missing(), missing()];
+        let options =
+            DatasetOptions { on_bad: BadRecordPolicy::Skip, max_bad: Some(2), ..Default::default() };
+        let data = Dataset::new(records, crate::fixture::processor(), options);
+
+        assert_eq!(data.batch(&[0, 1, 2]).unwrap().indices, [1]);
+        assert_eq!(data.batch(&[0, 1, 2]).unwrap().skipped, [0, 2]);
+        let error = data.batch(&[1, 3]).unwrap_err().to_string();
+
+        let start =
+            "3 records cannot be used so far, at most 2 may be left out; the last one: x.jsonl: line 7: ";
+        assert!(error.starts_with(start), "{error}");
     }
 
     #[test]

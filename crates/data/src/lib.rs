@@ -10,11 +10,13 @@
 //! Styles of records, with examples in `datasets/README.md`: OpenAI `messages`, sharegpt `conversations` with `<image>` in the text,
 //! and prompts with responses (alpaca and others).
 
+mod audit;
 mod cache;
 mod check;
 mod data_loader;
 mod dataset;
 mod eval;
+mod fit;
 #[cfg(test)]
 mod fixture;
 mod labels;
@@ -23,8 +25,10 @@ mod location;
 mod mixture;
 mod names;
 mod options;
+mod outcomes;
 mod packing;
 mod pixel_cache;
+mod proof;
 mod reader;
 mod record;
 mod records;
@@ -36,6 +40,7 @@ mod shuffle;
 mod unsupported_file;
 mod view;
 
+pub use audit::{Audit, AuditReport, Bucket, CommonAnswer, Histogram, LongRecords, SameRecords};
 pub use check::{BadRecordError, BadRecordsError};
 pub use data_loader::{DataLoader, DataLoaderBatch, DataLoaderError, DataLoaderOptions};
 pub use dataset::{CollatedBatch, Dataset, DatasetError};
@@ -43,8 +48,10 @@ pub use eval::EvalExample;
 pub use labels::{LabelError, label_spans};
 pub use location::{RecordLocation, RecordPosition};
 pub use mixture::{Mixture, Share};
-pub use options::{BadRecordPolicy, DatasetOptions, LabelOptions, LengthPolicy, LossPolicy};
+pub use options::{BadRecordPolicy, DatasetOptions, LabelOptions, LengthPolicy, LossPolicy, TruncateFrom};
+pub use outcomes::RecordCounts;
 pub use pixel_cache::{PixelCache, PixelCacheCounts, PixelCacheError};
+pub use proof::ProofError;
 #[cfg(feature = "parquet")]
 pub use reader::TableError;
 pub use reader::{ReadError, ShardError};

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What happens to records with more tokens than `max_length` (`data.on_long`). No record is truncated: a cut could go through
-/// an image or remove the answer.
+/// What happens to records with more tokens than `max_length` (`data.on_long`). Nothing cuts through an image or an answer, and every
+/// record that is left out or changed is counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -13,6 +13,24 @@ pub enum LengthPolicy {
     Error,
     /// The record is left out of its batch, which gets smaller, and counted.
     Drop,
+    /// Its images are made smaller, as little as fits, down to [`DatasetOptions::min_image_tokens`]; a record that does not fit then is
+    /// left out.
+    ShrinkImages,
+    /// Whole turns are removed ([`TruncateFrom`]); a record of which no turn fits is left out.
+    Truncate,
+}
+
+/// Which turns [`LengthPolicy::Truncate`] removes (`data.truncate_from`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TruncateFrom {
+    /// The last questions with their answers, and the images in them.
+    #[default]
+    End,
+    /// The first questions with their answers. System messages stay, and so does every turn from the first image or video on, because
+    /// later turns may be about it.
+    Start,
 }
 
 /// What happens to records that cannot be used, because they are malformed or their media are missing or damaged (`data.on_bad`).
@@ -57,8 +75,14 @@ pub struct DatasetOptions {
     pub max_length: Option<usize>,
     /// Policy for longer records.
     pub on_long: LengthPolicy,
+    /// Tokens to which images may be shrunk by [`LengthPolicy::ShrinkImages`].
+    pub min_image_tokens: usize,
+    /// Turns that [`LengthPolicy::Truncate`] removes.
+    pub truncate_from: TruncateFrom,
     /// Policy for records that cannot be used.
     pub on_bad: BadRecordPolicy,
+    /// Maximum number of records that [`BadRecordPolicy::Skip`] leaves out; `None` for no limit.
+    pub max_bad: Option<usize>,
     /// Memory for encoded samples, in bytes.
     pub cache_bytes: usize,
     /// Rendering and labels.
@@ -70,7 +94,10 @@ impl Default for DatasetOptions {
         Self {
             max_length: None,
             on_long: LengthPolicy::Error,
+            min_image_tokens: 64,
+            truncate_from: TruncateFrom::End,
             on_bad: BadRecordPolicy::Stop,
+            max_bad: None,
             cache_bytes: 512 << 20,
             labels: LabelOptions::default(),
         }

@@ -1,11 +1,12 @@
 //! Encoding of records.
 
 use glm4v_inputs::Sample;
-use glm4v_processor::{LabeledText, Processor, ProcessorError, TemplateError};
+use glm4v_processor::{ImageProcessor, LabeledText, Processor, ProcessorError, TemplateError};
 
 use crate::labels::{LabelError, label_spans};
 use crate::location::RecordLocation;
 use crate::options::LabelOptions;
+use crate::proof::{ProofError, prove};
 use crate::reader::ReadError;
 use crate::record::Record;
 
@@ -41,6 +42,26 @@ pub enum SampleError {
         /// Error of the processor.
         #[source]
         source: Box<ProcessorError>,
+    },
+    /// The encoded record is not what it seems to be.
+    #[error("{location}: {problem}")]
+    Proof {
+        /// Location of the record.
+        location: RecordLocation,
+        /// What is wrong.
+        problem: Box<ProofError>,
+    },
+    /// More records than allowed cannot be used.
+    #[error(
+        "{skipped} records cannot be used so far, at most {max_bad} may be left out; the last one: {last}"
+    )]
+    TooManyBad {
+        /// Number of such records.
+        skipped: usize,
+        /// Maximum number.
+        max_bad: usize,
+        /// Error of the last one, with its causes.
+        last: String,
     },
     /// The record has more tokens than `max_length`.
     #[error(
@@ -88,22 +109,40 @@ pub(crate) fn record_spans(
     })
 }
 
-/// Encodes a record for training: token ids with the loss mask, and the patches of its media.
+/// Encodes a record for training: token ids with the loss mask, and the patches of its media; proves that placeholders, grids and
+/// patches agree and that the labels are the answers.
 ///
 /// # Errors
 ///
 /// When the labels cannot be determined, or an image or video cannot be used.
 pub fn encode(record: &Record, processor: &Processor, options: LabelOptions) -> Result<Sample, SampleError> {
+    encode_with_images(record, processor, options, None)
+}
+
+/// As [`encode`], with another image processor of the same patches.
+pub(crate) fn encode_with_images(
+    record: &Record,
+    processor: &Processor,
+    options: LabelOptions,
+    image_processor: Option<&ImageProcessor>,
+) -> Result<Sample, SampleError> {
+    let image_processor = image_processor.unwrap_or(processor.image_processor());
     let spans = record_spans(record, processor, options)?;
     let images: Vec<_> = record.images().cloned().collect();
     let videos: Vec<_> = record.videos().cloned().collect();
-    processor.encode_spans(&spans, &images, &videos).map_err(|source| {
-        let location = record.location.clone();
-        match source {
-            ProcessorError::TooLong { max_tokens } => SampleError::FarTooLong { location, max_tokens },
-            source => SampleError::Process { location, source: source.into() },
-        }
-    })
+    let sample =
+        processor.encode_spans_with(image_processor, &spans, &images, &videos).map_err(|source| {
+            let location = record.location.clone();
+            match source {
+                ProcessorError::TooLong { max_tokens } => SampleError::FarTooLong { location, max_tokens },
+                source => SampleError::Process { location, source: source.into() },
+            }
+        })?;
+    prove(record, &spans, &sample, processor, options.loss).map_err(|problem| SampleError::Proof {
+        location: record.location.clone(),
+        problem: Box::new(problem),
+    })?;
+    Ok(sample)
 }
 
 #[cfg(test)]

@@ -109,6 +109,25 @@ pub struct Processor {
     image_cache: Option<Arc<dyn ImageCache>>,
 }
 
+/// Loads image `image` of a conversation.
+fn load_patches(
+    processor: &ImageProcessor,
+    cache: Option<&dyn ImageCache>,
+    image: usize,
+    source: &ImageSource,
+) -> Result<PatchedImage, ProcessorError> {
+    let patched = match cache {
+        Some(cache) => processor.process_cached(source, cache),
+        None => processor.decode_limits().load(source).and_then(|image| processor.process(&image)),
+    };
+    patched.map_err(|problem| match problem {
+        ImageError::Resize(_) => {
+            ProcessorError::Shape { image, name: source.to_string(), source: Box::new(problem) }
+        }
+        source => ProcessorError::Image { image, source },
+    })
+}
+
 /// What helps an image of this shape.
 fn remedy(problem: &ImageError) -> &'static str {
     match problem {
@@ -259,7 +278,7 @@ impl Processor {
         let ids = self.tokens(&text, 0)?;
         let images: Vec<&ImageSource> = messages.iter().flat_map(Message::images).collect();
         let videos: Vec<&VideoInput> = messages.iter().flat_map(Message::videos).collect();
-        let mut expansion = self.expansion(&images, &videos, ids.len())?;
+        let mut expansion = self.expansion(&self.image, (&images, &videos), ids.len())?;
         expansion.push(&ids, 0.0);
         expansion.finish().map_err(|problem| self.placed(problem, messages, options).into())
     }
@@ -306,6 +325,21 @@ impl Processor {
         images: &[ImageSource],
         videos: &[VideoInput],
     ) -> Result<Sample, ProcessorError> {
+        self.encode_spans_with(&self.image, spans, images, videos)
+    }
+
+    /// As [`encode_spans`](Self::encode_spans), with another image processor: one with other limits, for one conversation.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_spans`](Self::encode_spans).
+    pub fn encode_spans_with(
+        &self,
+        image: &ImageProcessor,
+        spans: &[LabeledText],
+        images: &[ImageSource],
+        videos: &[VideoInput],
+    ) -> Result<Sample, ProcessorError> {
         let (images, videos): (Vec<_>, Vec<_>) = (images.iter().collect(), videos.iter().collect());
         let (mut tokens, mut pieces) = (0, Vec::with_capacity(spans.len()));
         for span in spans {
@@ -313,7 +347,7 @@ impl Processor {
             tokens += ids.len();
             pieces.push((ids, span.loss_weight));
         }
-        let mut expansion = self.expansion(&images, &videos, tokens)?;
+        let mut expansion = self.expansion(image, (&images, &videos), tokens)?;
         for (ids, loss_weight) in pieces {
             expansion.push(&ids, loss_weight);
         }
@@ -385,22 +419,24 @@ impl Processor {
     /// Loads the media of a conversation whose text takes `tokens` tokens, placeholders included.
     fn expansion(
         &self,
-        images: &[&ImageSource],
-        videos: &[&VideoInput],
+        image_processor: &ImageProcessor,
+        (images, videos): (&[&ImageSource], &[&VideoInput]),
         mut tokens: usize,
     ) -> Result<PlaceholderExpansion<'_>, ProcessorError> {
         // Every image and every video takes a token at least.
         self.check_length(tokens.max(images.len() + videos.len()))?;
         let mut patched = Vec::with_capacity(images.len());
         for (part, sources) in images.chunks(IMAGES_AT_ONCE).enumerate() {
-            let load =
-                |(index, source): (usize, &&ImageSource)| self.patched(part * IMAGES_AT_ONCE + index, source);
+            let load = |(index, source): (usize, &&ImageSource)| {
+                let cache = self.image_cache.as_deref();
+                load_patches(image_processor, cache, part * IMAGES_AT_ONCE + index, source)
+            };
             let loaded: Vec<Result<PatchedImage, ProcessorError>> =
                 sources.par_iter().enumerate().map(load).collect();
             // Of several bad images the first is reported, whichever thread met its own first.
             for image in loaded {
                 let image = image?;
-                tokens += self.image.tokens(image.grid).saturating_sub(1); // its placeholder was counted
+                tokens += image_processor.tokens(image.grid).saturating_sub(1); // its placeholder was counted
                 patched.push(image);
             }
             self.check_length(tokens)?;
@@ -416,19 +452,6 @@ impl Processor {
         }
         let patches_per_token = [self.image.patches_per_token(), merge * merge];
         Ok(PlaceholderExpansion::new(self.tokenizer.special(), patched, timed, patches_per_token)?)
-    }
-
-    fn patched(&self, image: usize, source: &ImageSource) -> Result<PatchedImage, ProcessorError> {
-        let patched = match &self.image_cache {
-            Some(cache) => self.image.process_cached(source, &**cache),
-            None => self.image.decode_limits().load(source).and_then(|image| self.image.process(&image)),
-        };
-        patched.map_err(|problem| match problem {
-            ImageError::Resize(_) => {
-                ProcessorError::Shape { image, name: source.to_string(), source: Box::new(problem) }
-            }
-            source => ProcessorError::Image { image, source },
-        })
     }
 
     fn timed(&self, video: usize, source: &VideoInput) -> Result<TimedVideo, ProcessorError> {

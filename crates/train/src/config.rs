@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use glm4v_data::{BadRecordPolicy, LengthPolicy, LossPolicy};
+use glm4v_data::{BadRecordPolicy, LengthPolicy, LossPolicy, TruncateFrom};
 use glm4v_files::{FileError, LONGEST_CONFIG, did_you_mean, read_text};
 use glm4v_model::Architecture;
 use glm4v_weights::{AdapterConfig, TargetModules};
@@ -171,12 +171,19 @@ pub struct DataSection {
     pub loss: LossPolicy,
     /// Records per training step.
     pub batch_size: usize,
-    /// Maximum number of tokens per record, images included; 0 means the model's `max_position_embeddings`. No record is truncated.
+    /// Maximum number of tokens per record, images included; 0 means the model's `max_position_embeddings`. See `on_long`.
     pub max_length: usize,
-    /// Policy for longer records.
+    /// Policy for longer records: `error`; `drop`; `shrink_images`, smaller images; `truncate`, fewer turns. What does not fit then is
+    /// dropped. Everything is counted and logged.
     pub on_long: LengthPolicy,
+    /// Tokens to which `on_long = "shrink_images"` may shrink an image.
+    pub min_image_tokens: usize,
+    /// Turns that `on_long = "truncate"` removes: from the `end`, or from the `start` up to the first image or video.
+    pub truncate_from: TruncateFrom,
     /// Policy for bad records: malformed ones, and those whose media are missing or damaged.
     pub on_bad: BadRecordPolicy,
+    /// Maximum number of bad records that `on_bad = "skip"` leaves out, of each dataset; 0 for no limit.
+    pub max_bad: usize,
     /// A json file with the record numbers of every batch, `[[3, 1, …], …]`, to repeat another run's order; the order
     /// is drawn from the seed if empty.
     pub batch_order: PathBuf,
@@ -208,7 +215,10 @@ impl Default for DataSection {
             batch_size: 8,
             max_length: 0,
             on_long: LengthPolicy::Error,
+            min_image_tokens: 64,
+            truncate_from: TruncateFrom::End,
             on_bad: BadRecordPolicy::Stop,
+            max_bad: 0,
             batch_order: PathBuf::new(),
             workers: 1,
             prefetch_bytes: 512 << 20,
@@ -472,6 +482,7 @@ impl DataSection {
             order,
             "none, as data.group_by_length draws an order of its own",
         )?;
+        check.at_least_one(self.min_image_tokens, "data.min_image_tokens")?;
         check.require(self.workers <= 64, "data.workers", self.workers, "0 to 64")
     }
 }

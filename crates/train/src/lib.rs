@@ -39,7 +39,7 @@ pub use eval::{EvalGenerator, EvalOptions, EvalOutput, GeneratedAnswer, Predicti
 pub use freeze::{freeze, mark_only_adapters_as_trainable};
 pub use gradients::NamedGradients;
 pub use loss::{LossSum, causal_lm_loss, causal_lm_loss_with_router, cross_entropy};
-pub use metrics::{EvalMetrics, MetricsWriter, StepMetrics};
+pub use metrics::{EvalMetrics, MetricsWriter, RecordMetrics, StepMetrics};
 pub use plan::{LoraTargets, TrainSummary};
 pub use run::{Run, TrainOutput};
 pub use schedule::{Schedule, ScheduleKind};

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use glm4v_data::RecordCounts;
 use glm4v_files::read_text;
 use glm4v_weights::{WeightsError, write_file};
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,33 @@ pub struct EvalMetrics {
     pub samples: usize,
     /// Records left out as too long.
     pub dropped: usize,
+}
+
+/// Numbers of training records that were not used as they are, once at the end of a process; only if there are any.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordMetrics {
+    /// Steps done.
+    pub step: usize,
+    /// Records left out as too long.
+    pub records_dropped: usize,
+    /// Records left out as bad.
+    pub records_skipped: usize,
+    /// Records with smaller images.
+    pub records_shrunk: usize,
+    /// Records with fewer turns.
+    pub records_truncated: usize,
+}
+
+impl RecordMetrics {
+    pub(crate) fn new(step: usize, counts: RecordCounts) -> Self {
+        Self {
+            step,
+            records_dropped: counts.dropped,
+            records_skipped: counts.skipped,
+            records_shrunk: counts.shrunk,
+            records_truncated: counts.truncated,
+        }
+    }
 }
 
 /// Progress of a run according to its `metrics.jsonl`.

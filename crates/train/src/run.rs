@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use glm4v_data::{BatchSampler, BatchSamplerState, DataLoader, DataLoaderBatch, DataLoaderError, Dataset};
+use glm4v_data::{
+    BatchSampler, BatchSamplerState, DataLoader, DataLoaderBatch, DataLoaderError, Dataset, RecordCounts,
+};
 use glm4v_model::fault::guard;
 use glm4v_model::{CausalLm, ComputeError, DeviceFault, DeviceSpec, Precision};
 use glm4v_weights::{AdapterFolder, AtomicDir, ModelFolder, ProgressFn, write_file};
@@ -19,7 +21,7 @@ use crate::error::TrainError;
 use crate::eval::{EvalGenerator, EvalOptions, EvalOutput, evaluate};
 use crate::finite::non_finite_params;
 use crate::layout::{FINAL, METRICS};
-use crate::metrics::{EvalMetrics, LoggedProgress, MetricsWriter, StepMetrics};
+use crate::metrics::{EvalMetrics, LoggedProgress, MetricsWriter, RecordMetrics, StepMetrics};
 use crate::plan::{LoraTargets, TrainSummary};
 use crate::run_dir::{ResumeRequest, RunDir};
 use crate::schedule::Schedule;
@@ -35,6 +37,8 @@ pub struct TrainOutput {
     pub dir: PathBuf,
     /// Whether the weights are a LoRA adapter, to be used with the base model.
     pub is_adapter: bool,
+    /// Numbers of training records that this process did not use as they are.
+    pub records: RecordCounts,
 }
 
 /// A training run, ready to begin or to resume.
@@ -188,6 +192,10 @@ impl Run {
             self.evaluate(context)?;
         }
         self.train_steps(context)?;
+        let records = self.train.counts();
+        if !records.is_empty() {
+            context.metrics.write(&RecordMetrics::new(self.step, records))?;
+        }
         if self.config.run.save_steps > 0 {
             self.checkpoint(context.callback)?;
         }
@@ -195,7 +203,7 @@ impl Run {
         context.callback.on_save(&dir);
         let report = self.evaluate(context)?;
         let is_adapter = matches!(self.format, CheckpointFormat::Adapter(_));
-        Ok(TrainOutput { report, dir, is_adapter })
+        Ok(TrainOutput { report, dir, is_adapter, records })
     }
 
     /// Runs the remaining steps, with evaluations and checkpoints between them.

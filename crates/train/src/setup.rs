@@ -276,7 +276,10 @@ fn dataset_options(config: &RunConfig, max_position_embeddings: usize) -> Datase
             max => max.min(max_position_embeddings),
         }),
         on_long: config.data.on_long,
+        min_image_tokens: config.data.min_image_tokens,
+        truncate_from: config.data.truncate_from,
         on_bad: config.data.on_bad,
+        max_bad: (config.data.max_bad > 0).then_some(config.data.max_bad),
         labels: LabelOptions { loss: config.data.loss, ..LabelOptions::default() },
         ..DatasetOptions::default()
     }

@@ -299,3 +299,39 @@ fn an_unknown_record_key_is_reported_once_and_a_message_weight_is_refused() {
     let data = data_with_last_record(dir.path(), &odd.to_string());
     train_on(dir.path(), &data, &[]).failure(&["data.jsonl: line 17: message 1: \"weight\" is -0.5"]);
 }
+
+#[test]
+fn data_check_names_every_bad_record_and_data_show_shows_labels() {
+    let dir = tempdir().unwrap();
+    let good = record(digit_image().to_str().unwrap(), "six");
+    let cut = dir.path().join("cut.png");
+    let bytes = fs::read(repository().join("datasets/digits/images/0004.png")).unwrap();
+    fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    let lines = [good.clone(), record("none.png", "a"), record(cut.to_str().unwrap(), "a"), good.clone()];
+    let [data, clean] = ["data.jsonl", "clean.jsonl"].map(|name| dir.path().join(name));
+    fs::write(&data, lines.map(|line| line.to_string()).join("\n")).unwrap();
+    fs::write(&clean, format!("{good}\n{good}\n")).unwrap();
+    let page = dir.path().join("page.html");
+    let run = |what: &str, data: &Path, more: &[&str]| {
+        let args = ["data", what, data.to_str().unwrap(), "--model", "configs/models/digits"];
+        glm4v(args.iter().chain(more))
+    };
+
+    let checked = run("check", &data, &[]);
+    checked.failure(&["2 of 4 records failed"]);
+    for expected in ["data.jsonl: line 2: ", "none.png", "data.jsonl: line 3: ", "cut.png", "line 4 as "] {
+        assert!(checked.stdout.contains(expected), "{expected}: {checked:?}");
+    }
+    let object: Value = serde_json::from_str(&run("check", &data, &["--json"]).stdout).unwrap();
+    assert_eq!((&object["usable"], &object["duplicates"]["count"]), (&json!(2), &json!(1)));
+    run("check", &clean, &[]).success();
+    run("check", &clean, &["--strict"]).failure(&["0 of 2 records failed, and there are warnings"]);
+
+    let shown = run("show", &clean, &["0", "--html", page.to_str().unwrap()]).success();
+    assert!(shown.stdout.contains("⟦six<|endoftext|>⟧") && !shown.stdout.contains('\u{1b}'), "{shown:?}");
+    assert!(shown.stdout.contains("<|image|> x 4 [grid 1x4x4, 56x56 px, from 56x56]"), "{shown:?}");
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("src=\"data:image/png;base64,") && page.contains("six&lt;|endoftext|&gt;</mark>"));
+    run("show", &clean, &["2"]).failure(&["has no record 2, needed 0 to 1"]);
+    run("show", &data, &["1"]).failure(&["data.jsonl: line 2: cannot be encoded", "none.png"]);
+}

@@ -1,5 +1,6 @@
 //! `glm4v train`
 
+use glm4v_data::RecordCounts;
 use glm4v_infer::{GenerationConfig, SamplingParams};
 use glm4v_train::{EvalOutput, Run, RunConfig};
 
@@ -36,6 +37,12 @@ pub(crate) fn train(args: &Train, global: &Global) -> anyhow::Result<()> {
             print_line(&sample_table(report, log_samples))?;
         }
         print_line(&report.summary())?;
+    }
+    let RecordCounts { dropped, skipped, shrunk, truncated } = output.records;
+    if !output.records.is_empty() {
+        print_line(&format!(
+            "records: {dropped} dropped as too long, {skipped} left out as bad, {shrunk} with smaller images, {truncated} with fewer turns"
+        ))?;
     }
     let kind = if output.is_adapter { "adapter" } else { "model" };
     print_line(&format!("{kind}: {}", output.dir.display()))

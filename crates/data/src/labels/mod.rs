@@ -221,7 +221,7 @@ fn check_messages(messages: &[Message]) -> Result<(), LabelError> {
 }
 
 /// Factor of the loss of a message, 0 without loss.
-fn loss_weight(message: &Message) -> f32 {
+pub(crate) fn loss_weight(message: &Message) -> f32 {
     let key = |key| message.extra.get(key);
     match key("loss").and_then(serde_json::Value::as_bool) {
         Some(false) => 0.0,

@@ -197,6 +197,19 @@ impl DecodeLimits {
         Ok(ImageFile::Encoded { bytes, name })
     }
 
+    /// Height and width of an image, from its header where that tells.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, is not an image, or is larger than these limits.
+    pub fn size(&self, source: &ImageSource) -> Result<[usize; 2], ImageError> {
+        if let Some((width, height)) = self.probe(source)? {
+            return Ok([height as usize, width as usize]);
+        }
+        let image = self.load(source)?;
+        Ok([image.height(), image.width()])
+    }
+
     pub(crate) fn read(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
         self.check_file(path)?;
         Ok(glm4v_files::read(path, self.max_file_bytes)?)

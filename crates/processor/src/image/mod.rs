@@ -112,6 +112,16 @@ impl ImageProcessor {
         self.geometry.patch_size
     }
 
+    /// Minimum number of pixels per image, counted over both frames of a temporal patch.
+    pub fn min_pixels(&self) -> usize {
+        self.min_pixels
+    }
+
+    /// Copies of a still image in a temporal patch.
+    pub fn temporal_patch_size(&self) -> usize {
+        self.geometry.temporal_patch_size
+    }
+
     /// Patches merged into one token: `merge_size^2`.
     pub fn patches_per_token(&self) -> usize {
         self.geometry.merge_size * self.geometry.merge_size

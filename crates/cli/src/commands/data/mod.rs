@@ -1,6 +1,8 @@
 //! `glm4v data`
 
+mod check;
 mod html;
+mod report;
 mod show;
 mod text;
 
@@ -9,11 +11,12 @@ use std::path::Path;
 use glm4v_data::{DatasetRegistry, DatasetSource};
 use glm4v_data::{LabelOptions, LossPolicy, Record, Records};
 
-use crate::args::{Data, DataCommand, DataInput, Loss, Switch};
+use crate::args::{Data, DataCommand, DataInput, Global, Loss, Switch};
 
-pub(crate) fn data(args: &Data) -> anyhow::Result<()> {
+pub(crate) fn data(args: &Data, global: &Global) -> anyhow::Result<()> {
     match &args.command {
         DataCommand::Show(args) => show::show(args),
+        DataCommand::Check(args) => check::check(args, global),
     }
 }
 

@@ -93,6 +93,8 @@ fn is_invisible(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use glm4v_data::RecordLocation;
     use glm4v_inputs::Grid;
 
@@ -115,11 +117,13 @@ mod tests {
             text("six", 1.0),
             text("<|user|>", 0.5),
         ];
-        RecordView { location: location(), pieces, media: vec![image], tokens: 200, labels: 2 }
-    }
-
-    fn location() -> RecordLocation {
-        RecordLocation::line("x.jsonl".as_ref(), 1)
+        RecordView {
+            location: RecordLocation::line(Path::new("x.jsonl"), 1),
+            pieces,
+            media: vec![image],
+            tokens: 200,
+            labels: 2,
+        }
     }
 
     #[test]
@@ -127,7 +131,7 @@ mod tests {
         let shown = record(&view(), 3, false);
 
         let (head, rest) = shown.split_once('\n').unwrap();
-        assert!(head.starts_with("record 3, ") && head.ends_with("x.jsonl: line 1"), "{head}");
+        assert!(head == "record 3, x.jsonl: line 1", "{head}");
         assert_eq!(
             rest,
             "<|user|>\n<|image|> x 192 [grid 1x24x32, 448x336 px, from 500x375]what\\u{1b}[2J?<|assistant|>\n\
