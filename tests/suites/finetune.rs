@@ -136,6 +136,28 @@ fn a_packed_run_has_the_losses_of_an_unpacked_one_and_resumes_exactly() {
     assert!(weights(&resumed) == weights(&packed), "the last weights differ");
 }
 
+#[test]
+fn an_image_cache_changes_no_number_and_groups_by_length_resume_exactly() {
+    let folder = tempdir().unwrap();
+    let [plain, filling, cached, resumed] =
+        ["plain", "filling", "cached", "resumed"].map(|name| folder.path().join(name));
+    let settings = ["schedule.max_steps=4", "run.save_steps=2", "data.group_by_length=true"];
+    let cache = folder.path().join("cache");
+    let dir = format!("data.cache_dir={}", cache.display());
+    let with_cache = [&settings[..], &[&dir]].concat();
+    trained(&plain, &settings);
+    trained(&filling, &with_cache);
+    assert!(fs::read_dir(&cache).unwrap().count() > 0, "images are kept");
+    trained(&cached, &with_cache);
+    copy(&plain.join("checkpoints/step-2"), &resumed.join("checkpoints/step-2"));
+
+    CommandOutput::run(train(&resumed, &with_cache).arg("--resume")).success();
+
+    assert_eq!(numbers(&filling), numbers(&plain));
+    assert_eq!(numbers(&cached), numbers(&plain));
+    assert_eq!(numbers(&resumed), numbers(&plain)[2..]);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_run_resumed_after_ctrl_c_equals_an_uninterrupted_one() {

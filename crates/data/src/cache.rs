@@ -42,7 +42,8 @@ fn sample_bytes(sample: &Sample) -> usize {
 /// Memory of a batch, without the overhead of the allocator.
 pub(crate) fn batch_bytes(batch: &Batch) -> usize {
     let token = 2 * size_of::<u32>() + size_of::<Option<Modality>>() + size_of::<bool>();
-    batch.input_ids.len() * token + media_bytes(&batch.media)
+    let weights = batch.loss_weights.as_ref().map_or(0, |weights| size_of_val(weights.as_slice()));
+    batch.input_ids.len() * token + weights + media_bytes(&batch.media)
 }
 
 fn media_bytes(media: &MultimodalInputs) -> usize {

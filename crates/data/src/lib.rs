@@ -20,12 +20,14 @@ mod fit;
 #[cfg(test)]
 mod fixture;
 mod labels;
+mod length_groups;
 mod location;
 mod mixture;
 mod names;
 mod options;
 mod outcomes;
 mod packing;
+mod pixel_cache;
 mod proof;
 mod reader;
 mod record;
@@ -48,6 +50,7 @@ pub use location::{RecordLocation, RecordPosition};
 pub use mixture::{Mixture, Share};
 pub use options::{BadRecordPolicy, DatasetOptions, LabelOptions, LengthPolicy, LossPolicy, TruncateFrom};
 pub use outcomes::RecordCounts;
+pub use pixel_cache::{PixelCache, PixelCacheCounts, PixelCacheError};
 pub use proof::ProofError;
 #[cfg(feature = "parquet")]
 pub use reader::TableError;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::length_groups::LengthGroups;
 use crate::shuffle::permutation;
 
 /// Error of a sampler.
@@ -56,6 +57,12 @@ pub enum BatchSamplerError {
         rank: usize,
         /// Number of ranks.
         world_size: usize,
+    },
+    /// Groups by length are made of a shuffled order alone.
+    #[error("batches cannot be grouped by length in the order {order:?}; needed: a shuffled order")]
+    NotShuffled {
+        /// The order.
+        order: Order,
     },
     /// The dataset is empty.
     #[error("dataset has no records")]
@@ -128,6 +135,13 @@ pub struct BatchSamplerState {
     pub epoch: u64,
     /// Number of records drawn in this epoch by all ranks; number of batches for [`Order::Fixed`].
     pub position: usize,
+    /// Records of a step of all ranks, where batches are grouped by length and depend on it; 0 where they are not grouped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub group_step: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Draws batches of record indices.
@@ -156,6 +170,7 @@ pub struct BatchSampler {
     /// The order of this epoch; empty for the order of the files. Shared by clones.
     permutation: Arc<Vec<usize>>,
     fixed: Arc<[Vec<usize>]>,
+    groups: Option<LengthGroups>,
 }
 
 impl BatchSampler {
@@ -231,6 +246,24 @@ impl BatchSampler {
         Ok(Self { rank, world_size, ..self })
     }
 
+    /// Draws records of similar `length` together: less of a batch is padding, and an epoch still draws each record once.
+    ///
+    /// A window of batches of the shuffled order is sorted at a time; `length` is called for each of its records, from several threads,
+    /// and has to give the same number whenever it is asked.
+    ///
+    /// # Errors
+    ///
+    /// When the order is not shuffled.
+    pub fn grouped_by_length(
+        self,
+        length: impl Fn(usize) -> usize + Send + Sync + 'static,
+    ) -> Result<Self, BatchSamplerError> {
+        match self.state.order {
+            Order::Shuffled => Ok(Self { groups: Some(LengthGroups::new(length)), ..self }),
+            order => Err(BatchSamplerError::NotShuffled { order }),
+        }
+    }
+
     /// Records that all ranks draw for a step.
     fn step_size(&self) -> usize {
         self.batch_size * self.world_size
@@ -255,7 +288,7 @@ impl BatchSampler {
         if batch_size == 0 {
             return Err(BatchSamplerError::EmptyBatch);
         }
-        let state = BatchSamplerState { order, seed, len, epoch: 0, position: 0 };
+        let state = BatchSamplerState { order, seed, len, epoch: 0, position: 0, group_step: 0 };
         let mut sampler = Self {
             state,
             batch_size,
@@ -263,6 +296,7 @@ impl BatchSampler {
             world_size: 1,
             permutation: Arc::default(),
             fixed: Arc::new([]),
+            groups: None,
         };
         sampler.draw_order();
         Ok(sampler)
@@ -270,20 +304,25 @@ impl BatchSampler {
 
     /// The position after the last batch, for [`restore`](Self::restore).
     pub fn state(&self) -> BatchSamplerState {
-        self.state
+        let group_step = if self.groups.is_some() { self.step_size() } else { 0 };
+        BatchSamplerState { group_step, ..self.state }
     }
 
-    /// Continues after a saved state. The batch size may differ; the order of the records does not.
+    /// Continues after a saved state. The batch size may differ, unless batches are grouped by length; the order of the records does not.
     ///
     /// # Errors
     ///
     /// When the state belongs to another dataset, seed or order.
     pub fn restore(&mut self, state: BatchSamplerState) -> Result<(), BatchSamplerError> {
-        let now = self.state;
+        let now = self.state();
         if state.order != now.order {
             return Err(BatchSamplerError::OtherOrder { saved: state.order, now: now.order });
         }
-        let settings = [("seed", state.seed, now.seed), ("records", state.len as u64, now.len as u64)];
+        let settings = [
+            ("seed", state.seed, now.seed),
+            ("records", state.len as u64, now.len as u64),
+            ("records a step, grouped by length,", state.group_step as u64, now.group_step as u64),
+        ];
         if let Some((setting, saved, now)) = settings.into_iter().find(|(_, saved, now)| saved != now) {
             return Err(BatchSamplerError::OtherRun { setting, saved, now });
         }
@@ -344,10 +383,15 @@ impl Iterator for BatchSampler {
             Order::Shuffled | Order::InOrder => {}
         }
         let start = self.state.position;
-        let end = (start + self.step_size()).min(self.state.len);
+        let (step, end) = (self.step_size(), (start + self.step_size()).min(self.state.len));
         self.state.position = end;
+        let own = self.own(end - start);
+        if let Some(groups) = &mut self.groups {
+            let seed = (self.state.seed, self.state.epoch);
+            return Some(groups.batch(start / step, step, &self.permutation, seed)[own].to_vec());
+        }
         let record = |place: usize| self.permutation.get(start + place).copied().unwrap_or(start + place);
-        Some(self.own(end - start).map(record).collect())
+        Some(own.map(record).collect())
     }
 }
 
@@ -444,6 +488,70 @@ mod tests {
 
         let one: Vec<usize> = BatchSampler::shuffled(24, 24, 3).unwrap().next().unwrap();
         assert_eq!(four.next().unwrap(), one[12 + 6..12 + 9]);
+    }
+
+    /// 230 records whose lengths are far from the order of the files.
+    fn grouped(batch_size: usize) -> BatchSampler {
+        BatchSampler::shuffled(230, batch_size, 3).unwrap().grouped_by_length(length).unwrap()
+    }
+
+    fn length(record: usize) -> usize {
+        record * 37 % 101
+    }
+
+    #[test]
+    fn batches_grouped_by_length_hold_similar_records_and_each_once() {
+        let spread = |batches: &[Vec<usize>]| -> usize {
+            let spread = |batch: &Vec<usize>| {
+                let lengths = batch.iter().map(|record| length(*record));
+                lengths.clone().max().unwrap() - lengths.min().unwrap()
+            };
+            batches.iter().map(spread).sum()
+        };
+        let plain: Vec<_> = BatchSampler::shuffled(230, 4, 3).unwrap().take(57).collect();
+
+        let epochs: Vec<_> = grouped(4).take(2 * 57).collect();
+
+        for epoch in epochs.chunks(57) {
+            let mut all = epoch.concat();
+            all.sort();
+            all.dedup();
+            assert_eq!(all.len(), 228, "57 batches of 4, and a rest of 2");
+            assert!(10 * spread(epoch) < spread(&plain), "{} of {}", spread(epoch), spread(&plain));
+        }
+        assert_ne!(epochs[..57], epochs[57..]);
+        let mut records = [epochs[..57].concat(), plain.concat()];
+        records.iter_mut().for_each(|records| records.sort());
+        assert_eq!(records[0], records[1], "the rest of an epoch is that of the shuffled order");
+        let falling = epochs[..50].windows(2).filter(|pair| length(pair[0][0]) >= length(pair[1][0])).count();
+        assert!((10..40).contains(&falling), "long batches come at any time: {falling} of 49 steps fall");
+    }
+
+    #[test]
+    fn a_grouped_sampler_resumes_in_the_middle_of_a_window_and_divides_among_ranks() {
+        let straight: Vec<_> = grouped(4).take(120).collect();
+        for stop in [1, 30, 50, 56, 57, 80] {
+            let mut first = grouped(4);
+            first.nth(stop - 1);
+            let mut resumed = grouped(4);
+            resumed.restore(first.state()).unwrap();
+            assert_eq!(resumed.take(20).collect::<Vec<_>>(), straight[stop..stop + 20], "after {stop}");
+        }
+
+        let ranks = [0, 1].map(|rank| grouped(2).for_rank(rank, 2).unwrap().take(120).collect::<Vec<_>>());
+        let joined: Vec<_> =
+            ranks[0].iter().zip(&ranks[1]).map(|(a, b)| [a.clone(), b.clone()].concat()).collect();
+        assert_eq!(joined, straight);
+
+        let mut first = grouped(4);
+        first.next();
+        let refused = grouped(3).restore(first.state()).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("saved sampler has records a step, grouped by length, 4, this run has 3"),
+            "{refused}"
+        );
+        assert!(BatchSampler::shuffled(230, 4, 3).unwrap().restore(first.state()).is_err());
+        assert!(BatchSampler::in_order(5, 2).unwrap().grouped_by_length(length).is_err());
     }
 
     #[test]

@@ -53,6 +53,7 @@ impl Batch {
     pub fn collate<S: Borrow<Sample>>(samples: &[S], pad_token_id: u32, side: PaddingSide) -> Self {
         let length = samples.iter().map(|sample| sample.borrow().len()).max().unwrap_or(0);
         let mut batch = Self::padding([samples.len(), length], pad_token_id);
+        batch.media.reserve(samples.iter().map(|sample| &sample.borrow().media));
         for (row, sample) in samples.iter().map(Borrow::borrow).enumerate() {
             let first = match side {
                 PaddingSide::Left => length - sample.len(),
@@ -70,6 +71,7 @@ impl Batch {
         let row_length = |row: &Vec<S>| row.iter().map(|sample| sample.borrow().len()).sum::<usize>();
         let length = rows.iter().map(row_length).max().unwrap_or(0);
         let mut batch = Self::padding([rows.len(), length], pad_token_id);
+        batch.media.reserve(rows.iter().flatten().map(|sample| &sample.borrow().media));
         for (row, samples) in rows.iter().enumerate() {
             let mut first = row * length;
             for (sample, segment) in samples.iter().map(Borrow::borrow).zip(1..) {

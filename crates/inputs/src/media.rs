@@ -94,6 +94,17 @@ impl MultimodalInputs {
         self.by_modality.iter().map(|(modality, patches)| (*modality, patches))
     }
 
+    /// Makes room for the items of other samples, so that appending them moves no patches.
+    pub(crate) fn reserve<'a>(&mut self, others: impl Iterator<Item = &'a Self>) {
+        let mut values: BTreeMap<Modality, usize> = BTreeMap::new();
+        for (modality, patches) in others.flat_map(Self::iter) {
+            *values.entry(modality).or_default() += patches.values.len();
+        }
+        for (modality, values) in values {
+            self.by_modality.entry(modality).or_default().values.reserve_exact(values);
+        }
+    }
+
     /// Appends the items of another sample.
     pub fn extend(&mut self, other: &Self) {
         for (modality, patches) in other.iter() {

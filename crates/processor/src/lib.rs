@@ -21,7 +21,7 @@ mod warning_throttle;
 pub use expand::{LabeledText, MediaCountMismatch, PlaceholderError};
 pub use folder::{ProcessorFilesError, TimestampFormat};
 pub use image::{
-    DecodeLimits, HttpError, HttpLimits, ImageConfig, ImageError, ImageProcessor, PatchedImage,
+    DecodeLimits, HttpError, HttpLimits, ImageCache, ImageConfig, ImageError, ImageProcessor, PatchedImage,
     PreprocessorConfigError, ResizeError, ResizeLimits, resize_bicubic, smart_resize,
 };
 pub use media::{ImageSource, Rgb, VideoInput, VideoSource};

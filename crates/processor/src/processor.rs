@@ -1,6 +1,7 @@
 //! Conversations to what the model reads, as one checkpoint wants it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use glm4v_inputs::{Grid, Modality, Sample};
 use rayon::prelude::*;
@@ -10,7 +11,8 @@ use crate::expand::{
 };
 use crate::folder::{Folder, ProcessorFilesError, TimestampFormat};
 use crate::image::{
-    DecodeLimits, HttpLimits, ImageError, ImageProcessor, PatchedImage, PreprocessorConfigError, ResizeError,
+    DecodeLimits, HttpLimits, ImageCache, ImageError, ImageProcessor, PatchedImage, PreprocessorConfigError,
+    ResizeError,
 };
 use crate::media::{ImageSource, VideoInput};
 use crate::messages::{ContentPart, Message};
@@ -104,20 +106,25 @@ pub struct Processor {
     timestamp_style: TimestampFormat,
     special_tokens_allowed: bool,
     max_tokens: Option<usize>,
+    image_cache: Option<Arc<dyn ImageCache>>,
 }
 
-/// Loads the image `index` of a conversation.
+/// Loads image `image` of a conversation.
 fn load_patches(
     processor: &ImageProcessor,
-    index: usize,
+    cache: Option<&dyn ImageCache>,
+    image: usize,
     source: &ImageSource,
 ) -> Result<PatchedImage, ProcessorError> {
-    let image = processor.decode_limits().load(source);
-    let image = image.map_err(|source| ProcessorError::Image { image: index, source })?;
-    processor.process(&image).map_err(|problem| ProcessorError::Shape {
-        image: index,
-        name: source.to_string(),
-        source: Box::new(problem),
+    let patched = match cache {
+        Some(cache) => processor.process_cached(source, cache),
+        None => processor.decode_limits().load(source).and_then(|image| processor.process(&image)),
+    };
+    patched.map_err(|problem| match problem {
+        ImageError::Resize(_) => {
+            ProcessorError::Shape { image, name: source.to_string(), source: Box::new(problem) }
+        }
+        source => ProcessorError::Image { image, source },
     })
 }
 
@@ -155,7 +162,15 @@ impl Processor {
             timestamp_style: folder.timestamp_style(),
             special_tokens_allowed: false,
             max_tokens: None,
+            image_cache: None,
         })
+    }
+
+    /// Keeps resized images in a cache. Frames of videos are decoded anew.
+    #[must_use]
+    pub fn with_image_cache(mut self, cache: Arc<dyn ImageCache>) -> Self {
+        self.image_cache = Some(cache);
+        self
     }
 
     /// Replaces the image processor, to set other limits for example.
@@ -339,6 +354,13 @@ impl Processor {
         Ok(expansion.finish()?)
     }
 
+    /// Tokens that an image will take, where its header can be read and tells.
+    pub fn probe_image_tokens(&self, source: &ImageSource) -> Option<usize> {
+        let (width, height) = self.image.decode_limits().probe(source).ok()??;
+        let grid = self.image.grid(height as usize, width as usize).ok()?;
+        Some(self.image.tokens(grid))
+    }
+
     /// Looks at what [`encode_spans`](Self::encode_spans) would read, without decoding it: that images and videos are
     /// there and as many as the spans have places, and the tokens that each image will take where its header tells.
     ///
@@ -406,7 +428,8 @@ impl Processor {
         let mut patched = Vec::with_capacity(images.len());
         for (part, sources) in images.chunks(IMAGES_AT_ONCE).enumerate() {
             let load = |(index, source): (usize, &&ImageSource)| {
-                load_patches(image_processor, part * IMAGES_AT_ONCE + index, source)
+                let cache = self.image_cache.as_deref();
+                load_patches(image_processor, cache, part * IMAGES_AT_ONCE + index, source)
             };
             let loaded: Vec<Result<PatchedImage, ProcessorError>> =
                 sources.par_iter().enumerate().map(load).collect();

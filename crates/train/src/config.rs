@@ -201,6 +201,12 @@ pub struct DataSection {
     /// Tokens in a packed row; 0 means those of the batch's longest record. Longer rows have less padding, and cost memory for
     /// attention by the square of their length.
     pub packing_length: usize,
+    /// Draws records of similar length together: the cheaper way to less padding, as it only reads the headers of images ahead.
+    pub group_by_length: bool,
+    /// Directory that keeps decoded and resized images for later epochs and runs; none if empty. Frames of videos are not kept.
+    pub cache_dir: PathBuf,
+    /// Maximum bytes of `cache_dir`. A full cache takes no more images, and removes none.
+    pub cache_bytes: u64,
 }
 
 impl Default for DataSection {
@@ -223,6 +229,9 @@ impl Default for DataSection {
             prefetch_bytes: 512 << 20,
             packing: false,
             packing_length: 0,
+            group_by_length: false,
+            cache_dir: PathBuf::new(),
+            cache_bytes: 100 << 30,
         }
     }
 }
@@ -493,6 +502,14 @@ impl DataSection {
             "from 0 to below 1",
         )?;
         check.at_least_one(self.batch_size, "data.batch_size")?;
+        let order = self.batch_order.display();
+        let drawn = self.batch_order.as_os_str().is_empty() || !self.group_by_length;
+        check.require(
+            drawn,
+            "data.batch_order",
+            order,
+            "none, as data.group_by_length draws an order of its own",
+        )?;
         check.at_least_one(self.min_image_tokens, "data.min_image_tokens")?;
         check.require(self.workers <= 64, "data.workers", self.workers, "0 to 64")
     }
@@ -730,6 +747,10 @@ mod tests {
         assert_eq!(
             read(TEXT, &["data.batch_size=0"]).unwrap_err(),
             "x.toml: data.batch_size is 0; needed: at least 1"
+        );
+        assert_eq!(
+            read(TEXT, &["data.batch_order=o.json", "data.group_by_length=true"]).unwrap_err(),
+            "x.toml: data.batch_order is o.json; needed: none, as data.group_by_length draws an order of its own"
         );
         assert!(read(TEXT, &["optim.betas=[0.9, 1.0]"]).unwrap_err().contains("optim.betas is [0.9, 1]"));
         assert!(read("", &[]).unwrap_err().contains("model.path"));

@@ -51,7 +51,9 @@ impl ConfigChange {
             | "run.save_total_limit"
             | "run.save_steps"
             | "data.workers"
-            | "data.prefetch_bytes" => ChangePolicy::Ignore,
+            | "data.prefetch_bytes"
+            | "data.cache_dir"
+            | "data.cache_bytes" => ChangePolicy::Ignore,
             "run.seed" => ChangePolicy::Reject("the order of the records comes from it"),
             "dtype" => ChangePolicy::Reject("the saved weights are of that type"),
             "model.init" => ChangePolicy::Reject("the first weights come from it"),

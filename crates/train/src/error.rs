@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use glm4v_data::{BatchSamplerError, DataLoaderError, DatasetError, DatasetRegistryError, SampleError};
+use glm4v_data::{
+    BatchSamplerError, DataLoaderError, DatasetError, DatasetRegistryError, PixelCacheError, SampleError,
+};
 use glm4v_model::{ComputeError, DeviceFault, ModelInputError};
 use glm4v_processor::ProcessorError;
 use glm4v_weights::WeightsError;
@@ -30,6 +32,9 @@ pub enum TrainError {
     /// A record cannot be used.
     #[error(transparent)]
     Sample(#[from] SampleError),
+    /// The image cache cannot be opened (`data.cache_dir`).
+    #[error(transparent)]
+    PixelCache(#[from] PixelCacheError),
     /// Batches cannot be prepared.
     #[error(transparent)]
     Load(#[from] DataLoaderError),

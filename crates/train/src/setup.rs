@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use glm4v_data::{
     BatchSampler, DataLoaderOptions, Dataset, DatasetError, DatasetOptions, DatasetRegistry, DatasetSource,
-    LabelOptions, Mixture, Order, Records, Share,
+    LabelOptions, Mixture, Order, PixelCache, Records, Share,
 };
 use glm4v_files::read_text;
 use glm4v_model::{DeviceSpec, Glm4v, Precision, initialize};
@@ -55,7 +55,7 @@ pub(crate) struct RunData {
 
 impl RunData {
     pub(crate) fn open(config: &RunConfig, origin: &ModelFolder) -> Result<Self, TrainError> {
-        let processor = Arc::new(load_processor(origin)?);
+        let processor = Arc::new(with_image_cache(load_processor(origin)?, config)?);
         let registry = DatasetRegistry::load(&config.data.dir)?;
         let options = dataset_options(config, origin.config().text.max_position_embeddings);
         let (train, eval) = Mixer { config, registry, opened: Vec::new() }.mixtures()?;
@@ -65,7 +65,8 @@ impl RunData {
             let (path, skipped) = (config.data.batch_order.clone(), train.num_skipped());
             return Err(TrainError::BatchOrderSkipped { path, skipped });
         }
-        let sampler = sampler(config, train.len())?;
+        let train = Arc::new(train);
+        let sampler = sampler(config, &train)?;
         let found = sampler.batches_per_epoch();
         let steps = match config.schedule.max_steps {
             0 => (config.schedule.epochs * found as f64).ceil() as usize,
@@ -75,7 +76,7 @@ impl RunData {
             let path = config.data.batch_order.clone();
             return Err(TrainError::BatchOrderTooShort { path, found, needed: steps });
         }
-        Ok(Self { train: Arc::new(train), eval, sampler, steps })
+        Ok(Self { train, eval, sampler, steps })
     }
 }
 
@@ -337,6 +338,15 @@ fn dataset_options(config: &RunConfig, max_position_embeddings: usize) -> Datase
     }
 }
 
+/// The processor with the cache of `data.cache_dir`, if there is one.
+fn with_image_cache(processor: Processor, config: &RunConfig) -> Result<Processor, TrainError> {
+    let dir = &config.data.cache_dir;
+    if dir.as_os_str().is_empty() {
+        return Ok(processor);
+    }
+    Ok(processor.with_image_cache(Arc::new(PixelCache::open(dir, config.data.cache_bytes)?)))
+}
+
 pub(crate) fn data_loader_options(config: &RunConfig) -> DataLoaderOptions {
     DataLoaderOptions {
         workers: config.data.workers,
@@ -348,10 +358,16 @@ pub(crate) fn data_loader_options(config: &RunConfig) -> DataLoaderOptions {
 /// Maximum size of a `data.batch_order` file, in bytes: a hundred million record numbers.
 const MAX_BATCH_ORDER_BYTES: u64 = 1 << 30;
 
-fn sampler(config: &RunConfig, records: usize) -> Result<BatchSampler, TrainError> {
+fn sampler(config: &RunConfig, train: &Arc<Dataset>) -> Result<BatchSampler, TrainError> {
     let path = &config.data.batch_order;
+    let records = train.len();
     if path.as_os_str().is_empty() {
-        return Ok(BatchSampler::shuffled(records, config.data.batch_size, config.run.seed)?);
+        let sampler = BatchSampler::shuffled(records, config.data.batch_size, config.run.seed)?;
+        if !config.data.group_by_length {
+            return Ok(sampler);
+        }
+        let train = train.clone();
+        return Ok(sampler.grouped_by_length(move |index| train.estimated_len(index))?);
     }
     let text = read_text(path, MAX_BATCH_ORDER_BYTES).map_err(WeightsError::from)?;
     let batches =

@@ -75,7 +75,11 @@ fn conversations(model: &Glm4v) -> Vec<Sample> {
         &[Text(1, false), Text(12, true)], // the token before the first label ends another sample
         &[Text(2, false), Image(2, 4), Video(1, 2, 4), Text(4, true)],
     ];
-    parts.iter().enumerate().map(|(seed, parts)| conversation(model, seed, parts)).collect()
+    let mut samples: Vec<Sample> =
+        parts.iter().enumerate().map(|(seed, parts)| conversation(model, seed, parts)).collect();
+    // One with weights beside others without.
+    samples[2].loss_weights = Some((0..samples[2].len()).map(|at| 0.25 * (at % 7) as f32).collect());
+    samples
 }
 
 /// The rows that the tests pack: three, two and one sample; no row is full but the longest.
@@ -114,8 +118,14 @@ fn with_plain_attention(model: &Glm4v, batch: &Batch) -> LossAndGradients {
     let output = model.decoder_forward(model.embed(batch).unwrap(), options);
     assert!(!recorder.into_activations().is_empty(), "the attention weights exist");
     let labels = batch.labels();
-    let hidden = labels.positions.iter().map(|at| output.hidden_states.clone().narrow(0, *at, 1)).collect();
-    let loss = cross_entropy(model.logits(Tensor::cat(hidden, 0)), &labels.ids).mean();
+    let weights = labels.weights.expect("one of the samples has weights");
+    let total: f32 = weights.iter().sum();
+    // Label by label, where the trainer has one operation for all.
+    let terms = labels.positions.iter().zip(&labels.ids).zip(weights).map(|((at, id), weight)| {
+        let logits = model.logits(output.hidden_states.clone().narrow(0, *at, 1));
+        cross_entropy(logits, &[*id]).sum * (weight / total)
+    });
+    let loss = Tensor::cat(terms.collect(), 0).sum();
     let mut gradients = NamedGradients::backward(model, &loss);
     (f64::from(loss.into_scalar::<f32>()), values(&mut gradients))
 }

@@ -40,7 +40,7 @@ pub(super) struct Facts {
 /// A record that cannot be used as it is.
 #[derive(Debug)]
 pub(super) struct Unusable {
-    pub(super) error: BadRecordError,
+    pub(super) error: Box<BadRecordError>,
     /// For one that is too long: whether smaller images, and fewer turns, would make it fit.
     pub(super) fits: Option<[bool; 2]>,
 }
@@ -58,7 +58,7 @@ pub(super) fn examine(
                 encode_to_fit(record, processor, &DatasetOptions { on_long, ..options.clone() }).is_ok()
             })
         });
-        Unusable { error: error.into(), fits }
+        Unusable { error: Box::new(error.into()), fits }
     })?;
     let merge = processor.video_processor().config().frame.merge_size;
     let image = processor.image_processor();

@@ -193,7 +193,8 @@ fn examine_at(
     processor: &Processor,
     options: &DatasetOptions,
 ) -> Result<Facts, Unusable> {
-    let record = records.read(index).map_err(|error| Unusable { error: error.into(), fits: None })?;
+    let record =
+        records.read(index).map_err(|error| Unusable { error: Box::new(error.into()), fits: None })?;
     examine(&record, processor, options)
 }
 
@@ -220,10 +221,11 @@ impl Counting<'_> {
         self.report.records += 1;
         match examined {
             Ok(facts) => self.add_facts(index, &facts),
-            Err(Unusable { error: BadRecordError::Sample(error), .. }) if is_fatal(&error) => {
-                return Err(error);
-            }
             Err(Unusable { error, fits }) => {
+                let error = match *error {
+                    BadRecordError::Sample(error) if is_fatal(&error) => return Err(error),
+                    error => error,
+                };
                 if let Some([shrunk, truncated]) = fits {
                     let long = &mut self.report.long;
                     long.count += 1;

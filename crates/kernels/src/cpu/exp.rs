@@ -19,12 +19,18 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let splat = |value: f32| simd.splat_f32s(value);
     let shifted = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));
     let whole = simd.sub_f32s(shifted, splat(ROUND));
-    let rest = LN_2.into_iter().fold(x, |rest, ln_2| simd.mul_add_f32s(whole, splat(-ln_2), rest));
-    let [first, others @ ..] = COEFFICIENTS;
-    let sum = others
-        .into_iter()
-        .chain([1.0, 1.0])
-        .fold(splat(first), |sum, coefficient| simd.mul_add_f32s(sum, rest, splat(coefficient)));
+    // Loops, not folds: a closure that is not inlined computes without vector instructions.
+    let mut rest = x;
+    for ln_2 in LN_2 {
+        rest = simd.mul_add_f32s(whole, splat(-ln_2), rest);
+    }
+    let mut sum = splat(0.0);
+    for coefficient in COEFFICIENTS {
+        sum = simd.mul_add_f32s(sum, rest, splat(coefficient));
+    }
+    for coefficient in [1.0, 1.0] {
+        sum = simd.mul_add_f32s(sum, rest, splat(coefficient));
+    }
     // Times 2^whole, by addition to the exponent's bits.
     let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
     let power = simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(sum), exponent));

@@ -13,6 +13,7 @@
 //! A file is refused by its header before its pixels are allocated, see [`DecodeLimits`], and a JPEG or PNG that ends early is an
 //! error, not an image with a gray rest.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::path::Path;
@@ -154,6 +155,18 @@ impl Default for DecodeLimits {
     }
 }
 
+/// An image that was read, and not yet decoded.
+pub(crate) enum ImageFile<'a> {
+    /// The bytes of a file.
+    Encoded {
+        bytes: Cow<'a, [u8]>,
+        /// Path, or a description of another source.
+        name: String,
+    },
+    /// An image that needs no decoding.
+    Decoded(&'a Rgb),
+}
+
 impl DecodeLimits {
     /// Reads and decodes an image.
     ///
@@ -161,18 +174,27 @@ impl DecodeLimits {
     ///
     /// When it cannot be read, is damaged, is not an image, or is larger than these limits.
     pub fn load(&self, source: &ImageSource) -> Result<Rgb, ImageError> {
-        match source {
-            ImageSource::Path(path) => self.decode(&self.read(path)?, &path.display().to_string()),
-            ImageSource::Bytes(bytes) => self.decode(bytes, "image in memory"),
+        match self.file(source)? {
+            ImageFile::Encoded { bytes, name } => self.decode(&bytes, &name),
+            ImageFile::Decoded(image) => Ok(image.clone()),
+        }
+    }
+
+    /// Reads an image without decoding it.
+    pub(crate) fn file<'a>(&self, source: &'a ImageSource) -> Result<ImageFile<'a>, ImageError> {
+        let (bytes, name) = match source {
+            ImageSource::Path(path) => (self.read(path)?.into(), path.display().to_string()),
+            ImageSource::Bytes(bytes) => (bytes.into(), "image in memory".to_owned()),
             ImageSource::Url(url) => {
                 let name = if url.starts_with("http") { url.as_str() } else { "data URL" };
-                self.decode(&self.fetch(url)?, name)
+                (self.fetch(url)?.into(), name.to_owned())
             }
             ImageSource::Pixels(image) => {
                 self.check_size(image.width() as u32, image.height() as u32, "image in memory")?;
-                Ok(image.clone())
+                return Ok(ImageFile::Decoded(image));
             }
-        }
+        };
+        Ok(ImageFile::Encoded { bytes, name })
     }
 
     /// Height and width of an image, from its header where that tells.
@@ -304,7 +326,7 @@ impl DecodeLimits {
         limits
     }
 
-    fn decode(&self, bytes: &[u8], name: &str) -> Result<Rgb, ImageError> {
+    pub(crate) fn decode(&self, bytes: &[u8], name: &str) -> Result<Rgb, ImageError> {
         if bytes.is_empty() {
             return Err(ImageError::Empty { name: name.to_owned() });
         }

@@ -2,6 +2,7 @@
 //!
 //! [`ImageProcessor`] follows `preprocessor_config.json`: decode, resize within the limits, normalize, split into patches.
 
+mod cache;
 mod color_key;
 mod config;
 mod decode;
@@ -11,10 +12,11 @@ mod patch;
 mod resize;
 mod smart_resize;
 
+pub use cache::ImageCache;
 pub(crate) use config::check_value;
 pub use config::{ImageConfig, PreprocessorConfigError};
 pub use decode::{DecodeLimits, ImageError};
-pub(crate) use decode::{convert_to_rgb, saturating_side};
+pub(crate) use decode::{ImageFile, convert_to_rgb, saturating_side};
 pub use http::{HttpError, HttpLimits};
 pub use resize::resize_bicubic;
 pub use smart_resize::{ResizeError, ResizeLimits, smart_resize};
@@ -156,18 +158,62 @@ impl ImageProcessor {
     ///
     /// When one side is over 200 times the other.
     pub fn process(&self, image: &Rgb) -> Result<PatchedImage, ImageError> {
-        let grid = self.grid(image.height(), image.width())?;
-        let [_, rows, columns] = grid;
+        Ok(match self.resized(image)? {
+            Some(resized) => self.patchify(&resized),
+            None => self.patchify(image),
+        })
+    }
+
+    /// As [`process`](Self::process) of a source, whose resized image comes from a cache if it is there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, is damaged, is not an image, is larger than the limits, or has one side over 200 times the other.
+    pub fn process_cached(
+        &self,
+        source: &ImageSource,
+        cache: &dyn ImageCache,
+    ) -> Result<PatchedImage, ImageError> {
+        let (bytes, name) = match self.decode_limits.file(source)? {
+            ImageFile::Encoded { bytes, name } => (bytes, name),
+            ImageFile::Decoded(image) => return self.process(image),
+        };
+        let mut make = || {
+            let image = self.decode_limits.decode(&bytes, &name)?;
+            Ok(self.resized(&image)?.unwrap_or(image))
+        };
+        let image = cache.get_or_make(&bytes, &self.cache_settings(), &mut make)?;
+        // A file of the cache is a file of somebody else's.
+        let block = self.geometry.patch_size * self.geometry.merge_size;
+        let fits = image.height().is_multiple_of(block) && image.width().is_multiple_of(block);
+        Ok(self.patchify(&if fits { image } else { make()? }))
+    }
+
+    /// The image at the size of its grid; none if it has that size.
+    fn resized(&self, image: &Rgb) -> Result<Option<Rgb>, ResizeError> {
+        let [height, width] = self.target_size(image.height(), image.width())?;
+        let resize = [height, width] != [image.height(), image.width()];
+        Ok(resize.then(|| resize_bicubic(image, height, width)))
+    }
+
+    /// The patches of an image at the size of its grid.
+    fn patchify(&self, image: &Rgb) -> PatchedImage {
         let patch = self.geometry.patch_size;
-        let (height, width) = (rows * patch, columns * patch);
         let mut pixel_values = Vec::new();
-        if (height, width) == (image.height(), image.width()) {
-            self.geometry.patchify(&[image], &self.normalization, &mut pixel_values);
-        } else {
-            let resized = resize_bicubic(image, height, width);
-            self.geometry.patchify(&[&resized], &self.normalization, &mut pixel_values);
-        }
-        Ok(PatchedImage { pixel_values, grid })
+        self.geometry.patchify(&[image], &self.normalization, &mut pixel_values);
+        PatchedImage { pixel_values, grid: [1, image.height() / patch, image.width() / patch] }
+    }
+
+    /// Everything that decides which resized image a file becomes, or whether it is refused.
+    fn cache_settings(&self) -> String {
+        let Self { geometry, min_pixels, max_pixels, decode_limits, normalization: _ } = self;
+        let PatchGeometry { patch_size, temporal_patch_size, merge_size } = geometry;
+        let DecodeLimits { max_side, max_pixels: max_decoded, max_file_bytes, max_memory, http: _ } =
+            decode_limits;
+        format!(
+            "patches {patch_size} {temporal_patch_size} {merge_size}, pixels {min_pixels} {max_pixels}, \
+             limits {max_side} {max_decoded} {max_file_bytes} {max_memory}"
+        )
     }
 
     fn target_size(&self, height: usize, width: usize) -> Result<[usize; 2], ResizeError> {
