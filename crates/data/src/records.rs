@@ -27,7 +27,7 @@ pub struct Records {
 /// Records in a row.
 #[derive(Debug)]
 enum Part {
-    File(RecordFile),
+    File(Box<RecordFile>),
     Memory(Vec<Record>),
 }
 
@@ -37,6 +37,18 @@ impl Part {
             Self::File(file) => file.len(),
             Self::Memory(records) => records.len(),
         }
+    }
+}
+
+impl DatasetSource {
+    /// Reads all records into memory. Media paths are relative to `media_dir` where they exist there, else to the file of the record.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read, a record is bad, or a file holds none.
+    pub fn read(&self, media_dir: Option<&Path>) -> Result<Vec<Record>, ReadError> {
+        let records = Records::open(self, media_dir)?;
+        (0..records.len()).into_par_iter().map(|index| records.read(index)).collect()
     }
 }
 
@@ -51,7 +63,7 @@ impl Records {
         let cache = SharedCache::default();
         let open = |file: &PathBuf| RecordFile::open(file, &source.schema, media_dir, &cache);
         let files = source.files.par_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self::of_parts(source.name.clone(), files.into_iter().map(Part::File).collect()))
+        Ok(Self::of_parts(source.name.clone(), files.into_iter().map(Box::new).map(Part::File).collect()))
     }
 
     fn of_parts(name: String, parts: Vec<Part>) -> Self {

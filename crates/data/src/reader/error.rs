@@ -25,7 +25,7 @@ pub enum ShardError {
         left: u64,
     },
     /// A link to another file.
-    #[error("is a link, needed files; archive with links followed (tar --dereference)")]
+    #[error("is a link, needed files; archive again with links followed, as tar's option h does")]
     Link,
     /// A device, pipe or sparse file.
     #[error("is neither a regular file nor a directory; archive files alone")]
@@ -187,7 +187,7 @@ pub enum ReadError {
         /// Location of the record.
         location: RecordLocation,
         /// Error of the record.
-        problem: RecordError,
+        problem: Box<RecordError>,
     },
     /// A parquet file that cannot be read.
     #[cfg(feature = "parquet")]

@@ -143,7 +143,7 @@ impl RecordFile {
             &self.dir,
             self.media_dir.as_deref(),
         )
-        .map_err(|problem| ReadError::Record { location, problem })
+        .map_err(|problem| ReadError::Record { location, problem: Box::new(problem) })
     }
 
     fn raw(&self, index: usize, location: &RecordLocation) -> Result<RawRecord, ReadError> {
