@@ -24,6 +24,8 @@ pub enum UnsupportedFile {
     Archive(&'static str),
     /// YAML, as of a LLaMA-Factory config.
     Yaml,
+    /// An image: `png`, `jpeg` or `gif`.
+    Image(&'static str),
 }
 
 /// Formats by the first bytes of a file.
@@ -37,6 +39,9 @@ const MAGIC: &[(&[u8], UnsupportedFile)] = &[
     (b"BZh", UnsupportedFile::Compressed("bzip2", "bunzip2")),
     (b"\xfd7zXZ\0", UnsupportedFile::Compressed("xz", "unxz")),
     (b"PK\x03\x04", UnsupportedFile::Archive("zip")),
+    (b"\x89PNG", UnsupportedFile::Image("png")),
+    (b"\xff\xd8\xff", UnsupportedFile::Image("jpeg")),
+    (b"GIF8", UnsupportedFile::Image("gif")),
 ];
 
 /// Formats by extension, for files whose first bytes are not conclusive.
@@ -102,6 +107,7 @@ impl UnsupportedFile {
             Self::Compressed(_, program) => format!("unpack it: {program} -k '{from}'"),
             Self::Archive(_) => "unpack it, and list its records in a .jsonl file".to_owned(),
             Self::Yaml => "convert it to JSONL; a run's config is given to the command train".to_owned(),
+            Self::Image(_) => "write a .jsonl file whose records name it".to_owned(),
         }
     }
 }
@@ -118,6 +124,7 @@ impl fmt::Display for UnsupportedFile {
             }
             Self::Compressed(kind, _) => write!(f, "compressed with {kind}, which is not read yet"),
             Self::Yaml => f.write_str("a yaml file, which holds no records"),
+            Self::Image(kind) => write!(f, "a {kind} image, which holds no records"),
         }
     }
 }
@@ -148,6 +155,7 @@ mod tests {
     fn the_first_bytes_count_before_the_name() {
         assert_eq!(detected("a.jsonl", b"{}"), None);
         assert_eq!(detected("a", b"[]"), None);
+        assert_eq!(detected("a.jsonl", b"\x89PNG\r\n"), Some(UnsupportedFile::Image("png")));
         assert_eq!(detected("a.jsonl", b"\x1f\x8b\x08"), Some(UnsupportedFile::Compressed("gzip", "gunzip")));
         assert_eq!(detected("a.bin", b"ARROW1"), Some(UnsupportedFile::Columnar("arrow")));
         assert_eq!(detected("a.CSV", b"a,b"), Some(UnsupportedFile::Table("csv")));

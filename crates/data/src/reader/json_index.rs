@@ -74,10 +74,11 @@ impl JsonIndex {
 
     /// The record within the bytes of its [`span`](Self::span).
     pub(super) fn record<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        // Also for the column of an error at the end, which would be one of the next line.
+        let bytes = bytes.trim_ascii_end();
         if !self.is_list {
             return bytes;
         }
-        let bytes = bytes.trim_ascii_end();
         bytes.strip_suffix(b",").unwrap_or(bytes).trim_ascii_end()
     }
 }

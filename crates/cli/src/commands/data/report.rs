@@ -70,7 +70,7 @@ fn long(report: &AuditReport) -> String {
     }
     let kept = |fitting: usize| report.usable() + fitting;
     format!(
-        "\n{} records are too long; data.on_long = \"drop\" keeps {} records, \"shrink_images\" {}, \"truncate\" {}\n",
+        "\ntoo long: {} of the records; data.on_long = \"drop\" keeps {}, \"shrink_images\" {}, \"truncate\" {}\n",
         long.count,
         kept(0),
         kept(long.fit_shrunk),
@@ -85,12 +85,8 @@ fn warnings(report: &AuditReport) -> String {
     };
     let places: Vec<String> = report.empty_answers.iter().map(ToString::to_string).collect();
     for (count, what, places) in [
-        (
-            report.duplicate_count,
-            "records with the images and texts of an earlier one",
-            pairs(&report.duplicates),
-        ),
-        (report.overlap_count, "records with the question of another dataset", pairs(&report.overlaps)),
+        (report.duplicate_count, "with the images and texts of an earlier record", pairs(&report.duplicates)),
+        (report.overlap_count, "with the question of a record of another dataset", pairs(&report.overlaps)),
         (report.empty_answer_count, "answers without a letter or digit", places),
     ] {
         text += &listed("warning: ", (count, what), &places);
