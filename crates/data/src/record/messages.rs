@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_llama_factorys_newer_datasets_have_a_value() {
+    fn parts_of_newer_llama_factory_datasets_have_a_value() {
         let newer = json!([{"type": "text", "value": "a"}, {"type": "image_url", "value": "1.png"},
             {"type": "video_url", "value": "v.mp4"}]);
         let open_ai = json!([{"type": "text", "text": "a"}, {"type": "image", "path": "1.png"},
